@@ -1,0 +1,138 @@
+//! Errors sorted by what is to be done about them.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// The class of a fault. Only this decides what happens next
+/// ([`decide`](crate::outcome::decide)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FaultKind {
+    /// May well pass: reset, early end, 5xx, stall, name not resolved. Tried again.
+    Transient,
+    /// The host asks for patience: 429, a bare 403, Retry-After. The host is left alone a while.
+    Throttled,
+    /// Not there for us, and asking again will not help: 404, 410, 451, 401.
+    Gone,
+    /// Our own rules forbid the source: scheme, host, address or redirect not allowed.
+    Refused,
+    /// Over the byte budget or the time limit.
+    TooLarge,
+    /// The slot crashed, or its memory or CPU limit ended it.
+    Killed,
+    /// The message does not decode.
+    Poison,
+    /// The machine, broker or store is at fault. Never charged to a repository.
+    Infra,
+    /// The feed's entry names no usable repository.
+    InvalidEntry,
+}
+
+impl FaultKind {
+    /// Every class, in the order in which reports list them.
+    pub const ALL: [Self; 9] = [
+        Self::Transient,
+        Self::Throttled,
+        Self::Gone,
+        Self::Refused,
+        Self::TooLarge,
+        Self::Killed,
+        Self::Poison,
+        Self::Infra,
+        Self::InvalidEntry,
+    ];
+
+    /// The name in logs, metrics and summaries.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Transient => "transient",
+            Self::Throttled => "throttled",
+            Self::Gone => "gone",
+            Self::Refused => "refused",
+            Self::TooLarge => "too_large",
+            Self::Killed => "killed",
+            Self::Poison => "poison",
+            Self::Infra => "infra",
+            Self::InvalidEntry => "invalid_entry",
+        }
+    }
+}
+
+impl fmt::Display for FaultKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Something that went wrong, classified where it was first seen.
+///
+/// Made at the call that failed: `.map_err(Fault::transient)?`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Fault {
+    /// What to do about it.
+    pub kind: FaultKind,
+    /// What happened, for a person.
+    pub message: String,
+    /// How long the host asked us to wait ([`FaultKind::Throttled`] only).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after: Option<Duration>,
+}
+
+impl Fault {
+    /// A fault of class `kind`.
+    pub fn new(kind: FaultKind, message: impl fmt::Display) -> Self {
+        // The alternate form of an `anyhow::Error` is its whole chain.
+        let message = format!("{message:#}");
+        Self {
+            kind,
+            message,
+            retry_after: None,
+        }
+    }
+
+    /// See [`FaultKind::Transient`].
+    pub fn transient(message: impl fmt::Display) -> Self {
+        Self::new(FaultKind::Transient, message)
+    }
+
+    /// See [`FaultKind::Throttled`]. `retry_after` is what the host asked for, if it did.
+    pub fn throttled(message: impl fmt::Display, retry_after: Option<Duration>) -> Self {
+        Self {
+            retry_after,
+            ..Self::new(FaultKind::Throttled, message)
+        }
+    }
+
+    /// See [`FaultKind::Gone`].
+    pub fn gone(message: impl fmt::Display) -> Self {
+        Self::new(FaultKind::Gone, message)
+    }
+
+    /// See [`FaultKind::Refused`].
+    pub fn refused(message: impl fmt::Display) -> Self {
+        Self::new(FaultKind::Refused, message)
+    }
+
+    /// See [`FaultKind::TooLarge`].
+    pub fn too_large(message: impl fmt::Display) -> Self {
+        Self::new(FaultKind::TooLarge, message)
+    }
+
+    /// See [`FaultKind::Killed`].
+    pub fn killed(message: impl fmt::Display) -> Self {
+        Self::new(FaultKind::Killed, message)
+    }
+
+    /// See [`FaultKind::Poison`].
+    pub fn poison(message: impl fmt::Display) -> Self {
+        Self::new(FaultKind::Poison, message)
+    }
+
+    /// See [`FaultKind::Infra`].
+    pub fn infra(message: impl fmt::Display) -> Self {
+        Self::new(FaultKind::Infra, message)
+    }
+}

@@ -1,0 +1,21 @@
+//! The words that producer and worker share, and the two boundaries to the outside world.
+//!
+//! In reading order: [`repo`] and [`job`] say what is to be done, [`fault`] and [`outcome`] what
+//! became of it, [`run`] adds outcomes up to a run. The rest serves all of them.
+
+pub mod repo;
+
+pub mod job;
+
+pub mod fault;
+
+pub mod outcome;
+
+pub mod run;
+
+pub mod retry;
+
+pub mod exit;
+
+#[cfg(feature = "testing")]
+pub mod testing;

@@ -1,0 +1,3 @@
+//! Takes a job, fetches and digests its repository in a slot, stores the digest.
+
+pub mod source;
