@@ -1,1 +1,4 @@
-//! producer
+//! The producer: reads the feed, checks the cache, hands out what is to be digested, and follows
+//! it to the end.
+
+pub mod feed;
