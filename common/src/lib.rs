@@ -1,7 +1,8 @@
 //! The words that producer and worker share, and the two boundaries to the outside world.
 //!
 //! In reading order: [`repo`] and [`job`] say what is to be done, [`fault`] and [`outcome`] what
-//! became of it, [`run`] adds outcomes up to a run. The rest serves all of them.
+//! became of it, [`run`] adds outcomes up to a run. [`broker`] carries jobs and remembers outcomes;
+//! [`store`] keeps digests. The rest serves all of them.
 
 pub mod repo;
 
@@ -13,7 +14,15 @@ pub mod outcome;
 
 pub mod run;
 
+pub mod broker;
+
+pub mod store;
+
 pub mod retry;
+
+pub mod telemetry;
+
+pub mod shutdown;
 
 pub mod exit;
 

@@ -37,11 +37,6 @@ impl RunId {
     pub fn as_str(&self) -> &str {
         &self.0
     }
-
-    /// The key of one of the run's documents in the store: `runs/{run}/{document}`.
-    pub fn key(&self, document: &str) -> String {
-        format!("runs/{}/{document}", self.0)
-    }
 }
 
 impl Default for RunId {

@@ -1,0 +1,395 @@
+//! The store in a directory.
+//!
+//! `gitingest/{owner}/{name}/summary.txt` is the text, a plain file for `grep` and `cat`. Beside it
+//! `summary.meta.json` lists, newest first, the records of the last two texts: metadata, length and
+//! hashes. A reader takes the record that fits the text it sees. The writer puts the new record in
+//! front first and then renames the new text into place, so whatever dies in between leaves the old
+//! text with its own record, or the new one with its own. Writers of one repository, also of
+//! different processes, take turns by a lock on its folder.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read, Write};
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::{Digest, DigestMeta, DigestStore, DocumentKey, Expected, Found, Put, Version};
+use crate::fault::Fault;
+use crate::repo::RepoRef;
+
+/// How much of a text tells it from its predecessor without reading all of it: the commit stands
+/// in its first lines.
+const HEAD_BYTES: usize = 4096;
+/// How often a reader looks again when writers were so quick that text and records did not fit.
+const LOOKS: u32 = 5;
+
+const TEXT: &str = "summary.txt";
+const RECORDS: &str = "summary.meta.json";
+
+/// A [`DigestStore`] in a directory, which is made when it is first written.
+#[derive(Clone, Debug)]
+pub struct FsStore {
+    root: PathBuf,
+}
+
+/// What `summary.meta.json` holds for one text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Record {
+    #[serde(flatten)]
+    meta: DigestMeta,
+    /// Of the text's first [`HEAD_BYTES`] bytes.
+    head_sha256: String,
+    /// Of the text.
+    sha256: String,
+}
+
+impl Record {
+    fn new(meta: &DigestMeta, text: &str) -> Self {
+        let text = text.as_bytes();
+        Self {
+            meta: DigestMeta {
+                bytes: text.len() as u64,
+                ..meta.clone()
+            },
+            head_sha256: sha256(&text[..text.len().min(HEAD_BYTES)]),
+            sha256: sha256(text),
+        }
+    }
+
+    fn version(&self) -> Version {
+        let record = serde_json::to_vec(self).expect("a record has only strings and numbers");
+        Version(sha256(&record))
+    }
+}
+
+impl FsStore {
+    /// The store in `root`.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    fn folder(&self, repo: &RepoRef) -> PathBuf {
+        let key = self.root.join(repo.digest_key());
+        key.parent().expect("a digest's key has folders").to_owned()
+    }
+
+    /// Runs what blocks where blocking is allowed.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Path) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let root = self.root.clone();
+        tokio::task::spawn_blocking(move || work(&root))
+            .await
+            .unwrap_or_else(|panic| Err(Fault::infra(format!("store thread: {panic}"))))
+    }
+}
+
+#[async_trait]
+impl DigestStore for FsStore {
+    async fn head(&self, repo: &RepoRef) -> Result<Found, Fault> {
+        let folder = self.folder(repo);
+        self.blocking(move |_| Ok(look(&folder)?.found())).await
+    }
+
+    async fn get(&self, repo: &RepoRef) -> Result<Option<Digest>, Fault> {
+        let folder = self.folder(repo);
+        self.blocking(move |_| {
+            for _ in 0..LOOKS {
+                let Found::Stored { meta, version } = look(&folder)?.found() else {
+                    return Ok(None);
+                };
+                let Some(text) = read_optional(&folder.join(TEXT))? else {
+                    continue;
+                };
+                // The text may have been replaced between the two looks.
+                let records = records(&folder)?;
+                let same = |r: &Record| r.version() == version && r.sha256 == sha256(&text);
+                if records.iter().any(same)
+                    && let Ok(text) = String::from_utf8(text)
+                {
+                    return Ok(Some(Digest { text, meta }));
+                }
+            }
+            Ok(None)
+        })
+        .await
+    }
+
+    async fn put(
+        &self,
+        repo: &RepoRef,
+        digest: &Digest,
+        expected: &Expected,
+    ) -> Result<Put, Fault> {
+        let folder = self.folder(repo);
+        let record = Record::new(&digest.meta, &digest.text);
+        let (text, expected) = (digest.text.clone(), expected.clone());
+        self.blocking(move |_| {
+            make_folder(&folder)?;
+            let directory = File::open(&folder).map_err(|e| fault("open", &folder, &e))?;
+            // Given back when `directory` is closed, however that happens.
+            directory.lock().map_err(|e| fault("lock", &folder, &e))?;
+
+            let look = look(&folder)?;
+            if look.found().expected() != expected {
+                return Ok(Put::Conflict);
+            }
+            let records: Vec<_> = [Some(record), look.record].into_iter().flatten().collect();
+            let records = serde_json::to_vec_pretty(&records).map_err(Fault::infra)?;
+            // Both reach the disk before either is renamed: a full disk then leaves all as it was.
+            let text = Pending::write(&folder, TEXT, text.as_bytes())?;
+            let records = Pending::write(&folder, RECORDS, &records)?;
+            records.put_in_place(&directory)?;
+            text.put_in_place(&directory)?;
+            Ok(Put::Stored)
+        })
+        .await
+    }
+
+    fn list(&self) -> BoxStream<'_, Result<RepoRef, Fault>> {
+        let listed = self.blocking(|root| {
+            let mut repos = Vec::new();
+            for owner in names(&root.join("gitingest"))? {
+                for name in names(&root.join("gitingest").join(&owner))? {
+                    // What else lies there is not ours.
+                    let Ok(repo) = RepoRef::new(&owner, &name) else {
+                        continue;
+                    };
+                    if root.join(repo.digest_key()).exists() {
+                        repos.push(repo);
+                    }
+                }
+            }
+            Ok(repos)
+        });
+        stream::once(listed)
+            .flat_map(|listed| match listed {
+                Ok(repos) => stream::iter(repos.into_iter().map(Ok).collect::<Vec<_>>()),
+                Err(fault) => stream::iter(vec![Err(fault)]),
+            })
+            .boxed()
+    }
+
+    async fn put_document(&self, key: &DocumentKey, content: &[u8]) -> Result<(), Fault> {
+        let (key, content) = (key.to_string(), content.to_vec());
+        self.blocking(move |root| {
+            let path = root.join(key);
+            let folder = path.parent().expect("a document's key has folders");
+            let name = path.file_name().expect("a document's key has a name");
+            make_folder(folder)?;
+            let directory = File::open(folder).map_err(|e| fault("open", folder, &e))?;
+            Pending::write(folder, &name.to_string_lossy(), &content)?.put_in_place(&directory)
+        })
+        .await
+    }
+
+    async fn document(&self, key: &DocumentKey) -> Result<Option<Vec<u8>>, Fault> {
+        let key = key.to_string();
+        self.blocking(move |root| read_optional(&root.join(key)))
+            .await
+    }
+
+    async fn probe(&self) -> Result<(), Fault> {
+        self.blocking(|root| {
+            make_folder(root)?;
+            let directory = File::open(root).map_err(|e| fault("open", root, &e))?;
+            let name = format!("probe-{}", std::process::id());
+            // As large as a digest may be: a disk without room for one more is not well.
+            Pending::write(root, &name, &vec![0; 600_000])?.put_in_place(&directory)?;
+            let probe = root.join(name);
+            fs::remove_file(&probe).map_err(|e| fault("remove", &probe, &e))
+        })
+        .await
+    }
+
+    fn location(&self) -> String {
+        self.root.join("gitingest").display().to_string()
+    }
+}
+
+/// What lies in a repository's folder.
+struct Look {
+    /// Of the text's length and head; `None` without a text.
+    seen: Option<String>,
+    /// The record that fits the text.
+    record: Option<Record>,
+}
+
+impl Look {
+    fn found(&self) -> Found {
+        match (&self.seen, &self.record) {
+            (None, _) => Found::Absent,
+            (Some(_), Some(record)) => Found::Stored {
+                meta: record.meta.clone(),
+                version: record.version(),
+            },
+            (Some(seen), None) => Found::Unreadable {
+                version: Version(format!("unreadable-{seen}")),
+                why: format!("{RECORDS} has no record of this {TEXT}"),
+            },
+        }
+    }
+}
+
+fn look(folder: &Path) -> Result<Look, Fault> {
+    let path = folder.join(TEXT);
+    let mut look = Look {
+        seen: None,
+        record: None,
+    };
+    for _ in 0..LOOKS {
+        let Some((bytes, head)) = read_head(&path).map_err(|e| fault("read", &path, &e))? else {
+            return Ok(Look {
+                seen: None,
+                record: None,
+            });
+        };
+        let head_sha256 = sha256(&head);
+        let fits = |r: &Record| r.meta.bytes == bytes && r.head_sha256 == head_sha256;
+        let mut fitting: Vec<_> = records(folder)?.into_iter().filter(fits).collect();
+        if fitting.len() > 1 && fitting[0].sha256 != fitting[1].sha256 {
+            // Alike in length and head, yet different: only all of the text can tell.
+            let whole = read_optional(&path)?.map(|text| sha256(&text));
+            fitting.retain(|r| Some(&r.sha256) == whole.as_ref());
+        }
+        look.seen = Some(format!("{bytes}-{head_sha256}"));
+        if !fitting.is_empty() {
+            look.record = Some(fitting.swap_remove(0));
+            break;
+        }
+    }
+    Ok(look)
+}
+
+/// The length of a file and its first [`HEAD_BYTES`]; `None` if it is not there.
+fn read_head(path: &Path) -> io::Result<Option<(u64, Vec<u8>)>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let bytes = file.metadata()?.len();
+    let mut head = Vec::with_capacity(HEAD_BYTES);
+    file.take(HEAD_BYTES as u64).read_to_end(&mut head)?;
+    Ok(Some((bytes, head)))
+}
+
+/// The records beside a text; none where they are absent or cannot be understood.
+fn records(folder: &Path) -> Result<Vec<Record>, Fault> {
+    let content = read_optional(&folder.join(RECORDS))?.unwrap_or_default();
+    Ok(serde_json::from_slice(&content).unwrap_or_default())
+}
+
+fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, Fault> {
+    match fs::read(path) {
+        Ok(content) => Ok(Some(content)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(fault("read", path, &e)),
+    }
+}
+
+/// The names in a folder; none if it is not there.
+fn names(folder: &Path) -> Result<Vec<String>, Fault> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
+        Err(e) => return Err(fault("list", folder, &e)),
+    };
+    entries
+        .filter_map(|entry| match entry {
+            Ok(entry) => entry.file_name().into_string().ok().map(Ok),
+            Err(e) => Some(Err(fault("list", folder, &e))),
+        })
+        .collect()
+}
+
+/// Makes a folder, and sees to it that it survives a crash.
+fn make_folder(folder: &Path) -> Result<(), Fault> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let parent = match folder.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    make_folder(parent)?;
+    match fs::create_dir(folder) {
+        Ok(()) => {}
+        // Somebody else was quicker.
+        Err(e) if e.kind() == ErrorKind::AlreadyExists && folder.is_dir() => {}
+        Err(e) => return Err(fault("create", folder, &e)),
+    }
+    let parent_file = File::open(parent).map_err(|e| fault("open", parent, &e))?;
+    parent_file
+        .sync_all()
+        .map_err(|e| fault("sync", parent, &e))
+}
+
+/// A file that is on the disk under another name; removed again unless put in place.
+struct Pending {
+    from: PathBuf,
+    to: PathBuf,
+}
+
+impl Pending {
+    fn write(folder: &Path, name: &str, content: &[u8]) -> Result<Self, Fault> {
+        let pending = Self {
+            // Always the same, so that what a crash left behind is overwritten by the next writer.
+            from: folder.join(format!(".{name}.tmp")),
+            to: folder.join(name),
+        };
+        let write = || {
+            let mut file = File::create(&pending.from)?;
+            file.write_all(content)?;
+            file.sync_all()
+        };
+        write().map_err(|e| fault("write", &pending.from, &e))?;
+        Ok(pending)
+    }
+
+    fn put_in_place(self, directory: &File) -> Result<(), Fault> {
+        fs::rename(&self.from, &self.to).map_err(|e| fault("rename into", &self.to, &e))?;
+        directory
+            .sync_all()
+            .map_err(|e| fault("sync the folder of", &self.to, &e))
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        // Gone already where it was put in place.
+        fs::remove_file(&self.from).ok();
+    }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    format!("{:x}", Sha256::digest(bytes))
+}
+
+/// Names the thing and the remedy.
+fn fault(verb: &str, path: &Path, error: &io::Error) -> Fault {
+    let remedy = match error.kind() {
+        ErrorKind::PermissionDenied => {
+            "; give this user the right to, or choose another folder with --store"
+        }
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            "; make room, or choose another folder with --store"
+        }
+        ErrorKind::ReadOnlyFilesystem | ErrorKind::NotADirectory | ErrorKind::AlreadyExists => {
+            "; choose another folder with --store"
+        }
+        _ => "",
+    };
+    Fault::infra(format!(
+        "store: cannot {verb} {}: {error}{remedy}",
+        path.display()
+    ))
+}

@@ -1,0 +1,506 @@
+//! Logs, metrics, and the small HTTP server that shows them.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    TextEncoder,
+};
+use serde_json::{Map, Value};
+use time::OffsetDateTime;
+use time::macros::format_description;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
+use tracing_subscriber::registry::LookupSpan;
+
+use crate::fault::FaultKind;
+use crate::outcome::Outcome;
+use crate::run::CacheReason;
+
+/// How to log.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Logs and metrics")]
+pub struct LogConfig {
+    /// Form of the log: one JSON object a line, lines for people, or people's on a terminal only.
+    #[arg(long, env = "LOG_FORMAT", value_name = "FORM", default_value = "auto")]
+    pub log: LogFormat,
+    /// What to log: a level, or directives such as `info,worker=debug`.
+    #[arg(long, env = "LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
+    pub log_level: String,
+}
+
+/// The form of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// Lines for people.
+    Human,
+    /// `human` on a terminal, else `json`.
+    Auto,
+}
+
+impl LogConfig {
+    /// Whether lines are for people.
+    pub fn is_human(&self) -> bool {
+        match self.log {
+            LogFormat::Json => false,
+            LogFormat::Human => true,
+            LogFormat::Auto => std::io::stdout().is_terminal(),
+        }
+    }
+
+    /// Sends every log line of this process to `writer` from now on.
+    ///
+    /// # Errors
+    /// For a `log_level` that does not parse, or when called twice.
+    pub fn init<W>(&self, writer: W) -> anyhow::Result<()>
+    where
+        W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+    {
+        let filter = EnvFilter::try_new(&self.log_level).map_err(|e| {
+            let message = format!("--log-level {:?}: {e}", self.log_level);
+            crate::exit::ExitError::new(crate::exit::USAGE, message)
+        })?;
+        let format = Lines {
+            human: self.is_human(),
+        };
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .event_format(format)
+            .with_writer(writer)
+            .try_init()
+            .map_err(|e| anyhow::anyhow!("logs are set up already: {e}"))
+    }
+}
+
+/// Writes an event as a line: `{"timestamp","level","message","context":{"operation","metadata"}}`,
+/// or for people.
+///
+/// The field `operation` becomes the context's operation (default: where in the code the event
+/// stands), every other field a member of its metadata. The text of a field whose name ends with
+/// `_json` is taken as JSON, and its name loses that end.
+struct Lines {
+    human: bool,
+}
+
+impl<S, N> FormatEvent<S, N> for Lines
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        _context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let now = OffsetDateTime::now_utc();
+        if self.human {
+            let time = now
+                .format(format_description!("[hour]:[minute]:[second]"))
+                .map_err(|_| fmt::Error)?;
+            // An information needs no label; what is above or below does.
+            let level = match *event.metadata().level() {
+                Level::INFO => String::new(),
+                level => format!("{level} "),
+            };
+            return writeln!(writer, "{time} {level}{}", fields.message);
+        }
+        let time = now
+            .format(format_description!(
+                "[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z"
+            ))
+            .map_err(|_| fmt::Error)?;
+        let operation = fields
+            .operation
+            .unwrap_or_else(|| event.metadata().target().to_owned());
+        let line = serde_json::json!({
+            "timestamp": time,
+            "level": event.metadata().level().as_str().to_ascii_lowercase(),
+            "message": fields.message,
+            "context": {"operation": operation, "metadata": fields.metadata},
+        });
+        writeln!(writer, "{line}")
+    }
+}
+
+#[derive(Default)]
+struct Fields {
+    message: String,
+    operation: Option<String>,
+    metadata: Map<String, Value>,
+}
+
+impl Fields {
+    fn insert(&mut self, field: &Field, value: Value) {
+        match (field.name(), value) {
+            ("message", Value::String(text)) => self.message = text,
+            ("operation", Value::String(text)) => self.operation = Some(text),
+            (name, value) => {
+                let (name, value) = match (name.strip_suffix("_json"), &value) {
+                    (Some(stem), Value::String(text)) => {
+                        (stem, serde_json::from_str(text).unwrap_or(value))
+                    }
+                    _ => (name, value),
+                };
+                self.metadata.insert(name.to_owned(), value);
+            }
+        }
+    }
+}
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.insert(field, format!("{value:?}").into());
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.insert(field, value.into());
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.insert(field, value.into());
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.insert(field, value.into());
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.insert(field, value.into());
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.insert(field, value.into());
+    }
+}
+
+/// Where to show metrics.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Logs and metrics")]
+pub struct MetricsConfig {
+    /// Serve Prometheus metrics at http://ADDRESS/metrics and liveness at /health.
+    #[arg(long, env = "METRICS_ADDR", value_name = "ADDRESS")]
+    pub metrics_addr: Option<SocketAddr>,
+}
+
+/// Everything that this process counts. Clones count together.
+///
+/// Never a label per repository: there are tens of thousands.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    registry: Registry,
+    jobs: IntCounterVec,
+    retries: IntCounterVec,
+    cache_checks: IntCounterVec,
+    slots_killed: IntCounterVec,
+    /// Slots that this process has.
+    pub slots: IntGauge,
+    /// Slots at work.
+    pub slots_busy: IntGauge,
+    /// Bytes that came over the network.
+    pub fetched_bytes: IntCounter,
+    /// Bytes of stored digests.
+    pub stored_bytes: IntCounter,
+    fetch_seconds: Histogram,
+    digest_seconds: Histogram,
+    store_seconds: Histogram,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All at zero.
+    pub fn new() -> Self {
+        let registry = Registry::new_custom(Some("repofleet".to_owned()), None)
+            .expect("the prefix is a valid name");
+        let seconds = |name: &str, help: &str| {
+            let buckets = vec![
+                0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
+            ];
+            let opts = HistogramOpts::new(name, help).buckets(buckets);
+            register(&registry, Histogram::with_opts(opts))
+        };
+        let fetch_seconds = seconds("fetch_seconds", "Time to fetch a repository");
+        let digest_seconds = seconds(
+            "digest_seconds",
+            "Time to make a digest of what was fetched",
+        );
+        let store_seconds = seconds("store_seconds", "Time to store a digest");
+        let family = |name: &str, help: &str, labels: &[&str]| {
+            register(&registry, IntCounterVec::new(Opts::new(name, help), labels))
+        };
+        let metrics = Self {
+            jobs: family(
+                "jobs_total",
+                "Jobs that ended, by outcome",
+                &["outcome", "class"],
+            ),
+            retries: family(
+                "retries_total",
+                "Attempts that will be repeated",
+                &["class"],
+            ),
+            cache_checks: family(
+                "cache_checks_total",
+                "Repositories by what the cache said",
+                &["reason"],
+            ),
+            slots_killed: family("slots_killed_total", "Slots that were ended", &["reason"]),
+            slots: register(&registry, IntGauge::new("slots", "Slots of this process")),
+            slots_busy: register(&registry, IntGauge::new("slots_busy", "Slots at work")),
+            fetched_bytes: register(
+                &registry,
+                IntCounter::new("fetched_bytes_total", "Bytes that came over the network"),
+            ),
+            stored_bytes: register(
+                &registry,
+                IntCounter::new("stored_bytes_total", "Bytes of stored digests"),
+            ),
+            fetch_seconds,
+            digest_seconds,
+            store_seconds,
+            registry,
+        };
+        // An absent series reads as "no data" in an alert; a zero reads as zero.
+        for outcome in [Outcome::Processed, Outcome::Unchanged, Outcome::Superseded] {
+            metrics.job_counter(outcome);
+        }
+        for class in FaultKind::ALL {
+            metrics.job_counter(Outcome::Failed(class));
+        }
+        for reason in CacheReason::ALL {
+            metrics.cache_checks.with_label_values(&[reason.as_str()]);
+        }
+        metrics
+    }
+
+    /// Counts a job that ended.
+    pub fn job_ended(&self, outcome: Outcome) {
+        self.job_counter(outcome).inc();
+    }
+
+    fn job_counter(&self, outcome: Outcome) -> IntCounter {
+        let class = match outcome {
+            Outcome::Failed(class) => class.as_str(),
+            _ => "",
+        };
+        self.jobs.with_label_values(&[outcome.as_str(), class])
+    }
+
+    /// Counts an attempt that will be repeated.
+    pub fn retried(&self, class: FaultKind) {
+        self.retries.with_label_values(&[class.as_str()]).inc();
+    }
+
+    /// Counts `count` repositories of which the cache said `reason`.
+    pub fn cache_checked(&self, reason: CacheReason, count: u64) {
+        self.cache_checks
+            .with_label_values(&[reason.as_str()])
+            .inc_by(count);
+    }
+
+    /// Counts a slot that was ended; `reason` is one of a few fixed words.
+    pub fn slot_killed(&self, reason: &'static str) {
+        self.slots_killed.with_label_values(&[reason]).inc();
+    }
+
+    /// Notes how long a fetch took.
+    pub fn fetched_in(&self, duration: Duration) {
+        self.fetch_seconds.observe(duration.as_secs_f64());
+    }
+
+    /// Notes how long a digest took.
+    pub fn digested_in(&self, duration: Duration) {
+        self.digest_seconds.observe(duration.as_secs_f64());
+    }
+
+    /// Notes how long storing took.
+    pub fn stored_in(&self, duration: Duration) {
+        self.store_seconds.observe(duration.as_secs_f64());
+    }
+
+    /// Everything in Prometheus' text format.
+    pub fn render(&self) -> Vec<u8> {
+        let mut text = Vec::new();
+        TextEncoder::new()
+            .encode(&self.registry.gather(), &mut text)
+            .expect("writing to memory does not fail");
+        text
+    }
+}
+
+fn register<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    collector: prometheus::Result<C>,
+) -> C {
+    let collector = collector.expect("names and labels are valid");
+    registry
+        .register(Box::new(collector.clone()))
+        .expect("names are distinct");
+    collector
+}
+
+impl MetricsConfig {
+    /// Serves `metrics` in the background if an address was given, and gives the address it
+    /// listens on.
+    ///
+    /// # Errors
+    /// Where the address cannot be listened on.
+    pub async fn serve(
+        &self,
+        metrics: &Metrics,
+    ) -> anyhow::Result<Option<(SocketAddr, JoinHandle<()>)>> {
+        let Some(address) = self.metrics_addr else {
+            return Ok(None);
+        };
+        let listener = TcpListener::bind(address).await.map_err(|e| {
+            anyhow::anyhow!("--metrics-addr {address}: {e}; choose another port, or 0 for any")
+        })?;
+        let address = listener.local_addr()?;
+        let metrics = metrics.clone();
+        let server = tokio::spawn(async move {
+            loop {
+                let Ok((stream, _)) = listener.accept().await else {
+                    // Out of file descriptors, most likely: let others close some.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                };
+                let metrics = metrics.clone();
+                tokio::spawn(async move {
+                    let service = service_fn(|request| {
+                        let response = answer(&request, &metrics);
+                        async { Ok::<_, Infallible>(response) }
+                    });
+                    // A client that goes away is its own business.
+                    hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await
+                        .ok();
+                });
+            }
+        });
+        Ok(Some((address, server)))
+    }
+}
+
+fn answer<B>(request: &Request<B>, metrics: &Metrics) -> Response<Full<Bytes>> {
+    let (status, body) = match (request.method(), request.uri().path()) {
+        (&Method::GET, "/metrics") => (StatusCode::OK, metrics.render()),
+        (&Method::GET, "/health") => (StatusCode::OK, b"ok\n".to_vec()),
+        _ => (StatusCode::NOT_FOUND, b"try /metrics or /health\n".to_vec()),
+    };
+    let mut response = Response::new(Full::from(body));
+    *response.status_mut() = status;
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Write};
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Captured(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Captured {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn lines_of(human: bool, log: impl FnOnce()) -> String {
+        let captured = Captured::default();
+        let writer = captured.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .event_format(Lines { human })
+            .with_writer(move || writer.clone())
+            .finish();
+        tracing::subscriber::with_default(subscriber, log);
+        let bytes = captured.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn a_json_line_has_the_prescribed_shape() {
+        let line = lines_of(false, || {
+            let classes = r#"{"gone":2}"#;
+            tracing::warn!(
+                operation = "x",
+                repo = "a/b",
+                n = 3,
+                by_class_json = classes,
+                "hi \"you\"\n"
+            );
+        });
+        assert_eq!(line.matches('\n').count(), 1, "one line: {line:?}");
+        let value: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(value["level"], "warn");
+        assert_eq!(value["message"], "hi \"you\"\n");
+        assert_eq!(value["context"]["operation"], "x");
+        assert_eq!(
+            value["context"]["metadata"],
+            serde_json::json!({"repo": "a/b", "n": 3, "by_class": {"gone": 2}})
+        );
+        let timestamp = value["timestamp"].as_str().unwrap();
+        assert!(
+            timestamp.len() == "2026-11-23T12:47:15.504540Z".len(),
+            "{timestamp}"
+        );
+        assert!(timestamp.ends_with('Z'), "{timestamp}");
+    }
+
+    #[test]
+    fn a_line_for_people_is_time_and_message() {
+        let line = lines_of(true, || tracing::info!(repo = "a/b", "stored a/b"));
+        assert_eq!(line.split_once(' ').unwrap().1, "stored a/b\n");
+        let line = lines_of(true, || tracing::error!("no"));
+        assert!(line.ends_with(" ERROR no\n"), "{line}");
+    }
+
+    #[test]
+    fn what_was_never_counted_shows_as_zero() {
+        let metrics = Metrics::new();
+        metrics.job_ended(Outcome::Failed(FaultKind::Gone));
+        metrics.cache_checked(CacheReason::Hit, 5);
+        let text = String::from_utf8(metrics.render()).unwrap();
+        for line in [
+            r#"repofleet_jobs_total{class="gone",outcome="failed"} 1"#,
+            r#"repofleet_jobs_total{class="",outcome="processed"} 0"#,
+            r#"repofleet_cache_checks_total{reason="hit"} 5"#,
+            r#"repofleet_cache_checks_total{reason="stale"} 0"#,
+            "repofleet_slots_busy 0",
+        ] {
+            assert!(text.contains(line), "{line} in\n{text}");
+        }
+    }
+}
