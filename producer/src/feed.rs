@@ -28,6 +28,7 @@ pub const DEFAULT_FEED: &str =
 
 /// Where the feed is and how much patience it deserves.
 #[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Feed")]
 pub struct FeedConfig {
     /// The feed: a URL, or a file.
     #[arg(long, env = "FEED", value_name = "URL|FILE", default_value = DEFAULT_FEED)]
@@ -120,6 +121,7 @@ pub struct Repetition {
 /// Unusable entries are not filtered: they always count, as failed, in a run's total, since
 /// nobody can say what they would have been.
 #[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Filters")]
 pub struct FilterConfig {
     /// Take at most this many repositories.
     #[arg(long, env = "LIMIT", value_name = "N")]

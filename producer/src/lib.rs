@@ -2,3 +2,5 @@
 //! it to the end.
 
 pub mod feed;
+
+pub mod cache;

@@ -1,0 +1,528 @@
+//! The cache check: which of the selected repositories need a digest, and why.
+//!
+//! Whatever goes wrong here for one repository makes it a miss: better one digest too many than
+//! one too few. Only a store that answers nothing at all ends the run.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use common::exit::{self, ExitError};
+use common::fault::Fault;
+use common::job::{DIGEST_FORMAT, PushedAt};
+use common::retry::{Attempt, Policy, retry};
+use common::run::{CacheReason, thousands};
+use common::store::{DigestStore, Found};
+use futures::stream::{self, StreamExt};
+use serde::Serialize;
+use serde_json::Value;
+use tracing::{debug, warn};
+use url::Url;
+
+use crate::feed::{FeedRepo, Plain, http_client, seconds, shown};
+
+/// How many repositories the store is asked about at the same time.
+const STORE_WIDTH: usize = 256;
+/// How many repositories one request to the API names; its contract.
+const API_BATCH: usize = 500;
+/// How many requests to the API are under way at the same time.
+const API_WIDTH: usize = 4;
+/// An answer about [`API_BATCH`] repositories has 75 kB at most.
+const API_ANSWER_BYTES: usize = 1 << 20;
+/// How many failed reads are warned of one by one.
+const WARNINGS: usize = 10;
+
+/// Whom to ask what is cached.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Cache")]
+pub struct CacheConfig {
+    /// Who says what is cached: the store itself, an HTTP API, or nobody.
+    #[arg(long, env = "CACHE", value_name = "SOURCE", default_value = "store")]
+    pub cache: CacheSource,
+
+    /// The API's address, for --cache api.
+    #[arg(
+        long,
+        env = "CACHE_URL",
+        value_name = "URL",
+        required_if_eq("cache", "api"),
+        value_parser = api_url
+    )]
+    pub cache_url: Option<Url>,
+
+    /// Longest time that one request to the API may take, in seconds.
+    #[arg(
+        long,
+        env = "CACHE_TIMEOUT",
+        value_name = "SECONDS",
+        default_value = "10",
+        value_parser = seconds
+    )]
+    pub cache_timeout: Duration,
+
+    /// Digest every selected repository, whatever is cached; the same as --cache none.
+    #[arg(long, env = "FORCE")]
+    pub force: bool,
+
+    /// Log for each selected repository why it is, or is not, to be digested.
+    #[arg(long, env = "EXPLAIN")]
+    pub explain: bool,
+
+    /// When a request to the API is followed by another.
+    #[arg(skip = Policy::three_attempts())]
+    pub retry: Policy,
+}
+
+/// Who says what is cached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum CacheSource {
+    /// The store: exact.
+    Store,
+    /// An HTTP API: `POST {"repos":[{"org","name","pushedAt","url"}]}`, answered by
+    /// `{"org/name": needs processing}`.
+    Api,
+    /// Nobody.
+    None,
+}
+
+/// A selected repository with what the cache says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// The repository.
+    pub entry: FeedRepo,
+    /// Why it is, or is not, to be digested.
+    pub reason: CacheReason,
+    /// What the reason rests on, for a person; empty where the reason says it all.
+    pub detail: String,
+}
+
+impl Checked {
+    /// Whether there is nothing to do.
+    pub fn is_cached(&self) -> bool {
+        self.reason == CacheReason::Hit
+    }
+}
+
+/// The line of `--explain`: `alphagov/whitehall: stale (stored …, the feed says …)`.
+impl fmt::Display for Checked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.entry.repo, self.reason)?;
+        if !self.detail.is_empty() {
+            write!(f, " ({})", self.detail)?;
+        }
+        Ok(())
+    }
+}
+
+/// Asks about every repository; the answers come in the same order.
+///
+/// # Errors
+/// [`exit::UNAVAILABLE`] where the store answers nothing: as many reads as are under way at once,
+/// or all there are, failed in a row. An API that does not answer is only warned of.
+pub async fn check(
+    config: &CacheConfig,
+    store: &dyn DigestStore,
+    repositories: Vec<FeedRepo>,
+) -> Result<Vec<Checked>, ExitError> {
+    let source = if config.force {
+        CacheSource::None
+    } else {
+        config.cache
+    };
+    let answers = match source {
+        CacheSource::Store => ask_store(store, &repositories).await?,
+        CacheSource::Api => ask_api(config, &repositories).await?,
+        CacheSource::None => vec![CacheReason::Forced.into(); repositories.len()],
+    };
+    Ok(repositories
+        .into_iter()
+        .zip(answers)
+        .map(|(entry, Answer { reason, detail })| Checked {
+            entry,
+            reason,
+            detail,
+        })
+        .collect())
+}
+
+/// How many repositories there are for each reason; every reason is there.
+pub fn counts(checked: &[Checked]) -> BTreeMap<CacheReason, u64> {
+    let mut counts: BTreeMap<_, _> = CacheReason::ALL.map(|reason| (reason, 0)).into();
+    for checked in checked {
+        *counts.entry(checked.reason).or_default() += 1;
+    }
+    counts
+}
+
+/// What follows from what the store holds, for a push that the feed speaks of.
+///
+/// Another push comes before another format: then the digest is old whoever made it.
+pub fn reason(found: &Found, pushed_at: &PushedAt) -> CacheReason {
+    match found {
+        Found::Absent => CacheReason::Miss,
+        Found::Unreadable { .. } => CacheReason::Unreadable,
+        // Even an empty repository's digest has text.
+        Found::Stored { meta, .. } if meta.bytes == 0 => CacheReason::Unreadable,
+        Found::Stored { meta, .. } if meta.pushed_at != *pushed_at => CacheReason::Stale,
+        Found::Stored { meta, .. } if meta.format != DIGEST_FORMAT => CacheReason::Format,
+        Found::Stored { .. } => CacheReason::Hit,
+    }
+}
+
+/// A [`CacheReason`] and what it rests on.
+#[derive(Clone, Debug)]
+struct Answer {
+    reason: CacheReason,
+    detail: String,
+}
+
+impl From<CacheReason> for Answer {
+    fn from(reason: CacheReason) -> Self {
+        Self {
+            reason,
+            detail: String::new(),
+        }
+    }
+}
+
+impl Answer {
+    fn of_store(found: &Found, pushed_at: &PushedAt) -> Self {
+        let reason = reason(found, pushed_at);
+        let detail = match (found, reason) {
+            (Found::Stored { meta, .. }, CacheReason::Stale) => {
+                format!("stored {}, the feed says {pushed_at}", meta.pushed_at)
+            }
+            (Found::Stored { meta, .. }, CacheReason::Format) => {
+                format!("stored as {:?}, now {DIGEST_FORMAT:?}", meta.format)
+            }
+            (Found::Stored { .. }, CacheReason::Unreadable) => "it is empty".to_owned(),
+            (Found::Unreadable { why, .. }, _) => why.clone(),
+            _ => String::new(),
+        };
+        Self { reason, detail }
+    }
+
+    fn unknown(why: impl fmt::Display) -> Self {
+        Self {
+            reason: CacheReason::Miss,
+            detail: format!("not known: {why}"),
+        }
+    }
+}
+
+async fn ask_store(
+    store: &dyn DigestStore,
+    repositories: &[FeedRepo],
+) -> Result<Vec<Answer>, ExitError> {
+    let all = repositories.len();
+    let mut answers = vec![Answer::from(CacheReason::Miss); all];
+    let (mut failed, mut in_a_row) = (0, 0);
+    let asked = repositories.iter().enumerate();
+    let mut heads = stream::iter(asked.map(|(index, entry)| head(store, index, entry)))
+        .buffer_unordered(STORE_WIDTH);
+    while let Some((index, found)) = heads.next().await {
+        let FeedRepo {
+            repo, pushed_at, ..
+        } = &repositories[index];
+        answers[index] = match found {
+            Ok(found) => {
+                in_a_row = 0;
+                Answer::of_store(&found, pushed_at)
+            }
+            Err(fault) => {
+                failed += 1;
+                in_a_row += 1;
+                if in_a_row == all.min(STORE_WIDTH) {
+                    return Err(ExitError::new(
+                        exit::UNAVAILABLE,
+                        format!(
+                            "the store {} cannot be read, {in_a_row} times in a row: {fault}; \
+                             check --store",
+                            store.location()
+                        ),
+                    ));
+                }
+                let repo = repo.to_string();
+                if failed <= WARNINGS {
+                    warn!(
+                        operation = "cache-check",
+                        repo, "{repo} counts as a miss: {fault}"
+                    );
+                } else {
+                    debug!(
+                        operation = "cache-check",
+                        repo, "{repo} counts as a miss: {fault}"
+                    );
+                }
+                Answer::unknown(fault)
+            }
+        };
+    }
+    if failed > WARNINGS {
+        warn!(
+            operation = "cache-check",
+            failed,
+            "{} repositories in all count as misses because the store did not answer",
+            thousands(failed as u64)
+        );
+    }
+    Ok(answers)
+}
+
+async fn head(
+    store: &dyn DigestStore,
+    index: usize,
+    entry: &FeedRepo,
+) -> (usize, Result<Found, Fault>) {
+    (index, store.head(&entry.repo).await)
+}
+
+async fn ask_api(
+    config: &CacheConfig,
+    repositories: &[FeedRepo],
+) -> Result<Vec<Answer>, ExitError> {
+    let Some(url) = &config.cache_url else {
+        return Err(ExitError::new(
+            exit::USAGE,
+            "--cache api needs the API's address in --cache-url",
+        ));
+    };
+    let api = Api {
+        client: http_client(None, config.cache_timeout, Plain::Allowed, url)?,
+        url: url.clone(),
+        retry: config.retry.clone(),
+        away: AtomicBool::new(false),
+    };
+    let batches = repositories.chunks(API_BATCH);
+    let answers: Vec<Vec<Answer>> = stream::iter(batches.map(|batch| api.ask(batch)))
+        .buffered(API_WIDTH)
+        .collect()
+        .await;
+    Ok(answers.into_iter().flatten().collect())
+}
+
+/// The cache API: says of each repository whether it needs processing.
+struct Api {
+    client: reqwest::Client,
+    url: Url,
+    retry: Policy,
+    /// It did not answer, for all the attempts: the batches that are left are not asked.
+    away: AtomicBool,
+}
+
+#[derive(Serialize)]
+struct Question<'a> {
+    repos: Vec<QuestionRepo<'a>>,
+}
+
+#[derive(Serialize)]
+struct QuestionRepo<'a> {
+    org: &'a str,
+    name: &'a str,
+    #[serde(rename = "pushedAt")]
+    pushed_at: &'a str,
+    url: &'a str,
+}
+
+impl Api {
+    async fn ask(&self, batch: &[FeedRepo]) -> Vec<Answer> {
+        match self.request(batch).await {
+            Ok(needed) => batch
+                .iter()
+                .map(|entry| match needed.get(&entry.repo.to_string()) {
+                    Some(Value::Bool(false)) => CacheReason::Hit.into(),
+                    Some(Value::Bool(true)) => CacheReason::Miss.into(),
+                    Some(_) => Answer::unknown("the API said neither true nor false"),
+                    None => Answer::unknown("the API did not speak of it"),
+                })
+                .collect(),
+            Err(why) => {
+                warn!(
+                    operation = "cache-check",
+                    repositories = batch.len(),
+                    "{} repositories count as misses: cache API {}: {why}",
+                    batch.len(),
+                    shown(&self.url)
+                );
+                vec![Answer::unknown(why); batch.len()]
+            }
+        }
+    }
+
+    async fn request(&self, batch: &[FeedRepo]) -> Result<HashMap<String, Value>, String> {
+        let question = Question {
+            repos: batch
+                .iter()
+                .map(|entry| QuestionRepo {
+                    org: entry.repo.owner(),
+                    name: entry.repo.name(),
+                    pushed_at: entry.pushed_at.as_str(),
+                    url: &entry.url,
+                })
+                .collect(),
+        };
+        let what = format!("asking the cache API {}", shown(&self.url));
+        retry(&self.retry, &what, || self.request_once(&question))
+            .await
+            .inspect_err(|error| {
+                if let ApiError::Away(_) = error {
+                    self.away.store(true, Ordering::Relaxed);
+                }
+            })
+            .map_err(|error| error.to_string())
+    }
+
+    async fn request_once(
+        &self,
+        question: &Question<'_>,
+    ) -> Result<HashMap<String, Value>, Attempt<ApiError>> {
+        if self.away.load(Ordering::Relaxed) {
+            return Err(Attempt::Final(ApiError::NotAsked));
+        }
+        let away = |error: reqwest::Error| {
+            // Without the URL, which may hold credentials; with the chain, which says why.
+            let why = format!("{:#}", anyhow::Error::new(error.without_url()));
+            Attempt::Again(ApiError::Away(why))
+        };
+        let request = self.client.post(self.url.clone()).json(question);
+        let mut response = request.send().await.map_err(away)?;
+        let status = response.status();
+        if !status.is_success() {
+            let why = format!("it answered {status}");
+            return Err(
+                if status.is_server_error() || matches!(status.as_u16(), 408 | 429) {
+                    Attempt::Again(ApiError::Away(why))
+                } else {
+                    Attempt::Final(ApiError::Odd(why))
+                },
+            );
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(away)? {
+            if body.len() + chunk.len() > API_ANSWER_BYTES {
+                let why = format!("it answered more than {API_ANSWER_BYTES} bytes");
+                return Err(Attempt::Final(ApiError::Odd(why)));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        serde_json::from_slice(&body)
+            .map_err(|error| Attempt::Final(ApiError::Odd(format!("no JSON object: {error}"))))
+    }
+}
+
+/// What went wrong with a request to the API.
+#[derive(Debug, thiserror::Error)]
+enum ApiError {
+    /// It is not there, or not now.
+    #[error("{0}")]
+    Away(String),
+    /// It is there and makes no sense.
+    #[error("{0}")]
+    Odd(String),
+    /// It was away for another batch.
+    #[error("not asked again, since it did not answer before")]
+    NotAsked,
+}
+
+fn api_url(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).map_err(|error| error.to_string())?;
+    match url.scheme() {
+        "https" | "http" => Ok(url),
+        _ => Err("expected an https or http URL".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::run::RunId;
+    use common::store::{DigestMeta, Version};
+
+    use super::*;
+
+    fn pushed(text: &str) -> PushedAt {
+        PushedAt::new(text).unwrap()
+    }
+
+    fn stored(pushed_at: &str, format: &str, bytes: u64) -> Found {
+        Found::Stored {
+            meta: DigestMeta {
+                pushed_at: pushed(pushed_at),
+                url: "https://github.com/a/b".to_owned(),
+                processed_at: "2026-11-23T12:00:00Z".to_owned(),
+                commit: None,
+                format: format.to_owned(),
+                bytes,
+                truncated: false,
+                run: RunId::new(),
+            },
+            version: Version("1".to_owned()),
+        }
+    }
+
+    #[test]
+    fn what_is_stored_decides() {
+        const NOW: &str = "2026-01-02T03:04:05Z";
+        let unreadable = Found::Unreadable {
+            version: Version("1".to_owned()),
+            why: "no metadata".to_owned(),
+        };
+        for (found, expected, line) in [
+            (Found::Absent, CacheReason::Miss, "a/b: miss"),
+            (
+                unreadable,
+                CacheReason::Unreadable,
+                "a/b: unreadable (no metadata)",
+            ),
+            (stored(NOW, DIGEST_FORMAT, 9), CacheReason::Hit, "a/b: hit"),
+            (
+                stored(NOW, DIGEST_FORMAT, 0),
+                CacheReason::Unreadable,
+                "a/b: unreadable (it is empty)",
+            ),
+            (
+                stored(NOW, "old", 9),
+                CacheReason::Format,
+                &format!("a/b: format (stored as \"old\", now {DIGEST_FORMAT:?})"),
+            ),
+            (
+                stored("2026-01-01T00:00:00Z", "old", 9),
+                CacheReason::Stale,
+                "a/b: stale (stored 2026-01-01T00:00:00Z, the feed says 2026-01-02T03:04:05Z)",
+            ),
+            // Newer in the store, and the same moment in other words: the text decides.
+            (
+                stored("2027-01-01T00:00:00Z", DIGEST_FORMAT, 9),
+                CacheReason::Stale,
+                "a/b: stale (stored 2027-01-01T00:00:00Z, the feed says 2026-01-02T03:04:05Z)",
+            ),
+            (
+                stored("2026-01-02T03:04:05+00:00", DIGEST_FORMAT, 9),
+                CacheReason::Stale,
+                "a/b: stale (stored 2026-01-02T03:04:05+00:00, the feed says 2026-01-02T03:04:05Z)",
+            ),
+        ] {
+            assert_eq!(reason(&found, &pushed(NOW)), expected, "{found:?}");
+            let Answer { reason, detail } = Answer::of_store(&found, &pushed(NOW));
+            let checked = Checked {
+                entry: FeedRepo {
+                    repo: "a/b".parse().unwrap(),
+                    url: String::new(),
+                    pushed_at: pushed(NOW),
+                    archived: false,
+                },
+                reason,
+                detail,
+            };
+            assert_eq!(checked.to_string(), line);
+            assert_eq!(checked.is_cached(), expected == CacheReason::Hit);
+        }
+    }
+
+    #[test]
+    fn every_reason_is_counted() {
+        let counts = counts(&[]);
+        assert_eq!(counts.len(), CacheReason::ALL.len());
+        assert!(counts.values().all(|count| *count == 0));
+    }
+}
