@@ -1,1 +1,5 @@
 //! What the tests of every member share. Behind the feature `testing`.
+
+pub mod git_server;
+
+pub mod http_server;

@@ -1,0 +1,893 @@
+//! A real git server over HTTP, with faults on demand.
+//!
+//! The answers come from git's own `git http-backend`; what is added is trouble
+//! ([`Fault`]) and a memory of what was asked for ([`RepoStats`]).
+
+use std::collections::{BTreeMap, HashMap};
+use std::future;
+use std::io;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+use hyper::body::Bytes;
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, ChildStdout, Command};
+use tokio_util::task::TaskTracker;
+
+use super::http_server::{Body, Request, Response, Server, Watched, any_port, locked};
+use crate::repo::RepoRef;
+
+/// The object that made-up advertisements point at. No repository has it.
+const NO_SUCH_OBJECT: &str = "1111111111111111111111111111111111111111";
+/// How much of a pack is read and sent at a time.
+const PIECE: usize = 64 * 1024;
+
+/// Serves the bare repositories `ROOT/{owner}/{name}.git` as `/{owner}/{name}`, with or without
+/// `.git`, read-only, on a port of its own on 127.0.0.1 until it is dropped.
+///
+/// It runs in a thread with a runtime of its own, so it serves synchronous and asynchronous tests
+/// alike. Repositories may come and go while it runs. Dropping it ends its `git` processes too.
+#[derive(Debug)]
+pub struct GitServer {
+    server: Server,
+    shared: Arc<Shared>,
+}
+
+impl GitServer {
+    /// Serves the repositories under `root`.
+    ///
+    /// # Panics
+    /// When git is missing or no port can be had.
+    pub fn start(root: impl AsRef<Path>) -> Self {
+        Self::start_at(root, any_port()).expect("git with http-backend, and a port on 127.0.0.1")
+    }
+
+    /// Serves the repositories under `root` on `address`.
+    ///
+    /// # Errors
+    /// When git's http-backend is missing, or `address` is taken or not a loopback address.
+    pub fn start_at(root: impl AsRef<Path>, address: SocketAddr) -> io::Result<Self> {
+        let tasks = TaskTracker::new();
+        let shared = Arc::new(Shared {
+            root: std::path::absolute(root)?,
+            backend: http_backend()?,
+            faults: Mutex::default(),
+            stats: Watched::new("requests", BTreeMap::new()),
+            tasks: tasks.clone(),
+        });
+        let server = {
+            let shared = Arc::clone(&shared);
+            Server::start(address, tasks, move |request| {
+                Box::pin(answer(Arc::clone(&shared), request))
+            })?
+        };
+        Ok(Self { server, shared })
+    }
+
+    /// `http://127.0.0.1:PORT`.
+    pub fn url(&self) -> String {
+        self.server.url()
+    }
+
+    /// `127.0.0.1:PORT`.
+    pub fn authority(&self) -> String {
+        self.server.address().to_string()
+    }
+
+    /// `http://127.0.0.1:PORT/{owner}/{name}`.
+    pub fn repo_url(&self, owner: &str, name: &str) -> String {
+        format!("{}/{owner}/{name}", self.url())
+    }
+
+    /// From now on `fault` befalls requests for `repo` (`owner/name`, which need not exist).
+    ///
+    /// A repository may have several: each request meets them in the order in which they were
+    /// added, those for all repositories first, until one of them is an answer. What comes after
+    /// that one is neither applied nor used up, so "500 twice, then a cut pack" is two calls.
+    ///
+    /// # Panics
+    /// When `repo` is no repository's name.
+    pub fn fault(&self, repo: &str, fault: impl Into<Rule>) {
+        let mut faults = locked(&self.shared.faults);
+        faults
+            .repos
+            .entry(parse(repo))
+            .or_default()
+            .push(fault.into());
+    }
+
+    /// From now on `fault` befalls requests for any repository. Its
+    /// [`times`](Fault::times) are counted over all of them.
+    pub fn fault_all(&self, fault: impl Into<Rule>) {
+        locked(&self.shared.faults).all.push(fault.into());
+    }
+
+    /// Ends all faults, but not the general latency. Answers under way keep theirs.
+    pub fn clear_faults(&self) {
+        let mut faults = locked(&self.shared.faults);
+        faults.all.clear();
+        faults.repos.clear();
+    }
+
+    /// Every answer, good or bad, is this late from now on: a server at the end of a long line.
+    pub fn set_latency(&self, latency: Duration) {
+        locked(&self.shared.faults).latency = latency;
+    }
+
+    /// What was asked for and given so far, by `owner/name`.
+    pub fn stats(&self) -> BTreeMap<String, RepoStats> {
+        self.shared.stats.get()
+    }
+
+    /// What was asked for and given of `repo` so far.
+    pub fn repo_stats(&self, repo: &str) -> RepoStats {
+        let stats = self.shared.stats.read(|all| all.get(repo).cloned());
+        stats.unwrap_or_default()
+    }
+
+    /// How many packs of `repo` were sent whole.
+    pub fn fetches(&self, repo: &str) -> u64 {
+        self.repo_stats(repo).packs
+    }
+
+    /// How many packs were sent whole.
+    pub fn total_fetches(&self) -> u64 {
+        self.shared
+            .stats
+            .read(|all| all.values().map(|repo| repo.packs).sum())
+    }
+
+    /// The most requests that were being answered at the same time. One that hangs is being
+    /// answered.
+    pub fn max_concurrent(&self) -> usize {
+        self.server.max_concurrent()
+    }
+
+    /// Blocks the thread until there were `count` requests for `repo`, whatever became of them.
+    ///
+    /// # Panics
+    /// When they have not come after a minute.
+    pub fn wait_for_requests(&self, repo: &str, count: u64) {
+        let requests = |all: &BTreeMap<String, RepoStats>| {
+            all.get(repo)
+                .map_or(0, |stats| stats.info_refs + stats.upload_packs)
+        };
+        self.shared
+            .stats
+            .wait(&format!("{count} requests for {repo}"), |all| {
+                requests(all) >= count
+            });
+    }
+}
+
+/// What was asked for and given of one repository.
+#[derive(Clone, Debug, Default)]
+pub struct RepoStats {
+    /// Requests for the advertisement, `GET info/refs`.
+    pub info_refs: u64,
+    /// Requests to `POST git-upload-pack`. A shallow fetch is two of them in protocol v0 (the
+    /// second has the pack) and in v2 as well (the first has the refs).
+    pub upload_packs: u64,
+    /// Packs sent whole, corrupted ones included.
+    pub packs: u64,
+    /// Bytes of answers handed to the network, without HTTP's own.
+    pub bytes_sent: u64,
+    /// Requests that met a fault.
+    pub faulted: u64,
+    /// The `Authorization` of each request that had one.
+    pub authorizations: Vec<String>,
+    /// The `User-Agent` of each request that had one.
+    pub user_agents: Vec<String>,
+}
+
+/// The two things that a fetch asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `GET info/refs`: the advertisement.
+    InfoRefs,
+    /// `POST git-upload-pack`: negotiation and pack.
+    UploadPack,
+}
+
+/// Something that goes wrong on the server's side. (What the client makes of it is a
+/// [`common::fault::Fault`](crate::fault::Fault).)
+///
+/// Handed to [`GitServer::fault`] as it is, it befalls every request for ever; see [`Fault::on`]
+/// and [`Fault::times`] for less.
+#[derive(Clone, Debug)]
+pub enum Fault {
+    /// An answer with this status.
+    Status {
+        /// 404, 429, 500 …
+        code: u16,
+        /// Such as `("retry-after", "7")`.
+        headers: Vec<(String, String)>,
+        /// Plain text.
+        body: String,
+    },
+    /// The request is wanted elsewhere.
+    Redirect {
+        /// 301, 302, 307 …
+        code: u16,
+        /// `Location`, as it is.
+        location: String,
+    },
+    /// The repository has another address: 301 to `to`, with the request's `info/refs?…` or
+    /// `git-upload-pack` behind it, as GitHub does after a rename.
+    Moved {
+        /// The repository's new URL, e.g. [`GitServer::repo_url`].
+        to: String,
+    },
+    /// The request is taken and never answered.
+    Hang,
+    /// The connection is reset (RST).
+    Reset,
+    /// The answer is this late.
+    Latency(Duration),
+    /// The answer's body comes this slowly.
+    Drip {
+        /// 1 is what the slow loris does.
+        bytes_per_second: u64,
+    },
+    /// The connection is closed after so much of the answer's body; at its end at the latest, but
+    /// never properly.
+    Truncate {
+        /// Bytes of the body that are sent.
+        after_bytes: u64,
+    },
+    /// Nothing more comes after so much of the answer's body.
+    Stall {
+        /// Bytes of the body that are sent.
+        after_bytes: u64,
+    },
+    /// One byte of the pack has all its bits flipped, with git's framing around it intact. A
+    /// shorter pack arrives as it is.
+    Corrupt {
+        /// Where in the pack. The first 12 bytes are its header, the last 20 its checksum.
+        at: u64,
+    },
+    /// A web page with status 200 in place of git's answer.
+    WrongContentType,
+    /// An advertisement of so many bytes, well formed and made up. Befalls `GET info/refs` only.
+    HugeAdvertisement {
+        /// About how many.
+        bytes: u64,
+    },
+    /// Well-formed lines without end: refs in place of the advertisement, shallow commits or (in
+    /// protocol v2) progress in place of the pack.
+    Flood,
+    /// A private repository: 401 unless this token comes by HTTP's basic authentication, with the
+    /// user name `x-access-token`.
+    RequireToken(String),
+}
+
+impl Fault {
+    /// A bare answer with this status.
+    pub fn status(code: u16) -> Self {
+        Self::Status {
+            code,
+            headers: Vec::new(),
+            body: format!("{code} on purpose\n"),
+        }
+    }
+
+    /// An answer with this status that asks for patience.
+    pub fn retry_after(code: u16, seconds: u64) -> Self {
+        Self::Status {
+            code,
+            headers: vec![("retry-after".to_owned(), seconds.to_string())],
+            body: "slow down\n".to_owned(),
+        }
+    }
+
+    /// Only on this kind of request.
+    pub fn on(self, kind: Kind) -> Rule {
+        Rule::from(self).on(kind)
+    }
+
+    /// Only the first `count` times.
+    pub fn times(self, count: u64) -> Rule {
+        Rule::from(self).times(count)
+    }
+
+    /// Whether it takes the place of git's answer, rather than spoiling it.
+    fn is_answer(&self) -> bool {
+        !matches!(
+            self,
+            Self::Latency(_)
+                | Self::Drip { .. }
+                | Self::Truncate { .. }
+                | Self::Stall { .. }
+                | Self::Corrupt { .. }
+        )
+    }
+
+    fn befalls(&self, kind: Kind, request: &Request) -> bool {
+        match self {
+            Self::HugeAdvertisement { .. } => kind == Kind::InfoRefs,
+            Self::RequireToken(token) => {
+                let wanted = format!("Basic {}", base64(&format!("x-access-token:{token}")));
+                request.header("authorization") != Some(&wanted)
+            }
+            _ => true,
+        }
+    }
+}
+
+/// A [`Fault`] and the requests that it befalls.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    fault: Fault,
+    kind: Option<Kind>,
+    left: Option<u64>,
+}
+
+impl From<Fault> for Rule {
+    fn from(fault: Fault) -> Self {
+        Self {
+            fault,
+            kind: None,
+            left: None,
+        }
+    }
+}
+
+impl Rule {
+    /// Only on this kind of request.
+    pub fn on(mut self, kind: Kind) -> Self {
+        self.kind = Some(kind);
+        self
+    }
+
+    /// Only the first `count` times.
+    pub fn times(mut self, count: u64) -> Self {
+        self.left = Some(count);
+        self
+    }
+
+    /// Takes one of the times that are left, if this is a request to befall.
+    fn take(&mut self, kind: Kind, request: &Request) -> bool {
+        let meant = self.kind.is_none_or(|only| only == kind) && self.left != Some(0);
+        if !meant || !self.fault.befalls(kind, request) {
+            return false;
+        }
+        if let Some(left) = &mut self.left {
+            *left -= 1;
+        }
+        true
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    root: PathBuf,
+    backend: PathBuf,
+    faults: Mutex<Faults>,
+    stats: Watched<BTreeMap<String, RepoStats>>,
+    tasks: TaskTracker,
+}
+
+#[derive(Debug, Default)]
+struct Faults {
+    latency: Duration,
+    all: Vec<Rule>,
+    repos: HashMap<RepoRef, Vec<Rule>>,
+}
+
+impl Faults {
+    fn take(&mut self, repo: &RepoRef, kind: Kind, request: &Request) -> Vec<Fault> {
+        let mut taken = Vec::new();
+        let own = self
+            .repos
+            .get_mut(repo)
+            .map_or(&mut [][..], Vec::as_mut_slice);
+        for rule in self.all.iter_mut().chain(own) {
+            if rule.take(kind, request) {
+                taken.push(rule.fault.clone());
+                if rule.fault.is_answer() {
+                    break;
+                }
+            }
+        }
+        taken
+    }
+}
+
+impl Shared {
+    fn update(&self, repo: &RepoRef, change: impl FnOnce(&mut RepoStats)) {
+        self.stats
+            .update(|all| change(all.entry(repo.to_string()).or_default()));
+    }
+}
+
+async fn answer(shared: Arc<Shared>, request: Request) -> Response {
+    let Some((repo, kind)) = route(&request) else {
+        return Response::new(404, "only fetching, by git's smart protocol\n");
+    };
+    let (latency, faults) = {
+        let mut faults = locked(&shared.faults);
+        (faults.latency, faults.take(&repo, kind, &request))
+    };
+    shared.update(&repo, |stats| {
+        match kind {
+            Kind::InfoRefs => stats.info_refs += 1,
+            Kind::UploadPack => stats.upload_packs += 1,
+        }
+        stats.faulted += u64::from(!faults.is_empty());
+        let header = |name| request.header(name).map(str::to_owned);
+        stats.authorizations.extend(header("authorization"));
+        stats.user_agents.extend(header("user-agent"));
+    });
+    let mut delay = latency;
+    let mut response = None;
+    for fault in &faults {
+        if let Fault::Latency(more) = fault {
+            delay += *more;
+        }
+        response = response.or_else(|| instead(fault, kind, &request));
+    }
+    let mut response = match response {
+        Some(response) => response,
+        None => backend(&shared, &repo, kind, &request)
+            .await
+            .unwrap_or_else(|error| Response::new(500, format!("git http-backend: {error}\n"))),
+    };
+    for fault in faults {
+        response = match fault {
+            Fault::Drip { bytes_per_second } => response.dripped(bytes_per_second),
+            Fault::Truncate { after_bytes } => response.cut(after_bytes),
+            Fault::Stall { after_bytes } => response.stalled(after_bytes),
+            Fault::Corrupt { at } => response.map_body(|body| corrupt(body, at)),
+            _ => response,
+        };
+    }
+    response
+        .map_body(|body| count(body, shared, repo, kind))
+        .after(delay)
+}
+
+/// What `fault` says in place of git's answer, if it does.
+fn instead(fault: &Fault, kind: Kind, request: &Request) -> Option<Response> {
+    let response = match fault {
+        Fault::Status {
+            code,
+            headers,
+            body,
+        } => headers
+            .iter()
+            .fold(Response::new(*code, body.clone()), |response, (k, v)| {
+                response.header(k, v)
+            }),
+        Fault::Redirect { code, location } => {
+            Response::new(*code, "elsewhere\n").header("location", location)
+        }
+        Fault::Moved { to } => {
+            let tail = match kind {
+                Kind::InfoRefs => format!("info/refs?{}", request.query),
+                Kind::UploadPack => "git-upload-pack".to_owned(),
+            };
+            Response::new(301, "moved\n").header("location", format!("{to}/{tail}"))
+        }
+        Fault::Hang => Response::hang(),
+        Fault::Reset => Response::reset(),
+        Fault::WrongContentType => Response::new(200, "<!DOCTYPE html><title>Sign in</title>\n")
+            .header("content-type", "text/html; charset=utf-8"),
+        Fault::HugeAdvertisement { bytes } => {
+            let count = usize::try_from(bytes / REF_PAGE).unwrap_or(usize::MAX);
+            let pieces = stream::once(future::ready(advertisement_head()))
+                .chain(stream::iter(ref_pages().take(count)))
+                .chain(stream::once(future::ready(Bytes::from_static(b"0000"))));
+            Response::streamed(200, pieces.map(Ok).boxed()).header(
+                "content-type",
+                "application/x-git-upload-pack-advertisement",
+            )
+        }
+        Fault::Flood => match kind {
+            Kind::InfoRefs => {
+                let pieces = stream::once(future::ready(advertisement_head()))
+                    .chain(stream::iter(ref_pages()));
+                Response::streamed(200, pieces.map(Ok).boxed()).header(
+                    "content-type",
+                    "application/x-git-upload-pack-advertisement",
+                )
+            }
+            Kind::UploadPack if is_v2(request) => Response::endless(
+                line("packfile\n"),
+                line("\u{2}still counting\n").repeat(500),
+            )
+            .header("content-type", "application/x-git-upload-pack-result"),
+            Kind::UploadPack => {
+                let shallow = line(&format!("shallow {NO_SUCH_OBJECT}"));
+                Response::endless("", shallow.repeat(500))
+                    .header("content-type", "application/x-git-upload-pack-result")
+            }
+        },
+        Fault::RequireToken(_) => Response::new(401, "no such repository, or not for you\n")
+            .header("www-authenticate", "Basic realm=\"GitHub\""),
+        Fault::Latency(_)
+        | Fault::Drip { .. }
+        | Fault::Truncate { .. }
+        | Fault::Stall { .. }
+        | Fault::Corrupt { .. } => return None,
+    };
+    Some(response)
+}
+
+/// `/{owner}/{name}[.git]/info/refs?service=git-upload-pack` or `…/git-upload-pack`.
+fn route(request: &Request) -> Option<(RepoRef, Kind)> {
+    let (repo, kind) = match request.method.as_str() {
+        "GET" if request.query == "service=git-upload-pack" => {
+            (request.path.strip_suffix("/info/refs")?, Kind::InfoRefs)
+        }
+        "POST" => (
+            request.path.strip_suffix("/git-upload-pack")?,
+            Kind::UploadPack,
+        ),
+        _ => return None,
+    };
+    let repo = repo.strip_prefix('/')?;
+    let repo = repo.strip_suffix(".git").unwrap_or(repo);
+    Some((repo.parse().ok()?, kind))
+}
+
+/// Lets git answer.
+async fn backend(
+    shared: &Arc<Shared>,
+    repo: &RepoRef,
+    kind: Kind,
+    request: &Request,
+) -> io::Result<Response> {
+    let directory = format!("/{repo}.git");
+    if !shared.root.join(&directory[1..]).is_dir() {
+        return Ok(Response::new(404, "no such repository\n"));
+    }
+    let mut command = Command::new(&shared.backend);
+    command.env_clear();
+    if let Some(path) = std::env::var_os("PATH") {
+        command.env("PATH", path);
+    }
+    // GitHub allows filters and any object too.
+    let config = [
+        ("safe.directory", "*"),
+        ("uploadpack.allowFilter", "true"),
+        ("uploadpack.allowAnySHA1InWant", "true"),
+    ];
+    command.env("GIT_CONFIG_COUNT", config.len().to_string());
+    for (index, (key, value)) in config.into_iter().enumerate() {
+        command.env(format!("GIT_CONFIG_KEY_{index}"), key);
+        command.env(format!("GIT_CONFIG_VALUE_{index}"), value);
+    }
+    let tail = match kind {
+        Kind::InfoRefs => "info/refs",
+        Kind::UploadPack => "git-upload-pack",
+    };
+    command
+        .env("GIT_CONFIG_NOSYSTEM", "1")
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env("GIT_PROJECT_ROOT", &shared.root)
+        .env("GIT_HTTP_EXPORT_ALL", "1")
+        .env("REQUEST_METHOD", &request.method)
+        .env("PATH_INFO", format!("{directory}/{tail}"))
+        .env("QUERY_STRING", &request.query)
+        .env("CONTENT_LENGTH", request.body.len().to_string())
+        .env("REMOTE_ADDR", "127.0.0.1");
+    for (variable, header) in [
+        ("CONTENT_TYPE", "content-type"),
+        ("HTTP_CONTENT_ENCODING", "content-encoding"),
+        ("GIT_PROTOCOL", "git-protocol"),
+    ] {
+        if let Some(value) = request.header(header) {
+            command.env(variable, value);
+        }
+    }
+    let child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        // So that what http-backend starts can be ended with it.
+        .process_group(0)
+        .spawn()?;
+    let mut process = Process {
+        child: Some(child),
+        tasks: shared.tasks.clone(),
+    };
+    let Some((mut stdin, stdout)) = process
+        .child
+        .as_mut()
+        .and_then(|child| child.stdin.take().zip(child.stdout.take()))
+    else {
+        return Err(io::Error::other("started without pipes"));
+    };
+    let body = request.body.clone();
+    shared.tasks.spawn(async move {
+        // When git ends before it has read all, its answer says why.
+        let _ = stdin.write_all(&body).await;
+    });
+    let mut stdout = BufReader::with_capacity(PIECE, stdout);
+    let (status, headers) = cgi_head(&mut stdout).await?;
+    let body = stream::try_unfold((stdout, process), |(mut stdout, process)| async {
+        let mut piece = Vec::with_capacity(PIECE);
+        if stdout.read_buf(&mut piece).await? == 0 {
+            process.ended().await;
+            return Ok(None);
+        }
+        Ok(Some((Bytes::from(piece), (stdout, process))))
+    });
+    let response = Response::streamed(status, body.boxed());
+    Ok(headers
+        .into_iter()
+        .fold(response, |response, (k, v)| response.header(k, v)))
+}
+
+/// Reads a CGI answer's headers: the status (200 if none is given) and the others.
+async fn cgi_head(stdout: &mut BufReader<ChildStdout>) -> io::Result<(u16, Vec<(String, String)>)> {
+    let mut status = 200;
+    let mut headers = Vec::new();
+    loop {
+        let mut line = String::new();
+        if stdout.read_line(&mut line).await? == 0 {
+            return Err(io::Error::other("ended before its headers did"));
+        }
+        let line = line.trim_end();
+        if line.is_empty() {
+            return Ok((status, headers));
+        }
+        let (name, value) = line
+            .split_once(": ")
+            .ok_or_else(|| io::Error::other(format!("no header: {line:?}")))?;
+        if name.eq_ignore_ascii_case("status") {
+            let code = value.split(' ').next().unwrap_or_default();
+            status = code.parse().map_err(io::Error::other)?;
+        } else {
+            headers.push((name.to_owned(), value.to_owned()));
+        }
+    }
+}
+
+/// An http-backend with its children. Dropped, they are killed, and reaped before the server ends.
+struct Process {
+    child: Option<Child>,
+    tasks: TaskTracker,
+}
+
+impl Process {
+    /// Waits for the end of a process that has nothing more to say.
+    async fn ended(mut self) {
+        if let Some(child) = &mut self.child
+            && child.wait().await.is_ok()
+        {
+            self.child = None;
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
+        // A child that has an id is not yet reaped, so the id is still its own.
+        let group = child
+            .id()
+            .and_then(|id| i32::try_from(id).ok())
+            .and_then(Pid::from_raw);
+        if let Some(group) = group {
+            // Already gone is as good.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+        self.tasks.spawn(async move { child.wait().await });
+    }
+}
+
+/// Passes an answer on and counts it.
+fn count(body: Body, shared: Arc<Shared>, repo: RepoRef, kind: Kind) -> Body {
+    let start = (body, PackScan::default());
+    stream::try_unfold(start, move |(mut body, mut scan)| {
+        let (shared, repo) = (Arc::clone(&shared), repo.clone());
+        async move {
+            let Some(piece) = body.try_next().await? else {
+                if kind == Kind::UploadPack && scan.is_whole() {
+                    shared.update(&repo, |stats| stats.packs += 1);
+                }
+                return Ok(None);
+            };
+            if kind == Kind::UploadPack {
+                scan.pack_ranges(&piece);
+            }
+            shared.update(&repo, |stats| stats.bytes_sent += piece.len() as u64);
+            Ok(Some((piece, (body, scan))))
+        }
+    })
+    .boxed()
+}
+
+/// Flips the byte at offset `at` of the pack.
+fn corrupt(body: Body, at: u64) -> Body {
+    let mut scan = PackScan::default();
+    body.map_ok(move |piece| {
+        let ranges = scan.pack_ranges(&piece);
+        let mut piece = Vec::from(piece);
+        for (offset, range) in ranges {
+            let inside = at
+                .checked_sub(offset)
+                .and_then(|inside| usize::try_from(inside).ok());
+            if let Some(byte) = inside.and_then(|inside| piece[range].get_mut(inside)) {
+                *byte = !*byte;
+            }
+        }
+        Bytes::from(piece)
+    })
+    .boxed()
+}
+
+/// Follows git's framing (`pkt-line`, with or without side bands) to tell what of an answer is
+/// pack.
+#[derive(Default)]
+struct PackScan {
+    /// The four digits of a line's length, as far as they have come.
+    digits: Vec<u8>,
+    /// Bytes of the line that are still to come.
+    left: usize,
+    part: Part,
+    pack_bytes: u64,
+    /// A flush has come since.
+    flushed: bool,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Part {
+    /// The length of a line.
+    #[default]
+    Length,
+    /// The first byte of a line: the band, or a letter.
+    First,
+    /// A line's rest that is pack.
+    Pack,
+    /// A line's rest that is something else.
+    Other,
+    /// No side band: all the rest is pack.
+    Bare,
+}
+
+impl PackScan {
+    /// Takes the next piece of an answer; says what of it is pack, and from which offset in the
+    /// pack.
+    fn pack_ranges(&mut self, piece: &[u8]) -> Vec<(u64, Range<usize>)> {
+        let mut ranges = Vec::new();
+        let mut at = 0;
+        while at < piece.len() {
+            match self.part {
+                Part::Length => {
+                    self.digits.push(piece[at]);
+                    at += 1;
+                    self.length();
+                }
+                Part::First => {
+                    self.part = match piece[at] {
+                        1 => Part::Pack,
+                        _ => Part::Other,
+                    };
+                    at += 1;
+                    self.advance(1);
+                }
+                Part::Pack | Part::Other | Part::Bare => {
+                    let length = self.left.min(piece.len() - at);
+                    if self.part != Part::Other {
+                        ranges.push((self.pack_bytes, at..at + length));
+                        self.pack_bytes += length as u64;
+                        self.flushed = false;
+                    }
+                    at += length;
+                    self.advance(length);
+                }
+            }
+        }
+        ranges
+    }
+
+    /// A pack has come, and its end was told.
+    fn is_whole(&self) -> bool {
+        self.pack_bytes > 0 && (self.flushed || self.part == Part::Bare)
+    }
+
+    fn length(&mut self) {
+        if self.digits.len() < 4 {
+            return;
+        }
+        if self.digits == b"PACK" {
+            (self.part, self.left, self.pack_bytes) = (Part::Bare, usize::MAX, 4);
+            return;
+        }
+        let digits = std::str::from_utf8(&self.digits).unwrap_or_default();
+        let length = usize::from_str_radix(digits, 16).unwrap_or_default();
+        self.digits.clear();
+        // Below 4 there is no line: flush, delimiter or end of answer.
+        self.flushed |= length == 0;
+        if length > 4 {
+            (self.part, self.left) = (Part::First, length - 4);
+        }
+    }
+
+    fn advance(&mut self, length: usize) {
+        self.left -= length;
+        if self.left == 0 {
+            self.part = Part::Length;
+        }
+    }
+}
+
+/// The start of a made-up advertisement in protocol v0.
+fn advertisement_head() -> Bytes {
+    let service = line("# service=git-upload-pack\n");
+    let head = line(&format!(
+        "{NO_SUCH_OBJECT} HEAD\0multi_ack_detailed side-band-64k ofs-delta shallow \
+         no-progress include-tag symref=HEAD:refs/heads/main object-format=sha1 agent=git/none\n"
+    ));
+    Bytes::from(format!("{service}0000{head}"))
+}
+
+/// About how many bytes [`ref_pages`] come in.
+const REF_PAGE: u64 = 500 * 76;
+
+/// Refs without end, 500 at a time.
+fn ref_pages() -> impl Iterator<Item = Bytes> {
+    (0_u64..).step_by(500).map(|first| {
+        let refs = (first..first + 500).map(|number| {
+            line(&format!(
+                "{NO_SUCH_OBJECT} refs/heads/branch-{number:012}\n"
+            ))
+        });
+        Bytes::from(refs.collect::<String>())
+    })
+}
+
+fn line(text: &str) -> String {
+    format!("{:04x}{text}", text.len() + 4)
+}
+
+fn is_v2(request: &Request) -> bool {
+    let versions = request.header("git-protocol").unwrap_or_default();
+    versions.split(':').any(|version| version == "version=2")
+}
+
+fn parse(repo: &str) -> RepoRef {
+    repo.parse().expect("owner/name")
+}
+
+fn http_backend() -> io::Result<PathBuf> {
+    let output = std::process::Command::new("git")
+        .arg("--exec-path")
+        .output()?;
+    let path = String::from_utf8_lossy(&output.stdout);
+    let backend = Path::new(path.trim_end()).join("git-http-backend");
+    if backend.is_file() {
+        return Ok(backend);
+    }
+    Err(io::Error::new(
+        io::ErrorKind::NotFound,
+        format!("git has no {}", backend.display()),
+    ))
+}
+
+fn base64(text: &str) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut encoded = String::new();
+    for three in text.as_bytes().chunks(3) {
+        let byte = |index| u32::from(three.get(index).copied().unwrap_or_default());
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for place in 0..4 {
+            encoded.push(if place <= three.len() {
+                char::from(DIGITS[(bits >> (18 - 6 * place) & 63) as usize])
+            } else {
+                '='
+            });
+        }
+    }
+    encoded
+}

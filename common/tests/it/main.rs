@@ -1,0 +1,8 @@
+//! What `common` does together with the world outside.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "the helpers of tests fail like tests; .clippy.toml only reaches the tests themselves"
+)]
+
+mod git_server;
