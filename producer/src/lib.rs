@@ -4,3 +4,5 @@
 pub mod feed;
 
 pub mod cache;
+
+pub mod report;

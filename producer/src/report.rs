@@ -1,0 +1,836 @@
+//! What a run says while it goes on and when it ends: progress, the bar, the summary.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::time::{Duration, Instant};
+
+use common::outcome::{Outcome, OutcomeRecord};
+use common::run::{RunId, RunSummary, Tally, thousands};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tracing::{error, info, warn};
+
+use crate::cache::{Checked, counts};
+use crate::feed::InvalidEntry;
+
+/// Settled repositories from one progress sentence to the next.
+const EVERY_REPOS: u64 = 100;
+/// Longest silence while anything is open.
+const EVERY: Duration = Duration::from_secs(30);
+/// The past that tells how fast a run is now.
+const RATE_WINDOW: Duration = Duration::from_secs(5 * 60);
+/// How often the bar moves although nothing happened: its elapsed time goes on.
+const BAR_TICK: Duration = Duration::from_secs(1);
+/// How many failed repositories are logged one by one; the run's summary.json has them all.
+const FAILURES_LISTED: usize = 1000;
+/// How many open ones.
+const OPEN_LISTED: usize = 20;
+
+/// The tally with which a run starts: what failed in the feed, what is cached, what is to be done.
+pub fn opening_tally(invalid: &[InvalidEntry], checked: &[Checked]) -> Tally {
+    let mut tally = Tally::default();
+    for entry in invalid {
+        tally.add_failure(entry.failure());
+    }
+    for checked in checked {
+        if checked.is_cached() {
+            tally.add_cached();
+        } else {
+            let entry = &checked.entry;
+            tally.add_job(entry.repo.clone(), entry.pushed_at.clone());
+        }
+    }
+    tally
+}
+
+/// Logs what the cache said: `Cache hit rate: 92.3% (18,450/20,000)`, and the count of each reason.
+pub fn cache_checked(tally: &Tally, checked: &[Checked]) {
+    let counts = counts(checked);
+    let words: Vec<_> = counts
+        .iter()
+        .map(|(reason, count)| format!("{} {reason}", thousands(*count)))
+        .collect();
+    info!(
+        operation = "cache-check",
+        reasons_json = json(&counts),
+        "Cache check: {}",
+        words.join(", ")
+    );
+    info!(
+        operation = "cache-check",
+        cache_hit_rate = tally.hit_rate(),
+        cached = tally.cached(),
+        checked = checked.len(),
+        "{}",
+        tally.hit_rate_sentence()
+    );
+}
+
+/// Logs why each repository is, or is not, to be digested (`--explain`).
+pub fn explain(checked: &[Checked]) {
+    for checked in checked {
+        info!(
+            operation = "explain",
+            repo = checked.entry.repo.to_string(),
+            reason = checked.reason.as_str(),
+            "{checked}"
+        );
+    }
+}
+
+/// Logs what a run would do, and gives the summary that it would end with if every job went well.
+pub fn dry_run(
+    run: &RunId,
+    invalid: &[InvalidEntry],
+    checked: &[Checked],
+    elapsed: Duration,
+) -> RunSummary {
+    let mut tally = opening_tally(invalid, checked);
+    for checked in checked.iter().filter(|checked| !checked.is_cached()) {
+        let (entry, reason) = (&checked.entry, checked.reason);
+        info!(
+            operation = "dry-run",
+            repo = entry.repo.to_string(),
+            reason = reason.as_str(),
+            "[DRY RUN] Would process {}: {reason}",
+            entry.repo
+        );
+        tally.apply(&OutcomeRecord {
+            run: run.clone(),
+            repo: entry.repo.clone(),
+            pushed_at: entry.pushed_at.clone(),
+            outcome: Outcome::Processed,
+            message: String::new(),
+            attempt: 0,
+            millis: 0,
+            fetched_bytes: 0,
+            stored_bytes: 0,
+        });
+    }
+    let summary = tally.summary(run, elapsed);
+    info!(
+        operation = "dry-run",
+        summary_json = json(&summary),
+        "[DRY RUN] {}",
+        summary.sentence()
+    );
+    summary
+}
+
+/// Logs how a run ended: its failed repositories, then the prescribed last line.
+pub fn completed(summary: &RunSummary) {
+    for failure in summary.failures.iter().take(FAILURES_LISTED) {
+        warn!(
+            operation = "failed-repository",
+            repo = failure.repo,
+            class = failure.class.as_str(),
+            "Failed: {} ({}): {}",
+            failure.repo,
+            failure.class,
+            failure.message
+        );
+    }
+    if let Some(more) = more_than(summary.failures.len(), FAILURES_LISTED) {
+        warn!(
+            operation = "failed-repository",
+            "Failed: {more} more, all listed in the run's summary.json"
+        );
+    }
+    if !summary.closed {
+        let listed = &summary.open[..summary.open.len().min(OPEN_LISTED)];
+        let more = more_than(summary.open.len(), OPEN_LISTED)
+            .map_or_else(String::new, |more| format!(" and {more} more"));
+        error!(
+            operation = "run-not-closed",
+            open = summary.open.len(),
+            "The run did not close; open: {}{more}",
+            listed.join(", ")
+        );
+    }
+    info!(
+        operation = "orchestrator-completion",
+        run_id = summary.run_id.as_str(),
+        closed = summary.closed,
+        total_repos = summary.total_repos,
+        cached = summary.cached,
+        processed = summary.processed,
+        unchanged = summary.unchanged,
+        superseded = summary.superseded,
+        failed = summary.failed,
+        open = summary.open.len(),
+        cache_hit_rate = summary.cache_hit_rate,
+        elapsed_seconds = summary.elapsed_seconds,
+        elapsed_formatted = summary.elapsed_formatted,
+        failures_by_class_json = json(&summary.failures_by_class),
+        bytes_stored = summary.bytes_stored,
+        bytes_fetched = summary.bytes_fetched,
+        "{}",
+        summary.sentence()
+    );
+}
+
+/// Reports a run's progress. Whoever follows the run calls [`Reporter::update`] after every
+/// outcome, and at [`Reporter::next_due`] if none came.
+#[derive(Debug)]
+pub struct Reporter {
+    run: RunId,
+    started: Instant,
+    cadence: Cadence,
+    rate: RateWindow,
+    bar: Bar,
+}
+
+impl Reporter {
+    /// Begins to report on a run that began at `started`. What `tally` has settled already says
+    /// nothing about how fast jobs are worked on.
+    pub fn start(run: RunId, started: Instant, now: Instant, tally: &Tally, bar: Bar) -> Self {
+        bar.show();
+        let reporter = Self {
+            run,
+            started,
+            cadence: Cadence::new(now, tally.done()),
+            rate: RateWindow::new(RATE_WINDOW, now, tally.done()),
+            bar,
+        };
+        reporter.move_bar(now, tally);
+        reporter
+    }
+
+    /// Takes note of what is settled by now; logs a progress sentence if one is due.
+    pub fn update(&mut self, now: Instant, tally: &Tally) {
+        self.rate.record(now, tally.done());
+        if self.cadence.is_due(now, tally.done(), tally.open()) {
+            info!(
+                operation = "progress",
+                run_id = self.run.as_str(),
+                done = tally.done(),
+                total_repos = tally.total(),
+                cached = tally.cached(),
+                processed = tally.processed(),
+                failed = tally.failed(),
+                open = tally.open(),
+                "{}",
+                self.sentence(now, tally)
+            );
+        }
+        self.move_bar(now, tally);
+    }
+
+    /// When to call [`Reporter::update`] at the latest.
+    pub fn next_due(&self, now: Instant) -> Instant {
+        let due = self.cadence.last + EVERY;
+        if self.bar.is_drawn() {
+            due.min(now + BAR_TICK)
+        } else {
+            due
+        }
+    }
+
+    /// Takes the bar away and adds up. Log the result with [`completed`], last of all.
+    pub fn finish(self, now: Instant, tally: &Tally) -> RunSummary {
+        tally.summary(&self.run, now.duration_since(self.started))
+    }
+
+    fn sentence(&self, now: Instant, tally: &Tally) -> String {
+        let eta = self.rate.eta(tally.open());
+        tally.progress_sentence(now.duration_since(self.started), eta)
+    }
+
+    fn move_bar(&self, now: Instant, tally: &Tally) {
+        if self.bar.is_drawn() {
+            let failed = match tally.failed() {
+                0 => String::new(),
+                failed => format!(", failed: {}", thousands(failed)),
+            };
+            let sentence = self.sentence(now, tally);
+            self.bar
+                .set(tally.done(), tally.total(), sentence + &failed);
+        }
+    }
+}
+
+impl Drop for Reporter {
+    /// Whatever ends the run, the terminal is left tidy.
+    fn drop(&mut self) {
+        self.bar.0.finish_and_clear();
+    }
+}
+
+/// When a progress sentence is due: at every full hundred, and after half a minute of silence.
+#[derive(Debug)]
+struct Cadence {
+    last: Instant,
+    hundreds: u64,
+}
+
+impl Cadence {
+    fn new(now: Instant, done: u64) -> Self {
+        Self {
+            last: now,
+            hundreds: done / EVERY_REPOS,
+        }
+    }
+
+    /// Whether a sentence is due; then the next one is counted from here.
+    fn is_due(&mut self, now: Instant, done: u64, open: u64) -> bool {
+        let hundreds = done / EVERY_REPOS;
+        let silent = open > 0 && now.duration_since(self.last) >= EVERY;
+        if hundreds == self.hundreds && !silent {
+            return false;
+        }
+        *self = Self {
+            last: now,
+            hundreds,
+        };
+        true
+    }
+}
+
+/// How fast a run was lately, and so how long the rest will take.
+///
+/// The mean of a whole life would take hours to notice that workers were added or lost.
+#[derive(Clone, Debug)]
+pub struct RateWindow {
+    span: Duration,
+    /// Moments and what was done then. The first is the last one that is `span` old, or the start.
+    marks: VecDeque<(Instant, u64)>,
+    now: Instant,
+    done: u64,
+}
+
+impl RateWindow {
+    /// Marks in a window: its length is exact to a hundredth, whatever happens how often.
+    const MARKS: u32 = 100;
+
+    /// A window over the last `span`, beginning `now` with `done` things done by others.
+    pub fn new(span: Duration, now: Instant, done: u64) -> Self {
+        Self {
+            span,
+            marks: VecDeque::from([(now, done)]),
+            now,
+            done,
+        }
+    }
+
+    /// Takes note that `done` things are done `now`.
+    pub fn record(&mut self, now: Instant, done: u64) {
+        (self.now, self.done) = (now, done);
+        let age = |mark: &(Instant, u64)| now.duration_since(mark.0);
+        if self
+            .marks
+            .back()
+            .is_none_or(|mark| age(mark) >= self.span / Self::MARKS)
+        {
+            self.marks.push_back((now, done));
+        }
+        while self.marks.get(1).is_some_and(|mark| age(mark) >= self.span) {
+            self.marks.pop_front();
+        }
+    }
+
+    /// How long `open` more things will take at the recent rate; `None` while nothing was done
+    /// within the window.
+    pub fn eta(&self, open: u64) -> Option<Duration> {
+        if open == 0 {
+            return Some(Duration::ZERO);
+        }
+        let (since, before) = *self.marks.front()?;
+        let done = self.done.checked_sub(before).filter(|done| *done > 0)?;
+        let seconds = self.now.duration_since(since).as_secs_f64() * open as f64 / done as f64;
+        Duration::try_from_secs_f64(seconds).ok()
+    }
+}
+
+/// A progress bar on stderr, or nothing where that is no terminal. Clones are the same bar.
+///
+/// It shows from the start of a [`Reporter`] to its end.
+#[derive(Clone, Debug)]
+pub struct Bar(ProgressBar, Target);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Target {
+    Stderr,
+    /// None, or one that was set already.
+    Other,
+}
+
+impl Bar {
+    /// A bar on this process's terminal.
+    pub fn on_terminal() -> Self {
+        Self(ProgressBar::hidden(), Target::Stderr)
+    }
+
+    /// A bar that is never drawn.
+    pub fn hidden() -> Self {
+        Self(ProgressBar::hidden(), Target::Other)
+    }
+
+    /// Lets `writer` write to the terminal without tearing the bar. For the log: give the
+    /// subscriber `move || bar.writer(io::stdout())`.
+    pub fn writer<W: Write>(&self, writer: W) -> BarWriter<W> {
+        BarWriter {
+            bar: self.0.clone(),
+            writer,
+            pending: Vec::new(),
+        }
+    }
+
+    fn show(&self) {
+        // Not earlier: while a log line is written, a bar with a target would draw itself.
+        if self.1 == Target::Stderr {
+            self.0.set_draw_target(ProgressDrawTarget::stderr());
+        }
+        let style = ProgressStyle::with_template("{bar:24} {wide_msg}");
+        self.0
+            .set_style(style.expect("the template is one of indicatif's"));
+    }
+
+    fn is_drawn(&self) -> bool {
+        !self.0.is_hidden()
+    }
+
+    fn set(&self, done: u64, total: u64, message: String) {
+        self.0.set_length(total);
+        self.0.set_position(done);
+        self.0.set_message(message);
+    }
+}
+
+/// Writes whole lines, with the bar out of the way. What is left of a line is written when the
+/// writer is flushed or dropped.
+#[derive(Debug)]
+pub struct BarWriter<W: Write> {
+    bar: ProgressBar,
+    writer: W,
+    /// The beginning of a line: written at once, the bar would come back in the middle of it.
+    pending: Vec<u8>,
+}
+
+impl<W: Write> BarWriter<W> {
+    fn write_pending(&mut self) -> io::Result<()> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let pending = std::mem::take(&mut self.pending);
+        self.bar.suspend(|| {
+            self.writer.write_all(&pending)?;
+            self.writer.flush()
+        })
+    }
+}
+
+impl<W: Write> Write for BarWriter<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.pending.extend_from_slice(bytes);
+        if self.pending.ends_with(b"\n") {
+            self.write_pending()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.write_pending()?;
+        self.writer.flush()
+    }
+}
+
+impl<W: Write> Drop for BarWriter<W> {
+    fn drop(&mut self) {
+        // Nobody is left to tell.
+        _ = self.write_pending();
+    }
+}
+
+fn json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).expect("maps with names as keys")
+}
+
+/// `1,234` if `count` is that much over `limit`.
+fn more_than(count: usize, limit: usize) -> Option<String> {
+    let more = count.checked_sub(limit).filter(|more| *more > 0)?;
+    Some(thousands(more as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use common::fault::FaultKind;
+    use common::job::PushedAt;
+    use common::run::{CacheReason, Failure};
+    use indicatif::TermLike;
+
+    use super::*;
+    use crate::feed::FeedRepo;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn checked(repo: &str, reason: CacheReason) -> Checked {
+        Checked {
+            entry: FeedRepo {
+                repo: repo.parse().unwrap(),
+                url: format!("https://github.com/{repo}"),
+                pushed_at: PushedAt::new("1").unwrap(),
+                archived: false,
+            },
+            reason,
+            detail: String::new(),
+        }
+    }
+
+    fn outcome(repo: &str, outcome: Outcome) -> OutcomeRecord {
+        OutcomeRecord {
+            run: RunId::new(),
+            repo: repo.parse().unwrap(),
+            pushed_at: PushedAt::new("1").unwrap(),
+            outcome,
+            message: "HTTP 404".to_owned(),
+            attempt: 0,
+            millis: 0,
+            fetched_bytes: 10,
+            stored_bytes: 20,
+        }
+    }
+
+    fn invalid() -> InvalidEntry {
+        InvalidEntry {
+            index: 3,
+            repo: None,
+            reason: "name is missing".to_owned(),
+        }
+    }
+
+    /// A terminal of 100 columns: the log and the bar write to it alike.
+    #[derive(Clone, Debug, Default)]
+    struct Screen(Arc<Mutex<(Vec<String>, usize, usize)>>);
+
+    impl Screen {
+        fn put(&self, text: &str) {
+            let (lines, row, column) = &mut *self.0.lock().unwrap();
+            for c in text.chars() {
+                if c == '\n' || *column == 100 {
+                    (*row, *column) = (*row + 1, 0);
+                }
+                if c != '\n' && c != '\r' {
+                    lines.resize(lines.len().max(*row + 1), String::new());
+                    let mut cells: Vec<char> = lines[*row].chars().collect();
+                    cells.resize(cells.len().max(*column + 1), ' ');
+                    cells[*column] = c;
+                    lines[*row] = cells.into_iter().collect();
+                    *column += 1;
+                }
+                if c == '\r' {
+                    *column = 0;
+                }
+            }
+        }
+
+        fn lines(&self) -> Vec<String> {
+            let lines = self.0.lock().unwrap().0.clone();
+            let lines = lines.iter().map(|line| line.trim_end().to_owned());
+            lines.filter(|line| !line.is_empty()).collect()
+        }
+    }
+
+    impl Write for Screen {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.put(std::str::from_utf8(bytes).unwrap());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl TermLike for Screen {
+        fn width(&self) -> u16 {
+            100
+        }
+
+        fn move_cursor_up(&self, n: usize) -> io::Result<()> {
+            let row = &mut self.0.lock().unwrap().1;
+            *row = row.saturating_sub(n);
+            Ok(())
+        }
+
+        fn move_cursor_down(&self, n: usize) -> io::Result<()> {
+            self.0.lock().unwrap().1 += n;
+            Ok(())
+        }
+
+        fn move_cursor_right(&self, n: usize) -> io::Result<()> {
+            self.0.lock().unwrap().2 += n;
+            Ok(())
+        }
+
+        fn move_cursor_left(&self, n: usize) -> io::Result<()> {
+            let column = &mut self.0.lock().unwrap().2;
+            *column = column.saturating_sub(n);
+            Ok(())
+        }
+
+        fn write_line(&self, text: &str) -> io::Result<()> {
+            self.put(text);
+            self.put("\n");
+            Ok(())
+        }
+
+        fn write_str(&self, text: &str) -> io::Result<()> {
+            self.put(text);
+            Ok(())
+        }
+
+        fn clear_line(&self) -> io::Result<()> {
+            let (lines, row, column) = &mut *self.0.lock().unwrap();
+            if let Some(line) = lines.get_mut(*row) {
+                line.clear();
+            }
+            *column = 0;
+            Ok(())
+        }
+
+        fn flush(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Bar {
+        fn on(screen: &Screen) -> Self {
+            let target = ProgressDrawTarget::term_like(Box::new(screen.clone()));
+            Self(
+                ProgressBar::with_draw_target(Some(0), target),
+                Target::Other,
+            )
+        }
+    }
+
+    /// What `log` logs, a line for each event.
+    fn logged(log: impl FnOnce()) -> Vec<String> {
+        let screen = Arc::new(Mutex::new(Vec::new()));
+        let writer = Arc::clone(&screen);
+        let subscriber = tracing_subscriber::fmt()
+            .without_time()
+            .with_ansi(false)
+            .with_target(false)
+            .with_writer(move || Captured(Arc::clone(&writer)))
+            .finish();
+        tracing::subscriber::with_default(subscriber, log);
+        let bytes = screen.lock().unwrap().clone();
+        let text = String::from_utf8(bytes).unwrap();
+        text.lines().map(|line| line.trim().to_owned()).collect()
+    }
+
+    struct Captured(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Captured {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_rate_is_that_of_the_window() {
+        let start = Instant::now();
+        let mut rate = RateWindow::new(300 * SECOND, start, 19_000);
+        assert_eq!(rate.eta(10), None, "nothing done yet");
+        assert_eq!(rate.eta(0), Some(Duration::ZERO));
+
+        // One a second for 1,000 s, then ten a second.
+        let mut done = 19_000;
+        for second in 1..=1000 {
+            done += 1;
+            rate.record(start + SECOND * second, done);
+        }
+        assert_eq!(rate.eta(500), Some(500 * SECOND));
+        for second in 1001..=1400 {
+            done += 10;
+            rate.record(start + SECOND * second, done);
+        }
+        assert_eq!(rate.eta(500), Some(50 * SECOND), "the slow start is gone");
+        assert!(
+            rate.marks.len() <= RateWindow::MARKS as usize + 2,
+            "{}",
+            rate.marks.len()
+        );
+
+        // Then nothing more, looked at every half minute: the estimate grows, and ends in ignorance.
+        for second in (1430..=1550).step_by(30) {
+            rate.record(start + SECOND * second, done);
+        }
+        let eta = rate.eta(500).unwrap();
+        assert!((98 * SECOND..=102 * SECOND).contains(&eta), "{eta:?}");
+        for second in (1580..=1760).step_by(30) {
+            rate.record(start + SECOND * second, done);
+        }
+        assert_eq!(rate.eta(500), None);
+        assert_eq!(
+            RateWindow::new(SECOND, start, 5).eta(u64::MAX),
+            None,
+            "no overflow"
+        );
+    }
+
+    #[test]
+    fn a_sentence_is_due_at_each_hundred_and_after_half_a_minute() {
+        let start = Instant::now();
+        let mut cadence = Cadence::new(start, 19_050);
+        for (second, done, open, expected) in [
+            (1, 19_099, 9, false),
+            (2, 19_100, 9, true),
+            (3, 19_101, 9, false),
+            (31, 19_102, 9, false),
+            (32, 19_102, 9, true),
+            (61, 19_102, 9, false),
+            (62, 19_102, 9, true),
+            (63, 19_450, 9, true),
+            (64, 19_499, 9, false),
+            (200, 19_499, 0, false),
+            (201, 19_500, 0, true),
+        ] {
+            let due = cadence.is_due(start + SECOND * second, done, open);
+            assert_eq!(due, expected, "second {second}");
+        }
+    }
+
+    #[test]
+    fn a_run_is_reported_in_the_prescribed_words() {
+        let repos: Vec<String> = (0..200).map(|i| format!("a/r{i}")).collect();
+        let all: Vec<_> = repos
+            .iter()
+            .enumerate()
+            .map(|(i, repo)| {
+                let reason = if i < 50 {
+                    CacheReason::Hit
+                } else {
+                    CacheReason::Stale
+                };
+                checked(repo, reason)
+            })
+            .collect();
+        let start = Instant::now();
+        let lines = logged(|| {
+            let mut tally = opening_tally(&[invalid()], &all);
+            cache_checked(&tally, &all);
+            let run = RunId::try_from("run-1".to_owned()).unwrap();
+            let mut reporter = Reporter::start(run, start, start, &tally, Bar::hidden());
+            assert_eq!(reporter.next_due(start), start + EVERY);
+            for (i, repo) in repos[50..].iter().enumerate() {
+                let kind = match i {
+                    0 => Outcome::Failed(FaultKind::Gone),
+                    1 => Outcome::Unchanged,
+                    _ => Outcome::Processed,
+                };
+                tally.apply(&outcome(repo, kind));
+                let now = start + SECOND * (i as u32 + 1) / 10;
+                reporter.update(now, &tally);
+            }
+            completed(&reporter.finish(start + SECOND * 75, &tally));
+        });
+        let expected = [
+            "INFO Cache check: 50 hit, 0 miss, 150 stale, 0 format, 0 unreadable, 0 forced operation=\"cache-check\" reasons_json=\"{\\\"hit\\\":50,",
+            "INFO Cache hit rate: 25.0% (50/200) operation=\"cache-check\" cache_hit_rate=25.0 cached=50 checked=200",
+            "INFO Processed 100/201 (49.8%), cache hit: 25.0%, elapsed: 4s, ETA: 10s operation=\"progress\"",
+            "INFO Processed 200/201 (99.5%), cache hit: 25.0%, elapsed: 14s, ETA: 0s operation=\"progress\"",
+            "WARN Failed: a/r50 (gone): HTTP 404 operation=\"failed-repository\" repo=\"a/r50\" class=\"gone\"",
+            "WARN Failed: entry 3 (invalid_entry): name is missing operation=\"failed-repository\"",
+            "INFO Pipeline complete: 201 total, 50 cached (24.9%), 149 processed, 2 failed, completed in 1m 15s operation=\"orchestrator-completion\" run_id=\"run-1\" closed=true total_repos=201 cached=50 processed=149 unchanged=1 superseded=0 failed=2 open=0 cache_hit_rate=25.0 elapsed_seconds=75.0 elapsed_formatted=\"1m 15s\" failures_by_class_json=\"{\\\"gone\\\":1,\\\"invalid_entry\\\":1}\" bytes_stored=3000 bytes_fetched=1500",
+        ];
+        assert_eq!(lines.len(), expected.len(), "{lines:#?}");
+        for (line, expected) in lines.iter().zip(expected) {
+            assert!(line.starts_with(expected), "{line}\nis not\n{expected}");
+        }
+    }
+
+    #[test]
+    fn a_run_that_did_not_close_says_what_is_open() {
+        let all: Vec<_> = (0..25)
+            .map(|i| checked(&format!("a/r{i:02}"), CacheReason::Miss))
+            .collect();
+        let tally = opening_tally(&[], &all);
+        let lines = logged(|| completed(&tally.summary(&RunId::new(), SECOND)));
+        assert!(
+            lines[0].starts_with("ERROR The run did not close; open: a/r00, a/r01,"),
+            "{lines:#?}"
+        );
+        assert!(lines[0].contains("a/r19 and 5 more"), "{lines:#?}");
+        assert!(
+            lines[1].starts_with("INFO Pipeline incomplete: 25 total"),
+            "{lines:#?}"
+        );
+    }
+
+    #[test]
+    fn a_flood_of_failures_is_not_all_logged() {
+        let mut tally = Tally::default();
+        for i in 0..FAILURES_LISTED + 1234 {
+            tally.add_failure(Failure {
+                repo: format!("entry {i}"),
+                class: FaultKind::InvalidEntry,
+                message: String::new(),
+            });
+        }
+        let lines = logged(|| completed(&tally.summary(&RunId::new(), SECOND)));
+        assert_eq!(lines.len(), FAILURES_LISTED + 2);
+        assert!(lines[FAILURES_LISTED].contains("Failed: 1,234 more"));
+    }
+
+    #[test]
+    fn a_dry_run_says_what_would_be() {
+        let all = [
+            checked("a/hit", CacheReason::Hit),
+            checked("a/miss", CacheReason::Miss),
+            checked("a/forced", CacheReason::Forced),
+        ];
+        let lines = logged(|| {
+            explain(&all[..1]);
+            dry_run(&RunId::new(), &[invalid()], &all, 2 * SECOND);
+        });
+        let expected = [
+            "INFO a/hit: hit operation=\"explain\" repo=\"a/hit\" reason=\"hit\"",
+            "INFO [DRY RUN] Would process a/miss: miss operation=\"dry-run\"",
+            "INFO [DRY RUN] Would process a/forced: forced operation=\"dry-run\"",
+            "INFO [DRY RUN] Pipeline complete: 4 total, 1 cached (25.0%), 2 processed, 1 failed, completed in 2s",
+        ];
+        assert_eq!(lines.len(), expected.len(), "{lines:#?}");
+        for (line, expected) in lines.iter().zip(expected) {
+            assert!(line.starts_with(expected), "{line}\nis not\n{expected}");
+        }
+    }
+
+    #[test]
+    fn log_lines_do_not_tear_the_bar() {
+        let screen = Screen::default();
+        let bar = Bar::on(&screen);
+        let all: Vec<_> = (0..4)
+            .map(|i| checked(&format!("a/r{i}"), CacheReason::Miss))
+            .collect();
+        let mut tally = opening_tally(&[], &all);
+        let start = Instant::now();
+        let mut log = bar.writer(screen.clone());
+        let mut reporter = Reporter::start(RunId::new(), start, start, &tally, bar);
+        assert_eq!(reporter.next_due(start), start + BAR_TICK);
+        for i in 0..3u32 {
+            tally.apply(&outcome(
+                &format!("a/r{i}"),
+                Outcome::Failed(FaultKind::Gone),
+            ));
+            reporter.update(start + SECOND * (i + 1), &tally);
+            writeln!(log, "line {i}").unwrap();
+        }
+        let lines = screen.lines();
+        assert_eq!(lines[..3], ["line 0", "line 1", "line 2"], "{lines:#?}");
+        assert_eq!(lines.len(), 4, "one bar below the log: {lines:#?}");
+        assert!(
+            lines[3].contains("Processed 3/4 (75.0%), cache hit: 0.0%, elapsed: 3s, ETA: 1s"),
+            "{lines:#?}"
+        );
+
+        drop(reporter);
+        writeln!(log, "the end").unwrap();
+        assert_eq!(screen.lines(), ["line 0", "line 1", "line 2", "the end"]);
+    }
+}
