@@ -484,10 +484,10 @@ where
     tokio::time::sleep(response.delay).await;
     match response.fate {
         Fate::Answer => {}
-        Fate::Hang => future::pending().await,
+        Fate::Hang => future::pending::<()>().await,
         Fate::Reset => {
             reset.notify_one();
-            future::pending().await
+            future::pending::<()>().await;
         }
     }
     let body = until_last(response.body, in_flight)
