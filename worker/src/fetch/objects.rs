@@ -188,7 +188,7 @@ fn oid(id: ObjectId) -> Oid {
     Oid::from_bytes(&id.0).expect("an object's name has twenty bytes")
 }
 
-fn object_id(oid: Oid) -> ObjectId {
+pub(super) fn object_id(oid: Oid) -> ObjectId {
     let mut id = [0; 20];
     id.copy_from_slice(oid.as_bytes());
     ObjectId(id)
