@@ -149,7 +149,8 @@ impl GitServer {
         self.server.max_concurrent()
     }
 
-    /// Blocks the thread until there were `count` requests for `repo`, whatever became of them.
+    /// Blocks the thread until there were `count` requests for `repo`, whatever became of them. In
+    /// an asynchronous test they must come from another thread or process.
     ///
     /// # Panics
     /// When they have not come after a minute.
