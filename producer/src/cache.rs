@@ -218,8 +218,8 @@ async fn ask_store(
     let all = repositories.len();
     let mut answers = vec![Answer::from(CacheReason::Miss); all];
     let (mut failed, mut in_a_row) = (0, 0);
-    let asked = repositories.iter().enumerate();
-    let mut heads = stream::iter(asked.map(|(index, entry)| head(store, index, entry)))
+    let mut heads = stream::iter(0..all)
+        .map(|index| head(store, index, &repositories[index]))
         .buffer_unordered(STORE_WIDTH);
     while let Some((index, found)) = heads.next().await {
         let FeedRepo {
@@ -294,11 +294,11 @@ async fn ask_api(
         retry: config.retry.clone(),
         away: AtomicBool::new(false),
     };
-    let batches = repositories.chunks(API_BATCH);
-    let answers: Vec<Vec<Answer>> = stream::iter(batches.map(|batch| api.ask(batch)))
-        .buffered(API_WIDTH)
-        .collect()
-        .await;
+    let requests: Vec<_> = repositories
+        .chunks(API_BATCH)
+        .map(|batch| api.ask(batch))
+        .collect();
+    let answers: Vec<Vec<Answer>> = stream::iter(requests).buffered(API_WIDTH).collect().await;
     Ok(answers.into_iter().flatten().collect())
 }
 
