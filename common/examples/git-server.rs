@@ -10,8 +10,9 @@ use clap::Parser;
 use common::testing::git_server::GitServer;
 use tokio::signal::unix::{SignalKind, signal};
 
+/// Serves a directory of bare git repositories over HTTP until SIGTERM or SIGINT.
 #[derive(Debug, Parser)]
-#[command(name = "git-server", about)]
+#[command(name = "git-server")]
 struct Arguments {
     /// The directory with the repositories, as {owner}/{name}.git
     #[arg(long, value_name = "DIR")]

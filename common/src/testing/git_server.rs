@@ -149,7 +149,8 @@ impl GitServer {
         self.server.max_concurrent()
     }
 
-    /// Blocks the thread until there were `count` requests for `repo`, whatever became of them.
+    /// Blocks the thread until there were `count` requests for `repo`, whatever became of them. In
+    /// an asynchronous test they must come from another thread or process.
     ///
     /// # Panics
     /// When they have not come after a minute.
@@ -726,8 +727,8 @@ fn corrupt(body: Body, at: u64) -> Body {
     .boxed()
 }
 
-/// Follows git's framing (`pkt-line`, with or without side bands) to tell what of an answer is
-/// pack.
+/// Follows git's framing (`pkt-line` with side bands, which every client asks for) to tell what of
+/// an answer is pack.
 #[derive(Default)]
 struct PackScan {
     /// The four digits of a line's length, as far as they have come.
@@ -751,8 +752,6 @@ enum Part {
     Pack,
     /// A line's rest that is something else.
     Other,
-    /// No side band: all the rest is pack.
-    Bare,
 }
 
 impl PackScan {
@@ -776,9 +775,9 @@ impl PackScan {
                     at += 1;
                     self.advance(1);
                 }
-                Part::Pack | Part::Other | Part::Bare => {
+                Part::Pack | Part::Other => {
                     let length = self.left.min(piece.len() - at);
-                    if self.part != Part::Other {
+                    if self.part == Part::Pack {
                         ranges.push((self.pack_bytes, at..at + length));
                         self.pack_bytes += length as u64;
                         self.flushed = false;
@@ -793,15 +792,11 @@ impl PackScan {
 
     /// A pack has come, and its end was told.
     fn is_whole(&self) -> bool {
-        self.pack_bytes > 0 && (self.flushed || self.part == Part::Bare)
+        self.pack_bytes > 0 && self.flushed
     }
 
     fn length(&mut self) {
         if self.digits.len() < 4 {
-            return;
-        }
-        if self.digits == b"PACK" {
-            (self.part, self.left, self.pack_bytes) = (Part::Bare, usize::MAX, 4);
             return;
         }
         let digits = std::str::from_utf8(&self.digits).unwrap_or_default();
@@ -890,4 +885,52 @@ fn base64(text: &str) -> String {
         }
     }
     encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The pack's bytes as [`PackScan`] sees them when `answer` comes in pieces of `size`.
+    fn packs(answer: &[u8], size: usize) -> (Vec<u8>, bool) {
+        let mut scan = PackScan::default();
+        let mut pack = Vec::new();
+        for piece in answer.chunks(size) {
+            for (offset, range) in scan.pack_ranges(piece) {
+                assert_eq!(offset, pack.len() as u64);
+                pack.extend_from_slice(&piece[range]);
+            }
+        }
+        (pack, scan.is_whole())
+    }
+
+    #[test]
+    fn packs_are_found_however_an_answer_is_cut_up() {
+        let v0 = "0035shallow 1111111111111111111111111111111111111111\n00000008NAK\n\
+                  000d\u{2}counting0009\u{1}PACK0008\u{1}123000e\u{2}done 100%0005\u{1}0006\u{1}40000";
+        let v2 = "000dpackfile\n000cPACK\u{1}\u{1}\u{1}\u{1}000d\u{1}PACK123400000002";
+        let refs = "003f1111111111111111111111111111111111111111 refs/heads/main PACK\n0000";
+        for size in 1..80 {
+            let expected = (b"PACK1234".to_vec(), true);
+            assert_eq!(packs(v0.as_bytes(), size), expected, "v0 by {size}");
+            assert_eq!(packs(v2.as_bytes(), size), expected, "v2 by {size}");
+            let cut = &v0.as_bytes()[..v0.len() - 1];
+            assert!(!packs(cut, size).1);
+            assert_eq!(packs(refs.as_bytes(), size), (Vec::new(), false));
+        }
+    }
+
+    #[test]
+    fn base64_is_padded() {
+        let encoded = ["", "f", "fo", "foo", "foob", "x-access-token:t"].map(base64);
+        let expected = [
+            "",
+            "Zg==",
+            "Zm8=",
+            "Zm9v",
+            "Zm9vYg==",
+            "eC1hY2Nlc3MtdG9rZW46dA==",
+        ];
+        assert_eq!(encoded, expected);
+    }
 }

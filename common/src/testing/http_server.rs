@@ -41,6 +41,7 @@ impl HttpServer {
     /// Starts a server that answers each request with what `handler` makes of it.
     ///
     /// The handler runs on the server's only thread: to be slow, let it return a slow [`Response`].
+    /// When it panics, the connection is closed.
     ///
     /// # Panics
     /// When no port can be had.
@@ -49,8 +50,8 @@ impl HttpServer {
         let server = {
             let seen = Arc::clone(&seen);
             let handler = move |request: Request| -> BoxFuture<'static, Response> {
+                seen.update(|all| all.push(request.clone()));
                 let response = handler(&request);
-                seen.update(|all| all.push(request));
                 Box::pin(future::ready(response))
             };
             Server::start(any_port(), TaskTracker::new(), handler).expect("a port on 127.0.0.1")
@@ -83,7 +84,8 @@ impl HttpServer {
         self.server.max_concurrent()
     }
 
-    /// Blocks the thread until `count` requests have come.
+    /// Blocks the thread until `count` requests have come. In an asynchronous test they must come
+    /// from another thread or process.
     ///
     /// # Panics
     /// When they have not come after a minute.
@@ -484,10 +486,10 @@ where
     tokio::time::sleep(response.delay).await;
     match response.fate {
         Fate::Answer => {}
-        Fate::Hang => future::pending().await,
+        Fate::Hang => future::pending::<()>().await,
         Fate::Reset => {
             reset.notify_one();
-            future::pending().await
+            future::pending::<()>().await;
         }
     }
     let body = until_last(response.body, in_flight)

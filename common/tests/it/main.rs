@@ -6,3 +6,5 @@
 )]
 
 mod git_server;
+mod http_server;
+mod raw_http;
