@@ -22,7 +22,7 @@ use producer::feed::FeedRepo;
 use serde_json::{Value, json};
 use tokio::sync::Barrier;
 
-use crate::logs::Logs;
+use crate::logs::{self, Logs};
 
 const PUSHED: &str = "2026-01-01T00:00:00Z";
 
@@ -54,6 +54,15 @@ fn repositories(names: impl IntoIterator<Item = impl fmt::Display>) -> Vec<FeedR
 
 fn reasons(checked: &[Checked]) -> Vec<CacheReason> {
     checked.iter().map(|checked| checked.reason).collect()
+}
+
+async fn check(
+    config: &CacheConfig,
+    store: &dyn DigestStore,
+    repositories: Vec<FeedRepo>,
+) -> Result<Vec<Checked>, ExitError> {
+    logs::prepare();
+    cache::check(config, store, repositories).await
 }
 
 /// A store of which only `head` is asked, answered by a closure.
@@ -114,7 +123,7 @@ async fn check_api(
     repositories: Vec<FeedRepo>,
 ) -> Result<Vec<Checked>, ExitError> {
     let url = format!("{}/batch", server.url());
-    cache::check(
+    check(
         &config(CacheSource::Api, Some(&url)),
         &no_store(),
         repositories,
@@ -153,7 +162,7 @@ async fn the_store_decides_in_the_feeds_order() {
     fs::write(unreadable.join("summary.txt"), "someone else's").unwrap();
 
     let all = repositories(["miss", "hit", "unreadable", "stale", "format"]);
-    let checked = cache::check(&config(CacheSource::Store, None), &store, all.clone())
+    let checked = check(&config(CacheSource::Store, None), &store, all.clone())
         .await
         .unwrap();
     assert_eq!(
@@ -178,9 +187,7 @@ async fn the_store_decides_in_the_feeds_order() {
     let mut forced = config(CacheSource::Store, None);
     forced.force = true;
     for config in [forced, config(CacheSource::None, None)] {
-        let checked = cache::check(&config, &no_store(), all.clone())
-            .await
-            .unwrap();
+        let checked = check(&config, &no_store(), all.clone()).await.unwrap();
         assert_eq!(reasons(&checked), [CacheReason::Forced; 5]);
     }
 }
@@ -204,7 +211,7 @@ async fn the_store_is_asked_256_at_a_time() {
         })
     };
     let all = repositories(0..WIDTH * 4);
-    let checked = cache::check(&config(CacheSource::Store, None), &store, all)
+    let checked = check(&config(CacheSource::Store, None), &store, all)
         .await
         .unwrap();
     assert_eq!(reasons(&checked), [CacheReason::Miss; WIDTH * 4]);
@@ -220,7 +227,7 @@ async fn a_read_that_fails_is_a_miss() {
         }
         Ok(Found::Absent)
     });
-    let checked = cache::check(
+    let checked = check(
         &config(CacheSource::Store, None),
         &store,
         repositories(90..120),
@@ -253,7 +260,7 @@ async fn a_store_that_answers_nothing_ends_the_run() {
                 async { Err(Fault::infra("connection refused")) }
             })
         };
-        let error = cache::check(
+        let error = check(
             &config(CacheSource::Store, None),
             &store,
             repositories(0..count),
@@ -267,7 +274,7 @@ async fn a_store_that_answers_nothing_ends_the_run() {
         );
         assert!(asked.load(Ordering::SeqCst) <= 512, "gives up soon");
     }
-    let nothing = cache::check(&config(CacheSource::Store, None), &no_store(), Vec::new()).await;
+    let nothing = check(&config(CacheSource::Store, None), &no_store(), Vec::new()).await;
     assert_eq!(nothing.unwrap(), []);
 }
 
@@ -333,7 +340,8 @@ async fn the_api_is_asked_500_at_a_time() {
 
 #[tokio::test]
 async fn an_api_that_fails_makes_misses_and_a_warning() {
-    let faults: [(&str, fn() -> Response, usize); 7] = [
+    type Answer = fn() -> Response;
+    let faults: [(&str, Answer, usize); 7] = [
         ("500 Internal Server Error", || Response::new(500, ""), 3),
         ("429 Too Many Requests", || Response::new(429, ""), 3),
         ("reset", Response::reset, 3),
@@ -367,7 +375,7 @@ async fn an_api_that_is_away_is_not_asked_for_ever() {
     let server = HttpServer::start(|_| Response::hang());
     let mut config = config(CacheSource::Api, Some(&server.url()));
     config.cache_timeout = Duration::from_millis(100);
-    let checked = cache::check(&config, &no_store(), repositories(0..24_500))
+    let checked = check(&config, &no_store(), repositories(0..24_500))
         .await
         .unwrap();
     assert_eq!(reasons(&checked), [CacheReason::Miss; 24_500]);
@@ -379,7 +387,7 @@ async fn an_api_that_is_away_is_not_asked_for_ever() {
 
 #[tokio::test]
 async fn an_api_without_an_address_is_a_usage_error() {
-    let error = cache::check(&config(CacheSource::Api, None), &no_store(), Vec::new())
+    let error = check(&config(CacheSource::Api, None), &no_store(), Vec::new())
         .await
         .unwrap_err();
     assert_eq!(error.code, exit::USAGE);

@@ -10,7 +10,7 @@ use common::testing::http_server::{HttpServer, Request, Response};
 use producer::cache::CacheConfig;
 use producer::feed::{self, Feed, FeedConfig, FilterConfig};
 
-use crate::logs::Logs;
+use crate::logs::{self, Logs};
 
 /// Every configuration of this crate on one command line, as the binary will have them.
 #[derive(Debug, Parser)]
@@ -33,6 +33,7 @@ fn config(arguments: &[&str]) -> FeedConfig {
 }
 
 async fn load(arguments: &[&str]) -> Result<Feed, ExitError> {
+    logs::prepare();
     feed::load(&config(arguments)).await
 }
 
@@ -87,7 +88,8 @@ async fn a_feed_comes_over_http() {
 
 #[tokio::test]
 async fn what_may_pass_is_tried_three_times_and_logged() {
-    let faults: [(&str, fn() -> Response); 7] = [
+    type Answer = fn() -> Response;
+    let faults: [(&str, Answer); 7] = [
         ("500 Internal Server Error", || Response::new(500, "")),
         ("503 Service Unavailable", || Response::new(503, "")),
         ("408 Request Timeout", || Response::new(408, "")),

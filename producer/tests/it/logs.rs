@@ -1,8 +1,9 @@
 //! What was logged.
 
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
+use tracing::Dispatch;
 use tracing::subscriber::DefaultGuard;
 
 /// Collects what this thread logs until it is dropped.
@@ -11,8 +12,26 @@ pub(crate) struct Logs {
     _guard: DefaultGuard,
 }
 
+/// To be called before anything that logs, in every test.
+///
+/// While there is only one subscriber, `tracing` takes that of the thread that first comes by a
+/// log statement for all there are: a test that collects nothing would switch the statement off
+/// for those that do. With two that stay, it asks every one.
+pub(crate) fn prepare() {
+    static STAYING: OnceLock<[Dispatch; 2]> = OnceLock::new();
+    STAYING.get_or_init(|| {
+        [(); 2].map(|()| {
+            let subscriber = tracing_subscriber::fmt()
+                .with_max_level(tracing::Level::TRACE)
+                .with_writer(io::sink);
+            Dispatch::new(subscriber.finish())
+        })
+    });
+}
+
 impl Logs {
     pub(crate) fn collect() -> Self {
+        prepare();
         let text = Arc::new(Mutex::new(Vec::new()));
         let writer = Writer(Arc::clone(&text));
         let subscriber = tracing_subscriber::fmt()
