@@ -45,6 +45,15 @@ impl Shutdown {
         Ok(shutdown)
     }
 
+    /// One that stops when this one does, or by itself.
+    pub fn child(&self) -> Self {
+        Self {
+            soft: self.soft.child_token(),
+            hard: self.hard.child_token(),
+            code: Arc::clone(&self.code),
+        }
+    }
+
     /// The exit code of a process that was asked to stop: 0 after SIGTERM, 130 after SIGINT.
     pub fn code(&self) -> u8 {
         self.code.load(Ordering::SeqCst)

@@ -1,6 +1,7 @@
 //! The store boundary: at most one digest for each repository, and the documents of runs.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -181,6 +182,11 @@ pub struct StoreConfig {
 }
 
 impl StoreConfig {
+    /// The folder, where the store is one.
+    pub fn folder(&self) -> Option<&Path> {
+        (!self.store.contains("://")).then(|| Path::new(&self.store))
+    }
+
     /// Opens the store.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
     TextEncoder,
 };
+use serde::Serialize;
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use time::macros::format_description;
@@ -38,10 +39,22 @@ use crate::run::CacheReason;
 #[command(next_help_heading = "Logs and metrics")]
 pub struct LogConfig {
     /// Form of the log: one JSON object a line, lines for people, or people's on a terminal only.
-    #[arg(long, env = "LOG_FORMAT", value_name = "FORM", default_value = "auto")]
+    #[arg(
+        long,
+        global = true,
+        env = "LOG_FORMAT",
+        value_name = "FORM",
+        default_value = "auto"
+    )]
     pub log: LogFormat,
     /// What to log: a level, or directives such as `info,worker=debug`.
-    #[arg(long, env = "LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
+    #[arg(
+        long,
+        global = true,
+        env = "LOG_LEVEL",
+        value_name = "LEVEL",
+        default_value = "info"
+    )]
     pub log_level: String,
 }
 
@@ -130,17 +143,34 @@ where
                 "[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z"
             ))
             .map_err(|_| fmt::Error)?;
-        let operation = fields
-            .operation
-            .unwrap_or_else(|| event.metadata().target().to_owned());
-        let line = serde_json::json!({
-            "timestamp": time,
-            "level": event.metadata().level().as_str().to_ascii_lowercase(),
-            "message": fields.message,
-            "context": {"operation": operation, "metadata": fields.metadata},
-        });
+        let operation = &fields.operation;
+        let line = Line {
+            timestamp: &time,
+            level: &event.metadata().level().as_str().to_ascii_lowercase(),
+            message: &fields.message,
+            context: Context {
+                operation: operation.as_deref().unwrap_or(event.metadata().target()),
+                metadata: &fields.metadata,
+            },
+        };
+        let line = serde_json::to_string(&line).map_err(|_| fmt::Error)?;
         writeln!(writer, "{line}")
     }
+}
+
+/// A line, its members in the prescribed order.
+#[derive(Serialize)]
+struct Line<'a> {
+    timestamp: &'a str,
+    level: &'a str,
+    message: &'a str,
+    context: Context<'a>,
+}
+
+#[derive(Serialize)]
+struct Context<'a> {
+    operation: &'a str,
+    metadata: &'a Map<String, Value>,
 }
 
 #[derive(Default)]

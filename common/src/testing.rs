@@ -1,5 +1,9 @@
 //! What the tests of every member share. Behind the feature `testing`.
 
+pub mod broker_contract;
+
+pub mod store_contract;
+
 pub mod git_server;
 
 pub mod http_server;

@@ -1,8 +1,21 @@
-//! The producer: reads the feed, checks the cache, hands out what is to be digested, and follows
-//! it to the end.
+//! Reads the feed, checks the cache, hands out jobs, follows them to the end; or does the whole
+//! job in one process.
+//!
+//! One run, in reading order: [`run`] goes from the [`feed`] by the [`cache`] to [`publish`]ing and
+//! [`follow`]ing, and [`report`]s. [`embedded`] puts broker and worker into the same process.
+
+pub mod run;
 
 pub mod feed;
 
 pub mod cache;
 
+pub mod publish;
+
+pub mod follow;
+
 pub mod report;
+
+pub mod embedded;
+
+pub mod cli;

@@ -1,2 +1,15 @@
-//! The producer.
-fn main() {}
+//! The producer: arguments, parts, run.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use producer::cli::Cli;
+use worker::slot::child;
+
+fn main() -> ExitCode {
+    // A worker in this process starts its slots from this binary.
+    if let Some(code) = child::main_if_slot() {
+        return code;
+    }
+    Cli::parse().main()
+}

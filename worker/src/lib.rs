@@ -1,3 +1,19 @@
 //! Takes a job, fetches and digests its repository in a slot, stores the digest.
+//!
+//! One job, in reading order: [`consume`] takes its delivery and settles it, [`job`] does the work
+//! in one of the [`slot`]s, where [`fetch`] makes a [`source`] of its repository and [`digest`] the
+//! text of that.
+
+pub mod consume;
+
+pub mod job;
+
+pub mod slot;
+
+pub mod fetch;
 
 pub mod source;
+
+pub mod digest;
+
+pub mod cli;

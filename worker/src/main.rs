@@ -1,2 +1,15 @@
-//! The worker.
-fn main() {}
+//! The worker: arguments, parts, run.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use worker::cli::Cli;
+use worker::slot::child;
+
+fn main() -> ExitCode {
+    // Before anything else: a slot's child has four milliseconds to start.
+    if let Some(code) = child::main_if_slot() {
+        return code;
+    }
+    Cli::parse().main()
+}

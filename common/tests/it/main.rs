@@ -5,6 +5,8 @@
     reason = "the helpers of tests fail like tests; .clippy.toml only reaches the tests themselves"
 )]
 
+mod broker;
+mod fs_store;
 mod git_server;
 mod http_server;
 mod raw_http;

@@ -1,0 +1,211 @@
+//! What every [`Broker`] promises, as tests: each implementation runs all of them.
+
+use std::time::Duration;
+
+use futures::stream::{self, BoxStream};
+use futures::{FutureExt, StreamExt};
+
+use crate::broker::{
+    Broker, DELIVERY_LIMIT, Delivery, Enqueued, Event, Position, Settlement, SharedBroker,
+};
+use crate::fault::FaultKind;
+use crate::job::{Job, PushedAt, WIRE_VERSION};
+use crate::outcome::{Outcome, OutcomeRecord};
+use crate::repo::RepoRef;
+use crate::run::RunId;
+
+/// How long something may take that a broker has promised to do.
+const PROMPTLY: Duration = Duration::from_secs(30);
+
+/// Runs every test, each on a broker of its own that `fresh` makes.
+pub async fn check<F>(fresh: impl Fn() -> F)
+where
+    F: Future<Output = SharedBroker>,
+{
+    jobs_are_delivered_once_and_settled_for_good(fresh().await).await;
+    a_dropped_delivery_comes_back(fresh().await).await;
+    prefetch_bounds_what_is_unsettled(fresh().await).await;
+    again_keeps_its_counts_and_its_pause(fresh().await).await;
+    the_ledger_has_jobs_before_outcomes(fresh().await).await;
+    followers_see_what_comes_after(fresh().await).await;
+    a_job_never_settled_is_given_up(fresh().await).await;
+    one_producer_at_a_time(fresh().await).await;
+}
+
+/// The job number `n` of `run`.
+pub fn job(run: &RunId, n: usize) -> Job {
+    Job {
+        version: WIRE_VERSION,
+        run: run.clone(),
+        repo: RepoRef::new("owner", &format!("name-{n}")).expect("a plain name"),
+        url: format!("https://github.com/owner/name-{n}"),
+        pushed_at: PushedAt::new("2026-01-01T00:00:00Z").expect("a plain time"),
+        force: false,
+    }
+}
+
+/// An outcome for `job`.
+pub fn outcome(job: &Job, outcome: Outcome) -> Event {
+    Event::Outcome(OutcomeRecord {
+        run: job.run.clone(),
+        repo: job.repo.clone(),
+        pushed_at: job.pushed_at.clone(),
+        outcome,
+        message: String::new(),
+        attempt: 0,
+        millis: 1,
+        fetched_bytes: 2,
+        stored_bytes: 3,
+    })
+}
+
+async fn enqueue(broker: &dyn Broker, jobs: usize) -> Vec<Job> {
+    let run = RunId::new();
+    let jobs: Vec<_> = (0..jobs).map(|n| job(&run, n)).collect();
+    let enqueued = broker.enqueue(stream::iter(jobs.clone()).boxed()).await;
+    let expected = Enqueued {
+        jobs: jobs.len() as u64,
+    };
+    assert_eq!(enqueued.expect("enqueue"), expected);
+    jobs
+}
+
+async fn deliveries(broker: &dyn Broker, prefetch: u16) -> BoxStream<'static, Delivery> {
+    broker.deliveries(prefetch).await.expect("deliveries")
+}
+
+async fn next<T>(stream: &mut BoxStream<'static, T>, what: &str) -> T {
+    tokio::time::timeout(PROMPTLY, stream.next())
+        .await
+        .unwrap_or_else(|_| panic!("no {what} within {PROMPTLY:?}"))
+        .unwrap_or_else(|| panic!("the stream ended before a {what}"))
+}
+
+async fn settle(delivery: Delivery, settlement: Settlement) {
+    delivery.settle(settlement).await.expect("settle");
+}
+
+async fn jobs_are_delivered_once_and_settled_for_good(broker: SharedBroker) {
+    let jobs = enqueue(&*broker, 50).await;
+    let (mut one, mut two) = (deliveries(&*broker, 5).await, deliveries(&*broker, 5).await);
+    let mut seen = Vec::new();
+    while seen.len() < jobs.len() {
+        let delivery = tokio::select! {
+            delivery = next(&mut one, "delivery") => delivery,
+            delivery = next(&mut two, "delivery") => delivery,
+        };
+        assert_eq!((delivery.attempt, delivery.waits), (0, 0));
+        seen.push(delivery.job.clone());
+        settle(delivery, Settlement::Done).await;
+    }
+    let name = |job: &Job| job.repo.name().to_owned();
+    let (mut seen, mut jobs) = (seen.clone(), jobs);
+    seen.sort_by_key(name);
+    jobs.sort_by_key(name);
+    assert_eq!(seen, jobs);
+
+    // What was settled stays settled when its consumers go.
+    drop((one, two));
+    let marker = enqueue(&*broker, 1).await.remove(0);
+    let mut three = deliveries(&*broker, 5).await;
+    let delivery = next(&mut three, "delivery").await;
+    assert_eq!(delivery.job, marker);
+    settle(delivery, Settlement::Done).await;
+}
+
+async fn a_dropped_delivery_comes_back(broker: SharedBroker) {
+    let jobs = enqueue(&*broker, 1).await;
+    let mut stream = deliveries(&*broker, 1).await;
+    drop(next(&mut stream, "delivery").await);
+    let again = next(&mut stream, "second delivery").await;
+    assert_eq!((&again.job, again.attempt), (&jobs[0], 0));
+    settle(again, Settlement::Done).await;
+}
+
+async fn prefetch_bounds_what_is_unsettled(broker: SharedBroker) {
+    enqueue(&*broker, 3).await;
+    let mut stream = deliveries(&*broker, 2).await;
+    let one = next(&mut stream, "delivery").await;
+    let two = next(&mut stream, "delivery").await;
+    // The third goes to another consumer, for which this one leaves it.
+    let mut other = deliveries(&*broker, 1).await;
+    let three = next(&mut other, "delivery to the other").await;
+    assert!(
+        stream.next().now_or_never().is_none(),
+        "more than the prefetch"
+    );
+    for delivery in [one, two, three] {
+        settle(delivery, Settlement::Done).await;
+    }
+}
+
+async fn again_keeps_its_counts_and_its_pause(broker: SharedBroker) {
+    enqueue(&*broker, 1).await;
+    let mut stream = deliveries(&*broker, 1).await;
+    let first = next(&mut stream, "delivery").await;
+    let start = std::time::Instant::now();
+    let after = Duration::from_secs(1);
+    let settlement = Settlement::Again {
+        after,
+        attempt: 2,
+        waits: 7,
+    };
+    settle(first, settlement).await;
+    let second = next(&mut stream, "delivery after the pause").await;
+    assert!(start.elapsed() >= after, "after {:?}", start.elapsed());
+    assert_eq!((second.attempt, second.waits), (2, 7));
+    settle(second, Settlement::Dead).await;
+}
+
+async fn the_ledger_has_jobs_before_outcomes(broker: SharedBroker) {
+    let jobs = enqueue(&*broker, 2).await;
+    let ended = [
+        outcome(&jobs[0], Outcome::Processed),
+        outcome(&jobs[1], Outcome::Failed(FaultKind::Gone)),
+    ];
+    for event in &ended {
+        broker.record(event).await.expect("record");
+    }
+    let expected: Vec<_> = jobs.into_iter().map(Event::Job).chain(ended).collect();
+    let mut events = broker.events(Position::Start).await.expect("events");
+    for event in expected {
+        assert_eq!(next(&mut events, "event").await, event);
+    }
+}
+
+async fn followers_see_what_comes_after(broker: SharedBroker) {
+    let before = enqueue(&*broker, 1).await.remove(0);
+    let mut events = broker.events(Position::Now).await.expect("events");
+    let after = outcome(&before, Outcome::Unchanged);
+    broker.record(&after).await.expect("record");
+    assert_eq!(next(&mut events, "event").await, after);
+}
+
+async fn a_job_never_settled_is_given_up(broker: SharedBroker) {
+    let mut events = broker.events(Position::Now).await.expect("events");
+    let job = enqueue(&*broker, 1).await.remove(0);
+    let mut stream = deliveries(&*broker, 1).await;
+    for _ in 0..=DELIVERY_LIMIT {
+        drop(next(&mut stream, "delivery").await);
+    }
+    assert_eq!(next(&mut events, "event").await, Event::Job(job.clone()));
+    assert_eq!(next(&mut events, "event").await, Event::Dead(job));
+}
+
+async fn one_producer_at_a_time(broker: SharedBroker) {
+    let lock = broker.producer_lock().await.expect("lock");
+    assert!(lock.is_some());
+    assert!(broker.producer_lock().await.expect("lock").is_none());
+    drop(lock);
+    let freed = async {
+        loop {
+            if broker.producer_lock().await.expect("lock").is_some() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PROMPTLY, freed)
+        .await
+        .expect("the lock is given back");
+}

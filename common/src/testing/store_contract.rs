@@ -1,0 +1,212 @@
+//! What every [`DigestStore`] promises, as tests: each implementation runs all of them.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use futures::TryStreamExt;
+
+use crate::job::{DIGEST_FORMAT, PushedAt};
+use crate::repo::RepoRef;
+use crate::run::RunId;
+use crate::store::{
+    Digest, DigestMeta, DigestStore, Document, DocumentKey, Expected, Found, Put, SharedStore,
+    Version,
+};
+
+/// Runs every test, each on an empty store that `fresh` makes.
+pub async fn check<F>(fresh: impl Fn() -> F)
+where
+    F: Future<Output = SharedStore>,
+{
+    an_empty_store_holds_nothing(&*fresh().await).await;
+    what_is_put_is_found_and_read(&*fresh().await).await;
+    put_replaces_only_what_was_expected(&*fresh().await).await;
+    the_same_text_of_another_push_is_another_version(&*fresh().await).await;
+    of_many_that_put_at_once_one_wins(fresh().await).await;
+    readers_never_see_a_mixture(fresh().await).await;
+    documents_are_replaced_and_read(&*fresh().await).await;
+    a_store_in_use_is_well(&*fresh().await).await;
+}
+
+/// A digest with `text`, of a push at `pushed_at`.
+pub fn digest(text: &str, pushed_at: &str) -> Digest {
+    Digest {
+        text: text.to_owned(),
+        meta: DigestMeta {
+            pushed_at: PushedAt::new(pushed_at).expect("a plain time"),
+            url: "https://github.com/owner/name".to_owned(),
+            processed_at: "2026-01-01T00:00:00Z".to_owned(),
+            commit: Some("0123456789012345678901234567890123456789".to_owned()),
+            format: DIGEST_FORMAT.to_owned(),
+            bytes: text.len() as u64,
+            truncated: false,
+            run: RunId::new(),
+        },
+    }
+}
+
+fn repo(name: &str) -> RepoRef {
+    RepoRef::new("owner", name).expect("a plain name")
+}
+
+async fn version(store: &dyn DigestStore, repo: &RepoRef) -> Version {
+    match store.head(repo).await.expect("head") {
+        Found::Stored { version, .. } => version,
+        other => panic!("{repo}: {other:?}"),
+    }
+}
+
+async fn put(store: &dyn DigestStore, repo: &RepoRef, digest: &Digest, expected: &Expected) -> Put {
+    store.put(repo, digest, expected).await.expect("put")
+}
+
+async fn an_empty_store_holds_nothing(store: &dyn DigestStore) {
+    assert_eq!(store.head(&repo("a")).await.expect("head"), Found::Absent);
+    assert_eq!(store.get(&repo("a")).await.expect("get"), None);
+    let listed: Vec<_> = store.list().try_collect().await.expect("list");
+    assert_eq!(listed, []);
+}
+
+async fn what_is_put_is_found_and_read(store: &dyn DigestStore) {
+    let long = "ä€😀\n".repeat(100_000);
+    let texts = [
+        ("a", ""),
+        ("b", "text\0\r\n"),
+        ("a.b", "x"),
+        ("A", "y"),
+        ("long", &long),
+    ];
+    for (name, text) in texts {
+        let put = put(store, &repo(name), &digest(text, "1"), &Expected::Absent).await;
+        assert_eq!(put, Put::Stored, "{name}");
+    }
+    for (name, text) in texts {
+        let read = store
+            .get(&repo(name))
+            .await
+            .expect("get")
+            .expect("it is there");
+        assert_eq!(read.text, text, "{name}");
+        match store.head(&repo(name)).await.expect("head") {
+            Found::Stored { meta, .. } => assert_eq!(meta, read.meta, "{name}"),
+            other => panic!("{name}: {other:?}"),
+        }
+        assert_eq!(read.meta.bytes, text.len() as u64);
+    }
+    let listed: BTreeSet<RepoRef> = store.list().try_collect().await.expect("list");
+    assert_eq!(listed, texts.iter().map(|(name, _)| repo(name)).collect());
+}
+
+async fn put_replaces_only_what_was_expected(store: &dyn DigestStore) {
+    let repo = repo("a");
+    let (one, two, three) = (digest("one", "1"), digest("two", "2"), digest("three", "3"));
+    let never = Expected::Version(Version("0".to_owned()));
+    assert_eq!(put(store, &repo, &one, &never).await, Put::Conflict);
+    assert_eq!(store.head(&repo).await.expect("head"), Found::Absent);
+
+    assert_eq!(
+        put(store, &repo, &one, &Expected::Absent).await,
+        Put::Stored
+    );
+    let of_one = Expected::Version(version(store, &repo).await);
+    assert_eq!(
+        put(store, &repo, &two, &Expected::Absent).await,
+        Put::Conflict
+    );
+    assert_eq!(put(store, &repo, &two, &of_one).await, Put::Stored);
+    assert_eq!(put(store, &repo, &three, &of_one).await, Put::Conflict);
+    assert_eq!(store.get(&repo).await.expect("get"), Some(two));
+}
+
+async fn the_same_text_of_another_push_is_another_version(store: &dyn DigestStore) {
+    let repo = repo("a");
+    put(store, &repo, &digest("same", "1"), &Expected::Absent).await;
+    let one = version(store, &repo).await;
+    let two = digest("same", "2");
+    let expected = Expected::Version(one.clone());
+    assert_eq!(put(store, &repo, &two, &expected).await, Put::Stored);
+    assert_ne!(version(store, &repo).await, one);
+    assert_eq!(store.get(&repo).await.expect("get"), Some(two));
+}
+
+async fn of_many_that_put_at_once_one_wins(store: SharedStore) {
+    let repo = repo("a");
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..16 {
+        let (store, repo) = (Arc::clone(&store), repo.clone());
+        tasks.spawn(async move {
+            let digest = digest(&format!("text {n}"), &n.to_string());
+            let put = put(&*store, &repo, &digest, &Expected::Absent).await;
+            (put, digest)
+        });
+    }
+    let (winners, losers): (Vec<_>, Vec<_>) = tasks
+        .join_all()
+        .await
+        .into_iter()
+        .partition(|(put, _)| *put == Put::Stored);
+    assert_eq!((winners.len(), losers.len()), (1, 15));
+    let stored = store.get(&repo).await.expect("get");
+    assert_eq!(stored.as_ref(), Some(&winners[0].1));
+}
+
+/// Each text says what its metadata must be.
+async fn readers_never_see_a_mixture(store: SharedStore) {
+    const ROUNDS: usize = 100;
+    let repo = repo("a");
+    let text = |n: usize| format!("{n} {}", "x".repeat(n * 1000));
+    put(&*store, &repo, &digest(&text(0), "0"), &Expected::Absent).await;
+    let writer = {
+        let (store, repo) = (Arc::clone(&store), repo.clone());
+        tokio::spawn(async move {
+            for n in 1..=ROUNDS {
+                let expected = Expected::Version(version(&*store, &repo).await);
+                let digest = digest(&text(n), &n.to_string());
+                assert_eq!(put(&*store, &repo, &digest, &expected).await, Put::Stored);
+            }
+        })
+    };
+    let mut reads = 0;
+    while !writer.is_finished() || reads == 0 {
+        let read = store
+            .get(&repo)
+            .await
+            .expect("get")
+            .expect("always one or the other");
+        let n = read.text.split(' ').next().expect("a number first");
+        assert_eq!(read.meta.pushed_at.as_str(), n);
+        assert_eq!(read.meta.bytes, read.text.len() as u64);
+        match store.head(&repo).await.expect("head") {
+            Found::Stored { .. } => {}
+            other => panic!("{other:?}"),
+        }
+        reads += 1;
+    }
+    writer.await.expect("the writer");
+}
+
+async fn documents_are_replaced_and_read(store: &dyn DigestStore) {
+    let run = RunId::new();
+    let key = |document| DocumentKey {
+        run: run.clone(),
+        document,
+    };
+    let (manifest, summary) = (key(Document::Manifest), key(Document::Summary));
+    assert_eq!(store.document(&manifest).await.expect("document"), None);
+    for content in [&b"{}"[..], b"{\"a\":1}"] {
+        store.put_document(&manifest, content).await.expect("put");
+        let read = store.document(&manifest).await.expect("document");
+        assert_eq!(read.as_deref(), Some(content));
+    }
+    assert_eq!(store.document(&summary).await.expect("document"), None);
+    let listed: Vec<_> = store.list().try_collect().await.expect("list");
+    assert_eq!(listed, [], "documents are no digests");
+}
+
+async fn a_store_in_use_is_well(store: &dyn DigestStore) {
+    store.probe().await.expect("well when empty");
+    put(store, &repo("a"), &digest("x", "1"), &Expected::Absent).await;
+    store.probe().await.expect("well when in use");
+    let listed: Vec<_> = store.list().try_collect().await.expect("list");
+    assert_eq!(listed, [repo("a")], "a probe leaves nothing behind");
+}

@@ -1,0 +1,232 @@
+//! The directory store keeps the contract, and its promises about crashes and disks.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use common::fault::FaultKind;
+use common::repo::RepoRef;
+use common::store::fs::FsStore;
+use common::store::{DigestStore, Expected, Found, Put, SharedStore};
+use common::testing::store_contract::{self, digest};
+use tempfile::TempDir;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn contract() {
+    let folders: Mutex<Vec<TempDir>> = Mutex::default();
+    store_contract::check(async || {
+        let folder = tempfile::tempdir().unwrap();
+        // One that is not there yet.
+        let store: SharedStore = Arc::new(FsStore::new(folder.path().join("new/store")));
+        folders.lock().unwrap().push(folder);
+        store
+    })
+    .await;
+}
+
+fn repo() -> RepoRef {
+    "owner/name".parse().unwrap()
+}
+
+struct Fixture {
+    root: TempDir,
+    store: FsStore,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let store = FsStore::new(root.path());
+        Self { root, store }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.root.path().join("gitingest/owner/name").join(name)
+    }
+
+    async fn put(&self, text: &str, pushed_at: &str) {
+        let expected = self.store.head(&repo()).await.unwrap().expected();
+        let digest = digest(text, pushed_at);
+        let put = self.store.put(&repo(), &digest, &expected).await;
+        assert_eq!(put.unwrap(), Put::Stored);
+    }
+
+    async fn stored(&self) -> (String, String) {
+        let digest = self.store.get(&repo()).await.unwrap().unwrap();
+        match self.store.head(&repo()).await.unwrap() {
+            Found::Stored { meta, .. } => assert_eq!(meta, digest.meta),
+            other => panic!("{other:?}"),
+        }
+        (digest.text, digest.meta.pushed_at.to_string())
+    }
+}
+
+fn pair(text: &str, pushed_at: &str) -> (String, String) {
+    (text.to_owned(), pushed_at.to_owned())
+}
+
+/// What a crash between the two renames leaves: the new records and the old text.
+#[tokio::test]
+async fn records_ahead_of_their_text_leave_the_old_digest() {
+    let fixture = Fixture::new();
+    fixture.put("old", "1").await;
+    fixture.put("new", "2").await;
+    fs::write(fixture.file("summary.txt"), "old").unwrap();
+    assert_eq!(fixture.stored().await, pair("old", "1"));
+    fixture.put("newer", "3").await;
+    assert_eq!(fixture.stored().await, pair("newer", "3"));
+}
+
+/// Alike in length and in the first 4 KiB: the whole text has to tell.
+#[tokio::test]
+async fn texts_that_differ_late_keep_their_own_records() {
+    let fixture = Fixture::new();
+    let text = |end: &str| format!("{}{end}", "x".repeat(5000));
+    fixture.put(&text("a"), "1").await;
+    fixture.put(&text("b"), "2").await;
+    assert_eq!(fixture.stored().await, pair(&text("b"), "2"));
+    fs::write(fixture.file("summary.txt"), text("a")).unwrap();
+    assert_eq!(fixture.stored().await, pair(&text("a"), "1"));
+}
+
+/// What a crash before any rename leaves.
+#[tokio::test]
+async fn leftovers_of_a_crash_do_no_harm() {
+    let fixture = Fixture::new();
+    fixture.put("old", "1").await;
+    fs::write(fixture.file(".summary.txt.tmp"), "half a te").unwrap();
+    fs::write(fixture.file(".summary.meta.json.tmp"), "[{").unwrap();
+    assert_eq!(fixture.stored().await, pair("old", "1"));
+    fixture.put("new", "2").await;
+    assert_eq!(fixture.stored().await, pair("new", "2"));
+    let mut names: Vec<_> = fs::read_dir(fixture.file(""))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["summary.meta.json", "summary.txt"]);
+}
+
+#[tokio::test]
+async fn torn_or_foreign_files_are_unreadable_and_replaced() {
+    for damage in [
+        |f: &Fixture| fs::write(f.file("summary.txt"), "te").unwrap(),
+        |f: &Fixture| fs::write(f.file("summary.txt"), "").unwrap(),
+        |f: &Fixture| fs::write(f.file("summary.meta.json"), "").unwrap(),
+        |f: &Fixture| fs::write(f.file("summary.meta.json"), "[{\"pushedAt\":\"\"}]").unwrap(),
+        |f: &Fixture| fs::remove_file(f.file("summary.meta.json")).unwrap(),
+    ] {
+        let fixture = Fixture::new();
+        fixture.put("text", "1").await;
+        damage(&fixture);
+        let found = fixture.store.head(&repo()).await.unwrap();
+        assert!(matches!(found, Found::Unreadable { .. }), "{found:?}");
+        assert_eq!(fixture.store.get(&repo()).await.unwrap(), None);
+        fixture.put("text", "1").await;
+        assert_eq!(fixture.stored().await, pair("text", "1"));
+    }
+}
+
+/// Runs as somebody who has to obey permissions, which root does not.
+fn as_nobody(test: impl FnOnce() + Send + 'static) {
+    // Of this thread only, and for good: so on a thread of its own.
+    std::thread::spawn(move || {
+        if rustix::process::geteuid().is_root() {
+            let nobody = rustix::process::Uid::from_raw(65_534);
+            rustix::thread::set_thread_uid(nobody).unwrap();
+        }
+        test();
+    })
+    .join()
+    .unwrap();
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    // Blocking work stays on threads that this one starts, which are nobody's too.
+    tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap()
+        .block_on(future)
+}
+
+#[test]
+fn a_folder_without_write_permission_is_named_with_the_remedy() {
+    let fixture = Fixture::new();
+    let root = fixture.root.path().to_owned();
+    fs::set_permissions(&root, fs::Permissions::from_mode(0o555)).unwrap();
+    as_nobody(move || {
+        let store = FsStore::new(&root);
+        let digest = digest("x", "1");
+        let put = block_on(store.put(&repo(), &digest, &Expected::Absent));
+        for fault in [put.unwrap_err(), block_on(store.probe()).unwrap_err()] {
+            assert_eq!(fault.kind, FaultKind::Infra);
+            let message = fault.message;
+            for part in [&*root.to_string_lossy(), "Permission denied", "--store"] {
+                assert!(message.contains(part), "{part:?} in {message:?}");
+            }
+        }
+    });
+    assert_eq!(fs::read_dir(fixture.root.path()).unwrap().count(), 0);
+}
+
+/// A file system of 1 MiB, for root only; elsewhere a limit of the process stands in for it.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: &Path) -> Self {
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"])
+            .arg(at)
+            .status()
+            .unwrap();
+        assert!(
+            mounted.success(),
+            "mounting a small tmpfs needs root: run the tests as root, or in a user namespace \
+             (unshare --user --map-root-user --mount deploy/test.sh)"
+        );
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        std::process::Command::new("umount")
+            .arg("--lazy")
+            .arg(&self.0)
+            .status()
+            .ok();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_leaves_the_old_digest_and_nothing_else() {
+    let fixture = Fixture::new();
+    let _disk = SmallDisk::mount(fixture.root.path());
+    fixture.put("old", "1").await;
+
+    let expected = fixture.store.head(&repo()).await.unwrap().expected();
+    let too_much = digest(&"x".repeat(2 << 20), "2");
+    let fault = fixture
+        .store
+        .put(&repo(), &too_much, &expected)
+        .await
+        .unwrap_err();
+    assert_eq!(fault.kind, FaultKind::Infra);
+    assert!(fault.message.contains("No space left on device"), "{fault}");
+    assert!(fault.message.contains("make room"), "{fault}");
+
+    assert_eq!(fixture.stored().await, pair("old", "1"));
+    assert!(!fixture.file(".summary.txt.tmp").exists());
+    fixture
+        .store
+        .probe()
+        .await
+        .expect("there is room for a digest of the usual size");
+    fs::write(fixture.file("other"), vec![0; 700_000]).unwrap();
+    let fault = fixture.store.probe().await.unwrap_err();
+    assert!(fault.message.contains("No space left on device"), "{fault}");
+    fs::remove_file(fixture.file("other")).unwrap();
+    fixture.put("new", "2").await;
+    assert_eq!(fixture.stored().await, pair("new", "2"));
+}

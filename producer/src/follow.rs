@@ -1,0 +1,82 @@
+//! Following the ledger until a run's identity closes.
+
+use std::time::Instant;
+
+use common::broker::Event;
+use common::fault::FaultKind;
+use common::outcome::{Outcome, OutcomeRecord};
+use common::run::Tally;
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt};
+use tokio_util::sync::CancellationToken;
+
+use crate::report::Reporter;
+
+/// Why following ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// `total = cached + processed + failed`.
+    Closed,
+    /// It was told to stop.
+    Stopped,
+    /// The ledger ended.
+    Lost,
+}
+
+/// Counts outcomes into `tally` and reports them, until the run closes or `stop`.
+pub async fn follow(
+    mut events: BoxStream<'static, Event>,
+    tally: &mut Tally,
+    reporter: &mut Reporter,
+    stop: &CancellationToken,
+) -> Ended {
+    while !tally.closes() {
+        let due = reporter.next_due(Instant::now());
+        let event = tokio::select! {
+            biased;
+            event = events.next() => event,
+            () = tokio::time::sleep_until(due.into()) => {
+                reporter.update(Instant::now(), tally);
+                continue;
+            }
+            () = stop.cancelled() => {
+                take_ready(&mut events, tally);
+                return Ended::Stopped;
+            }
+        };
+        let Some(event) = event else {
+            return Ended::Lost;
+        };
+        if count(tally, event) {
+            reporter.update(Instant::now(), tally);
+        }
+    }
+    Ended::Closed
+}
+
+/// Counts what is in the ledger already, without waiting for more.
+fn take_ready(events: &mut (impl Stream<Item = Event> + Unpin), tally: &mut Tally) {
+    use futures::FutureExt;
+    while let Some(Some(event)) = events.next().now_or_never() {
+        count(tally, event);
+    }
+}
+
+fn count(tally: &mut Tally, event: Event) -> bool {
+    match event {
+        Event::Job(_) => false,
+        Event::Outcome(record) => tally.apply(&record),
+        // Without an outcome of its own, or that one would have been counted before.
+        Event::Dead(job) => tally.apply(&OutcomeRecord {
+            run: job.run,
+            repo: job.repo,
+            pushed_at: job.pushed_at,
+            outcome: Outcome::Failed(FaultKind::Killed),
+            message: "given up by the broker: delivered again and again, never settled".to_owned(),
+            attempt: 0,
+            millis: 0,
+            fetched_bytes: 0,
+            stored_bytes: 0,
+        }),
+    }
+}

@@ -1,0 +1,234 @@
+//! One run, from the feed to its summary.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use common::broker::Position;
+use common::exit::{self, ExitError};
+use common::fault::Fault;
+use common::run::{Manifest, RunId, RunSummary, Tally, thousands};
+use common::shutdown::Shutdown;
+use common::store::{Document, DocumentKey, SharedStore, StoreConfig};
+use common::telemetry::{Metrics, MetricsConfig};
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::cache::{self, CacheConfig, Checked};
+use crate::embedded::{Embedded, EmbeddedConfig, only_one};
+use crate::feed::{self, Feed, FeedConfig, FilterConfig, Source};
+use crate::follow::{Ended, follow};
+use crate::publish::publish;
+use crate::report::{self, Bar, Reporter};
+
+/// Everything about a run.
+#[derive(Args, Clone, Debug)]
+pub struct RunConfig {
+    #[command(flatten)]
+    feed: FeedConfig,
+    #[command(flatten)]
+    filter: FilterConfig,
+    #[command(flatten)]
+    cache: CacheConfig,
+    #[command(flatten)]
+    store: StoreConfig,
+    #[command(flatten)]
+    embedded: EmbeddedConfig,
+    #[command(flatten)]
+    metrics: MetricsConfig,
+    /// Fetch the feed and check the cache, say what would be done, and write nothing.
+    #[arg(long, env = "DRY_RUN")]
+    dry_run: bool,
+}
+
+/// What is known before the first job.
+struct Plan {
+    feed: Feed,
+    checked: Vec<Checked>,
+}
+
+impl RunConfig {
+    /// Runs, and gives the exit code.
+    ///
+    /// # Errors
+    /// With an [`ExitError`] where there is a code for what went wrong.
+    pub async fn run(&self, bar: Bar, shutdown: &Shutdown) -> Result<u8> {
+        let started = Instant::now();
+        let run = RunId::new();
+        let started_at = OffsetDateTime::now_utc().format(&Rfc3339)?;
+        let metrics = Metrics::new();
+        let _server = self.metrics.serve(&metrics).await?;
+        let store = self.store.open().map_err(unavailable)?;
+
+        let plan = tokio::select! {
+            plan = self.plan(&store, &metrics) => plan?,
+            () = shutdown.soft.cancelled() => {
+                info!(operation = "shutdown", "stopped before the first job; nothing was written");
+                return Ok(shutdown.code());
+            }
+        };
+        if self.dry_run {
+            report::dry_run(&run, &plan.feed.invalid, &plan.checked, started.elapsed());
+            return Ok(exit::OK);
+        }
+        let _only_one = self.store.folder().map(only_one).transpose()?;
+        let mut tally = report::opening_tally(&plan.feed.invalid, &plan.checked);
+        let manifest = self.manifest(&run, started_at, &plan, &tally);
+        write(&store, &run, Document::Manifest, &manifest)
+            .await
+            .map_err(unavailable)?;
+        info!(
+            operation = "run",
+            run_id = run.as_str(),
+            total_repos = tally.total(),
+            to_digest = tally.open(),
+            "Run {run}: {} repositories, {} to digest",
+            thousands(tally.total()),
+            thousands(tally.open())
+        );
+
+        let mut reporter = Reporter::start(run.clone(), started, Instant::now(), &tally, bar);
+        let code = self
+            .work(
+                &run,
+                &plan.checked,
+                &mut tally,
+                &mut reporter,
+                &store,
+                &metrics,
+                shutdown,
+            )
+            .await?;
+        let summary = reporter.finish(Instant::now(), &tally);
+        self.conclude(&store, &run, &summary).await;
+        Ok(code)
+    }
+
+    /// Has the jobs done, and gives the exit code of how that ended.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parts of a run, each used once"
+    )]
+    async fn work(
+        &self,
+        run: &RunId,
+        checked: &[Checked],
+        tally: &mut Tally,
+        reporter: &mut Reporter,
+        store: &SharedStore,
+        metrics: &Metrics,
+        shutdown: &Shutdown,
+    ) -> Result<u8> {
+        let local_feed = matches!(self.feed.feed, Source::File(_));
+        let inner = shutdown.child();
+        let Embedded { broker, worker } = self
+            .embedded
+            .start(
+                local_feed,
+                SharedStore::clone(store),
+                metrics.clone(),
+                &inner,
+            )
+            .map_err(unavailable)?;
+        let events = broker.events(Position::Now).await.map_err(unavailable)?;
+        publish(&broker, run, checked).await.map_err(unavailable)?;
+
+        // The worker ends before the run closes when it is told to stop, or gives up.
+        let gone = CancellationToken::new();
+        let worker = {
+            let gone = gone.clone().drop_guard();
+            tokio::spawn(async move {
+                let _gone = gone;
+                worker.await
+            })
+        };
+        let ended = follow(events, tally, reporter, &gone).await;
+        inner.soft.cancel();
+        let worker = worker.await?.context("the worker's task")?;
+        Ok(match (ended, worker) {
+            (Ended::Closed, _) => exit::OK,
+            (_, Err(fault)) => {
+                error!(operation = "run", "gave up: {fault}");
+                exit::UNAVAILABLE
+            }
+            (Ended::Stopped, Ok(())) if shutdown.soft.is_cancelled() => shutdown.code(),
+            (Ended::Stopped | Ended::Lost, Ok(())) => exit::NOT_CLOSED,
+        })
+    }
+
+    /// Leaves word in the store and in the log.
+    async fn conclude(&self, store: &SharedStore, run: &RunId, summary: &RunSummary) {
+        let key = match write(store, run, Document::Summary, summary).await {
+            Ok(key) => key,
+            // The log has it all; what was digested is stored, and that is what counts.
+            Err(fault) => {
+                warn!(
+                    operation = "run",
+                    "the run's summary could not be stored: {fault}"
+                );
+                "not stored".to_owned()
+            }
+        };
+        info!(
+            operation = "run",
+            digests = store.location(),
+            summary = key,
+            "Digests: {}/{{owner}}/{{name}}/summary.txt; this run: {key}",
+            store.location()
+        );
+        report::completed(summary);
+    }
+
+    /// Steps 2 and 3: what the feed asks for and what the cache makes of it.
+    async fn plan(&self, store: &SharedStore, metrics: &Metrics) -> Result<Plan> {
+        let mut feed = feed::load(&self.feed).await?;
+        let selected = self.filter.select(std::mem::take(&mut feed.repositories));
+        let checked = cache::check(&self.cache, store.as_ref(), selected).await?;
+        for (reason, count) in cache::counts(&checked) {
+            metrics.cache_checked(reason, count);
+        }
+        if self.cache.explain {
+            report::explain(&checked);
+        }
+        let tally = report::opening_tally(&feed.invalid, &checked);
+        report::cache_checked(&tally, &checked);
+        Ok(Plan { feed, checked })
+    }
+
+    fn manifest(&self, run: &RunId, started_at: String, plan: &Plan, tally: &Tally) -> Manifest {
+        Manifest {
+            run: run.clone(),
+            started_at,
+            feed: plan.feed.origin.clone(),
+            feed_sha256: plan.feed.sha256.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            total: tally.total(),
+            repeated: plan.feed.repeated.len() as u64,
+            invalid: plan.feed.invalid.len() as u64,
+            reasons: cache::counts(&plan.checked),
+        }
+    }
+}
+
+/// Writes a document of the run and says where.
+async fn write<T: Serialize>(
+    store: &SharedStore,
+    run: &RunId,
+    document: Document,
+    content: &T,
+) -> Result<String, Fault> {
+    let key = DocumentKey {
+        run: run.clone(),
+        document,
+    };
+    let content = serde_json::to_vec_pretty(content).map_err(Fault::infra)?;
+    store.put_document(&key, &content).await?;
+    Ok(key.to_string())
+}
+
+fn unavailable(fault: Fault) -> ExitError {
+    ExitError::new(exit::UNAVAILABLE, fault)
+}

@@ -1,0 +1,211 @@
+//! The worker's command line.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use common::exit::{self, ExitError};
+use common::fault::{Fault, FaultKind};
+use common::repo::RepoRef;
+use common::shutdown::Shutdown;
+use common::telemetry::{LogConfig, Metrics};
+use url::Url;
+
+use crate::digest::{self, Limits, Subject};
+use crate::fetch::policy::FetchConfig;
+use crate::slot::{SlotConfig, Slots, Unmade};
+
+/// Makes digests of git repositories: one text each, for a language model to read.
+#[derive(Debug, Parser)]
+#[command(name = "worker", version, about, after_long_help = AFTER_HELP)]
+pub struct Cli {
+    #[command(flatten)]
+    log: LogConfig,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Environment: GITHUB_TOKEN is sent to github.com, and to no other host.
+
+Exit codes:
+  0    done
+  1    a fault of this program or machine
+  2    the command line is wrong, or the source is not allowed
+  69   the repository cannot be had: gone, throttled, too large, or its host is away
+  130  stopped by SIGINT";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Write the digest of one repository.
+    Digest(DigestCommand),
+}
+
+/// Writes the digest of one repository to standard output or a file.
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+Examples:
+  worker digest https://github.com/octocat/Hello-World
+  worker digest . -o digest.txt
+  worker digest ../whitehall --name alphagov/whitehall --no-limit --gitingest-limits")]
+struct DigestCommand {
+    /// An https URL, or the path of a repository on this machine, of which HEAD is read.
+    source: String,
+    /// Write to this file instead of standard output.
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Name the repository so in the digest, as gitingest names one that it cloned.
+    #[arg(long, value_name = "OWNER/NAME")]
+    name: Option<RepoRef>,
+    /// Do not cut the text at 512 KiB.
+    #[arg(long)]
+    no_limit: bool,
+    /// Leave out files over gitingest's own 10 MiB instead of 512 KiB.
+    #[arg(long)]
+    gitingest_limits: bool,
+    #[command(flatten)]
+    fetch: FetchConfig,
+    #[command(flatten)]
+    slot: SlotConfig,
+}
+
+impl Cli {
+    /// Does what was asked for, and prints what went wrong.
+    pub fn main(self) -> ExitCode {
+        let runtime = match tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+        {
+            Ok(runtime) => runtime,
+            Err(error) => return fail(&error.into()),
+        };
+        match runtime.block_on(self.run()) {
+            Ok(code) => ExitCode::from(code),
+            Err(error) => fail(&error),
+        }
+    }
+
+    async fn run(self) -> Result<u8> {
+        // Standard output is the digest's.
+        self.log.init(io::stderr)?;
+        match self.command {
+            Command::Digest(command) => command.run().await,
+        }
+    }
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    writeln!(io::stderr(), "error: {error:#}").ok();
+    ExitCode::from(exit::code_of(error))
+}
+
+impl DigestCommand {
+    async fn run(mut self) -> Result<u8> {
+        let shutdown = Shutdown::on_signals().context("cannot listen to signals")?;
+        let url = Url::parse(&self.source).ok();
+        if url.is_none() {
+            let path = fs::canonicalize(&self.source)
+                .with_context(|| format!("{:?} is neither a URL nor a path here", self.source))?;
+            // Whoever names a path here means it.
+            self.fetch.allow_local = true;
+            let path = path.into_os_string().into_string();
+            self.source = path.map_err(|path| anyhow::anyhow!("{path:?} is not UTF-8"))?;
+        }
+        let subject = match (&self.name, &url) {
+            (Some(repo), _) => repository(repo),
+            (None, Some(url)) => repository(&repo_of(url)?),
+            (None, None) => Subject::Directory {
+                slug: self.source.trim_matches('/').to_owned(),
+            },
+        };
+        let mut limits = match self.gitingest_limits {
+            true => Limits::gitingest(),
+            false => Limits::default(),
+        };
+        limits.max_text_bytes = match self.no_limit {
+            true => None,
+            false => Limits::default().max_text_bytes,
+        };
+        self.slot.concurrency = Some(1);
+        let policy = self.fetch.policy(std::env::var("GITHUB_TOKEN").ok());
+        let max_text_bytes = limits.max_text_bytes;
+        let slots = Slots::new(self.slot, policy, limits, Metrics::new()).map_err(exit_error)?;
+        let made = match slots.work(&self.source, subject, &shutdown.soft).await {
+            Ok(made) => made,
+            Err(Unmade::Fault(fault)) => return Err(exit_error(fault).into()),
+            Err(Unmade::Stopped) => return Ok(shutdown.code()),
+        };
+        let text = digest::assemble(&made.facts, &made.tree, &made.content, max_text_bytes);
+        match &self.output {
+            Some(path) => fs::write(path, text.text)
+                .with_context(|| format!("cannot write {}", path.display()))?,
+            None => io::stdout()
+                .write_all(text.text.as_bytes())
+                .context("cannot write to standard output")?,
+        }
+        Ok(exit::OK)
+    }
+}
+
+fn repository(repo: &RepoRef) -> Subject {
+    Subject::Repository {
+        owner: repo.owner().to_owned(),
+        name: repo.name().to_owned(),
+    }
+}
+
+/// `owner/name` of a URL: its last two segments, without `.git`.
+fn repo_of(url: &Url) -> Result<RepoRef> {
+    let path = url.path().trim_end_matches('/');
+    let path = path.strip_suffix(".git").unwrap_or(path);
+    let mut segments = path.rsplit('/');
+    let (name, owner) = (segments.next(), segments.next());
+    RepoRef::new(owner.unwrap_or_default(), name.unwrap_or_default()).map_err(|error| {
+        let message = format!("{url}: {error}; give its name with --name OWNER/NAME");
+        ExitError::new(exit::USAGE, message).into()
+    })
+}
+
+fn exit_error(fault: Fault) -> ExitError {
+    let code = match fault.kind {
+        FaultKind::Refused => exit::USAGE,
+        FaultKind::Infra | FaultKind::Killed => exit::INTERNAL,
+        _ => exit::UNAVAILABLE,
+    };
+    ExitError::new(code, format!("{}: {fault}", fault.kind))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_url_names_its_repository() {
+        for (url, expected) in [
+            (
+                "https://github.com/octocat/Hello-World",
+                Some("octocat/Hello-World"),
+            ),
+            (
+                "https://github.com/octocat/Hello-World.git",
+                Some("octocat/Hello-World"),
+            ),
+            ("https://gitlab.com/group/sub/project/", Some("sub/project")),
+            ("https://github.com/octocat", None),
+            ("https://github.com/", None),
+        ] {
+            let repo = repo_of(&Url::parse(url).unwrap()).ok();
+            assert_eq!(repo.map(|r| r.to_string()).as_deref(), expected, "{url}");
+        }
+    }
+}

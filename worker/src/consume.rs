@@ -1,0 +1,387 @@
+//! The consuming loop: takes deliveries, has them worked on, records outcomes, settles.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use common::broker::{Delivery, Event, Settlement, SharedBroker};
+use common::fault::{Fault, FaultKind};
+use common::outcome::{Decision, Outcome, OutcomeRecord, decide};
+use common::shutdown::Shutdown;
+use common::store::SharedStore;
+use common::telemetry::Metrics;
+use futures::StreamExt;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+use url::Url;
+
+use crate::fetch::policy::authority;
+use crate::job::{Attempt, attempt};
+use crate::slot::{Slots, Unmade};
+
+/// The pause after which a job comes back that its worker could not finish.
+const HANDED_BACK: Duration = Duration::from_secs(1);
+/// The pauses between looks at a machine or store that is not well grow up to this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How long recording an outcome, or settling, is tried again and again.
+const BROKER_PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a worker works with. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Worker {
+    /// Where jobs come from and outcomes go to.
+    pub broker: SharedBroker,
+    /// Where digests go to.
+    pub store: SharedStore,
+    /// Where the work is done.
+    pub slots: Arc<Slots>,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// How long jobs in hand may go on once a stop was asked for.
+    pub drain: Duration,
+    /// How long one job may wait for machine and store to get well before the worker gives up;
+    /// `None` is for ever.
+    pub patience: Option<Duration>,
+}
+
+/// What the jobs of one worker share.
+#[derive(Debug, Default)]
+struct Shared {
+    /// Hosts to be left alone until then.
+    paused: Mutex<HashMap<String, Instant>>,
+    /// Held while machine or store are not well: nobody starts a job, and one looks after them.
+    infirm: tokio::sync::RwLock<()>,
+    /// Set when patience ran out.
+    given_up: Mutex<Option<Fault>>,
+}
+
+impl Worker {
+    /// Works on up to `slots` jobs at a time until `shutdown`, then finishes or hands back what is
+    /// in hand.
+    ///
+    /// # Errors
+    /// When the broker is gone, or machine or store were not well for longer than `patience`.
+    pub async fn run(&self, slots: u16, shutdown: &Shutdown) -> Result<(), Fault> {
+        let mut deliveries = self.broker.deliveries(slots).await?;
+        let shared = Arc::new(Shared::default());
+        // Ends slots: at the end of the drain, or at once.
+        let stop = shutdown.hard.child_token();
+        let give_up = CancellationToken::new();
+        let mut jobs = JoinSet::new();
+        loop {
+            let delivery = tokio::select! {
+                biased;
+                () = shutdown.soft.cancelled() => break,
+                () = shutdown.hard.cancelled() => break,
+                () = give_up.cancelled() => break,
+                Some(ended) = jobs.join_next() => {
+                    log_panic(ended);
+                    continue;
+                }
+                delivery = deliveries.next() => delivery,
+            };
+            let Some(delivery) = delivery else {
+                return Err(Fault::infra("the broker delivers no more"));
+            };
+            let (worker, shared) = (self.clone(), Arc::clone(&shared));
+            let (stop, soft, give_up) = (stop.clone(), shutdown.soft.clone(), give_up.clone());
+            jobs.spawn(async move {
+                worker
+                    .handle(delivery, &shared, &stop, &soft, &give_up)
+                    .await;
+            });
+        }
+        // No more are taken; what the broker handed out already goes back as this is dropped.
+        drop(deliveries);
+        let drained = async {
+            while let Some(ended) = jobs.join_next().await {
+                log_panic(ended);
+            }
+        };
+        let drain = if give_up.is_cancelled() {
+            Duration::ZERO
+        } else {
+            self.drain
+        };
+        tokio::select! {
+            () = drained => {}
+            () = tokio::time::sleep(drain) => stop.cancel(),
+            () = shutdown.hard.cancelled() => {}
+        }
+        while let Some(ended) = jobs.join_next().await {
+            log_panic(ended);
+        }
+        let given_up = shared
+            .given_up
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        given_up.map_or(Ok(()), Err)
+    }
+
+    /// Takes one delivery to its settlement. Dropping it unsettled gives it back.
+    async fn handle(
+        &self,
+        delivery: Delivery,
+        shared: &Shared,
+        stop: &CancellationToken,
+        soft: &CancellationToken,
+        give_up: &CancellationToken,
+    ) {
+        let host = host_of(&delivery.job.url);
+        let start = Instant::now();
+        if let Some(pause) = shared.pause_left(&host) {
+            debug!(repo = %delivery.job.repo, host, "waits for its host");
+            return self.again(delivery, pause, Counts::Neither).await;
+        }
+        let mut ill_since = None;
+        let result = loop {
+            // Nobody starts while somebody looks after machine or store.
+            drop(shared.infirm.read().await);
+            match attempt(&delivery.job, &self.store, &self.slots, &self.metrics, stop).await {
+                Ok(attempt) => break Ok(attempt),
+                Err(Unmade::Stopped) => {
+                    return self.again(delivery, HANDED_BACK, Counts::Neither).await;
+                }
+                Err(Unmade::Fault(fault)) if fault.kind == FaultKind::Infra => {
+                    let since = *ill_since.get_or_insert_with(Instant::now);
+                    let waited = since.elapsed();
+                    if self.patience.is_some_and(|patience| waited >= patience) {
+                        error!(
+                            operation = "infra",
+                            repo = %delivery.job.repo,
+                            "giving up after {} s, {} not done: {fault}",
+                            waited.as_secs(),
+                            delivery.job.repo
+                        );
+                        *shared
+                            .given_up
+                            .lock()
+                            .unwrap_or_else(PoisonError::into_inner) = Some(fault);
+                        give_up.cancel();
+                        return;
+                    }
+                    tokio::select! {
+                        () = self.until_well(shared, &fault, since) => {}
+                        // Dropped, so given back.
+                        () = soft.cancelled() => return,
+                        () = stop.cancelled() => return,
+                        () = give_up.cancelled() => return,
+                    }
+                }
+                Err(Unmade::Fault(fault)) => break Err(fault),
+            }
+        };
+        self.conclude(delivery, result, shared, &host, start).await;
+    }
+
+    async fn conclude(
+        &self,
+        delivery: Delivery,
+        result: Result<Attempt, Fault>,
+        shared: &Shared,
+        host: &str,
+        start: Instant,
+    ) {
+        let repo = delivery.job.repo.clone();
+        let outcome = result.as_ref().map(|attempt| attempt.outcome);
+        let class = result.as_ref().err().map(|fault| fault.kind);
+        match decide(outcome, delivery.attempt, delivery.waits) {
+            Decision::Finish(outcome) => {
+                self.finish(delivery, outcome, &result, start, Settlement::Done)
+                    .await;
+            }
+            Decision::Bury => {
+                let outcome = Outcome::Failed(FaultKind::Poison);
+                self.finish(delivery, outcome, &result, start, Settlement::Dead)
+                    .await;
+            }
+            Decision::Retry(pause) => {
+                let why = result.err().map(|fault| fault.message).unwrap_or_default();
+                self.metrics.retried(class.unwrap_or(FaultKind::Transient));
+                info!(
+                    operation = "retry",
+                    repo = %repo,
+                    attempt = delivery.attempt + 1,
+                    pause_seconds = pause.as_secs(),
+                    "trying {repo} again in {} s: {why}",
+                    pause.as_secs()
+                );
+                self.again(delivery, pause, Counts::Attempt).await;
+            }
+            Decision::Wait(pause) => {
+                self.metrics.retried(FaultKind::Throttled);
+                let pause = shared.pause(host, pause);
+                warn!(
+                    operation = "throttled",
+                    repo = %repo,
+                    host,
+                    pause_seconds = pause.as_secs(),
+                    "{host} wants to be left alone: pausing it for {} s",
+                    pause.as_secs()
+                );
+                self.again(delivery, pause, Counts::Wait).await;
+            }
+            // Handled in place by the caller.
+            Decision::Pause => drop(delivery),
+        }
+    }
+
+    /// Records the outcome, then settles: a job whose outcome is not safe comes back.
+    async fn finish(
+        &self,
+        delivery: Delivery,
+        outcome: Outcome,
+        result: &Result<Attempt, Fault>,
+        start: Instant,
+        settlement: Settlement,
+    ) {
+        let (attempt, message) = match result {
+            Ok(attempt) => (*attempt, String::new()),
+            Err(fault) => (outcome.into(), fault.message.clone()),
+        };
+        let repo = &delivery.job.repo;
+        let millis = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let record = OutcomeRecord {
+            run: delivery.job.run.clone(),
+            repo: repo.clone(),
+            pushed_at: delivery.job.pushed_at.clone(),
+            outcome,
+            message: message.clone(),
+            attempt: delivery.attempt,
+            millis,
+            fetched_bytes: attempt.fetched_bytes,
+            stored_bytes: attempt.stored_bytes,
+        };
+        match outcome {
+            Outcome::Failed(class) => warn!(
+                operation = "job",
+                repo = %repo,
+                class = class.as_str(),
+                attempt = delivery.attempt,
+                millis,
+                "{repo} {outcome}: {message}"
+            ),
+            _ => debug!(operation = "job", repo = %repo, millis, "{repo} {outcome}"),
+        }
+        let event = Event::Outcome(record);
+        let recorded = tokio::time::timeout(BROKER_PATIENCE, self.broker.record(&event)).await;
+        match recorded {
+            Ok(Ok(())) => {}
+            Ok(Err(fault)) => return not_settled(&delivery, &fault),
+            Err(_) => return not_settled(&delivery, &Fault::infra("no answer")),
+        }
+        self.metrics.job_ended(outcome);
+        settle(delivery, settlement).await;
+    }
+
+    async fn again(&self, delivery: Delivery, after: Duration, counts: Counts) {
+        let settlement = Settlement::Again {
+            after,
+            attempt: delivery.attempt + u32::from(counts == Counts::Attempt),
+            waits: delivery.waits + u32::from(counts == Counts::Wait),
+        };
+        settle(delivery, settlement).await;
+    }
+
+    /// Returns when machine and store look well again, having looked at least once after a pause
+    /// that grows with the time that has passed `since` it was first not well.
+    async fn until_well(&self, shared: &Shared, fault: &Fault, since: Instant) {
+        // One looks; the others wait here for it and then see for themselves.
+        let _infirm = shared.infirm.write().await;
+        error!(
+            operation = "infra",
+            "not a repository's fault, no job is started until it is mended: {fault}"
+        );
+        let mut pause = (since.elapsed() / 2).clamp(Duration::from_millis(500), LONGEST_PAUSE);
+        loop {
+            tokio::time::sleep(pause).await;
+            let well = match self.slots.probe() {
+                Ok(()) => self.store.probe().await,
+                ill => ill,
+            };
+            match well {
+                Ok(()) => {
+                    info!(operation = "infra", "machine and store are well again");
+                    return;
+                }
+                Err(fault) if self.patience.is_some_and(|p| since.elapsed() >= p) => {
+                    // The caller gives up when its job fails once more.
+                    warn!(operation = "infra", "still not well: {fault}");
+                    return;
+                }
+                Err(fault) => warn!(operation = "infra", "still not well: {fault}"),
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+}
+
+/// Which of a delivery's counts goes up when it is delivered again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Counts {
+    Attempt,
+    Wait,
+    Neither,
+}
+
+impl Shared {
+    /// Leaves `host` alone for `pause` and a little more, so that not all come back at once.
+    fn pause(&self, host: &str, pause: Duration) -> Duration {
+        let pause = pause.mul_f64(1.0 + fastrand::f64() / 4.0);
+        let until = Instant::now() + pause;
+        let mut paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = paused.entry(host.to_owned()).or_insert(until);
+        *known = until.max(*known);
+        pause
+    }
+
+    /// How long `host` is still to be left alone.
+    fn pause_left(&self, host: &str) -> Option<Duration> {
+        let paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
+        paused
+            .get(host)?
+            .checked_duration_since(Instant::now())
+            .filter(|left| !left.is_zero())
+    }
+}
+
+/// The host of a URL with its port; empty for a path.
+fn host_of(url: &str) -> String {
+    Url::parse(url)
+        .map(|url| authority(&url))
+        .unwrap_or_default()
+}
+
+async fn settle(delivery: Delivery, settlement: Settlement) {
+    let id = delivery.job.id();
+    let settled = tokio::time::timeout(BROKER_PATIENCE, delivery.settle(settlement)).await;
+    let fault = match settled {
+        Ok(Ok(())) => return,
+        Ok(Err(fault)) => fault.message,
+        Err(_) => "no answer".to_owned(),
+    };
+    // It comes again, and the store or the ledger says then that it is done.
+    warn!(
+        operation = "settle",
+        job = id,
+        "{id} could not be settled: {fault}"
+    );
+}
+
+fn not_settled(delivery: &Delivery, fault: &Fault) {
+    let id = delivery.job.id();
+    warn!(
+        operation = "record",
+        job = id,
+        "the outcome of {id} could not be recorded: {fault}"
+    );
+}
+
+fn log_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(panic) = ended {
+        // Its delivery was dropped, so it comes again, up to the broker's limit.
+        error!(operation = "job", "a job's task panicked: {panic}");
+    }
+}

@@ -1,0 +1,391 @@
+//! Which sources may be fetched from: schemes, hosts, addresses.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::Args;
+use common::fault::Fault;
+use serde::{Deserialize, Serialize};
+use url::{Host, Url};
+
+/// Hosts that are allowed unless the operator says otherwise.
+pub const DEFAULT_HOSTS: [&str; 4] = ["github.com", "gitlab.com", "bitbucket.org", "codeberg.org"];
+
+/// What may be fetched, from where, and how much.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Fetching")]
+pub struct FetchConfig {
+    /// Also fetch from this host, whatever its address; HOST or HOST:PORT, repeatable.
+    ///
+    /// Always allowed: github.com, gitlab.com, bitbucket.org, codeberg.org.
+    #[arg(long, env = "ALLOW_HOST", value_name = "HOST", value_delimiter = ',')]
+    pub allow_host: Vec<AllowedHost>,
+    /// Also fetch over plain http.
+    #[arg(long, env = "ALLOW_HTTP")]
+    pub allow_http: bool,
+    /// Also read repositories on this machine, by path.
+    #[arg(long, env = "ALLOW_LOCAL")]
+    pub allow_local: bool,
+    /// Most bytes to download for one repository; over it the repository fails as too_large.
+    #[arg(long, env = "MAX_FETCH_BYTES", value_name = "BYTES", default_value_t = 1 << 30)]
+    pub max_fetch_bytes: u64,
+}
+
+impl FetchConfig {
+    /// The policy of this configuration, with `token` for github.com.
+    pub fn policy(&self, token: Option<String>) -> FetchPolicy {
+        FetchPolicy {
+            hosts: self.allow_host.clone(),
+            http: self.allow_http,
+            local: self.allow_local,
+            max_bytes: self.max_fetch_bytes,
+            token: token.filter(|t| !t.is_empty()).map(|token| Token {
+                host: "github.com".to_owned(),
+                secret: Secret(token),
+            }),
+        }
+    }
+}
+
+/// A host that the operator allowed by name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AllowedHost {
+    /// Lower case; an IPv6 address in brackets.
+    pub host: String,
+    /// `None` is the scheme's own port only.
+    pub port: Option<u16>,
+}
+
+impl FromStr for AllowedHost {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is not HOST or HOST:PORT");
+        // The scheme only lends its parser.
+        let url = Url::parse(&format!("allow://{text}")).map_err(|_| wrong())?;
+        let plain = url.path().is_empty() && url.username().is_empty() && url.query().is_none();
+        match url.host_str() {
+            Some(host) if plain && !host.is_empty() => Ok(Self {
+                host: host.to_ascii_lowercase(),
+                port: url.port(),
+            }),
+            _ => Err(wrong()),
+        }
+    }
+}
+
+/// [`FetchConfig`] as a slot gets it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FetchPolicy {
+    /// Allowed besides [`DEFAULT_HOSTS`], whatever their address.
+    pub hosts: Vec<AllowedHost>,
+    /// Whether plain http is allowed.
+    pub http: bool,
+    /// Whether paths are allowed.
+    pub local: bool,
+    /// Byte budget of one fetch.
+    pub max_bytes: u64,
+    /// Sent to its host only.
+    pub token: Option<Token>,
+}
+
+/// A token and the one host that gets to see it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Token {
+    /// Host, with its port where that is not the scheme's own.
+    pub host: String,
+    /// What is sent.
+    pub secret: Secret,
+}
+
+/// A text that is never shown.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// A place that the policy allows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A repository on this machine.
+    Local(PathBuf),
+    /// A repository on a host.
+    Remote {
+        /// Without credentials, query and fragment.
+        url: Url,
+        /// Whether the operator named the host, so that its addresses do not matter.
+        named: bool,
+    },
+}
+
+impl FetchPolicy {
+    /// Where `url` is, if it may be fetched from.
+    ///
+    /// # Errors
+    /// [`FaultKind::Refused`](common::fault::FaultKind::Refused), saying what would allow it.
+    pub fn place(&self, url: &str) -> Result<Place, Fault> {
+        let shown: String = url.chars().take(200).collect();
+        let url = match Url::parse(url) {
+            Ok(url) => url,
+            Err(_) if url.contains("://") => {
+                return Err(Fault::refused(format!("{shown:?} is not a URL")));
+            }
+            Err(_) if self.local => return Ok(Place::Local(PathBuf::from(url))),
+            Err(_) => {
+                return Err(Fault::refused(format!(
+                    "{shown:?} is a path, and local sources are not allowed (--allow-local)"
+                )));
+            }
+        };
+        self.remote(url)
+    }
+
+    /// As [`FetchPolicy::place`], for what is a URL already: also the target of a redirect.
+    pub fn remote(&self, mut url: Url) -> Result<Place, Fault> {
+        match url.scheme() {
+            "https" => {}
+            "http" if self.http => {}
+            "http" => {
+                return Err(Fault::refused("plain http is not allowed (--allow-http)"));
+            }
+            other => {
+                return Err(Fault::refused(format!(
+                    "scheme {other:?} is not allowed, only https"
+                )));
+            }
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(Fault::refused("the URL holds credentials"));
+        }
+        url.set_query(None);
+        url.set_fragment(None);
+        let host = url.host_str().unwrap_or_default().to_ascii_lowercase();
+        let named = self
+            .hosts
+            .iter()
+            .any(|allowed| allowed.host == host && allowed.port == url.port());
+        let known = url.port().is_none() && DEFAULT_HOSTS.contains(&host.as_str());
+        if !named && !known {
+            return Err(Fault::refused(format!(
+                "host {} is not allowed (--allow-host {})",
+                authority(&url),
+                authority(&url)
+            )));
+        }
+        Ok(Place::Remote { url, named })
+    }
+
+    /// The token for `url`, if there is one and its host is the token's.
+    pub fn token_for(&self, url: &Url) -> Option<&Secret> {
+        let token = self.token.as_ref()?;
+        (token.host == authority(url)).then_some(&token.secret)
+    }
+}
+
+/// Host and, where it is not the scheme's own, port.
+pub fn authority(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    }
+}
+
+/// The address in a URL that names one instead of a host.
+pub fn literal_address(url: &Url) -> Option<IpAddr> {
+    match url.host()? {
+        Host::Ipv4(address) => Some(address.into()),
+        Host::Ipv6(address) => Some(address.into()),
+        Host::Domain(_) => None,
+    }
+}
+
+/// Whether an address can belong to a public host: not private, loopback, link-local, shared,
+/// reserved, documentation, multicast, nor an IPv6 form of such an IPv4 address.
+///
+/// After IANA's special-purpose address registries. `IpAddr::is_global` is not stable yet.
+pub fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => is_public_v4(address),
+        IpAddr::V6(address) => is_public_v6(address),
+    }
+}
+
+fn is_public_v4(address: Ipv4Addr) -> bool {
+    let [a, b, c, _] = address.octets();
+    !(address.is_private()
+        || address.is_loopback()
+        || address.is_link_local()
+        || address.is_broadcast()
+        || address.is_documentation()
+        || address.is_multicast()
+        || a == 0
+        || (a == 100 && (64..128).contains(&b))
+        || (a == 192 && b == 0 && c == 0)
+        || (a == 198 && (b == 18 || b == 19))
+        || a >= 240)
+}
+
+fn is_public_v6(address: Ipv6Addr) -> bool {
+    let s = address.segments();
+    let embedded = |high: u16, low: u16| {
+        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+        is_public_v4(Ipv4Addr::new(a, b, c, d))
+    };
+    match s {
+        // ::ffff:a.b.c.d, and 64:ff9b::a.b.c.d of NAT64
+        [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => {
+            embedded(high, low)
+        }
+        // 6to4
+        [0x2002, high, low, ..] => embedded(high, low),
+        // Teredo and the rest of 2001::/23, documentation
+        [0x2001, second, ..] if second < 0x200 || second == 0xdb8 => false,
+        [0x3fff, second, ..] if second < 0x1000 => false,
+        // Only 2000::/3 is given out for public use.
+        [first, ..] => (0x2000..0x4000).contains(&first),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::fault::FaultKind;
+
+    use super::*;
+
+    fn policy() -> FetchPolicy {
+        FetchPolicy {
+            hosts: vec![
+                "Git.Example.org".parse().unwrap(),
+                "127.0.0.1:8080".parse().unwrap(),
+            ],
+            http: false,
+            local: false,
+            max_bytes: 1,
+            token: Some(Token {
+                host: "github.com".to_owned(),
+                secret: Secret("sesame".to_owned()),
+            }),
+        }
+    }
+
+    #[test]
+    fn only_https_to_allowed_hosts() {
+        let policy = policy();
+        for (url, named) in [
+            ("https://github.com/a/b", false),
+            ("https://GitHub.com/a/b?x=1#y", false),
+            ("https://git.example.org/a/b", true),
+            ("https://127.0.0.1:8080/a/b", true),
+        ] {
+            match policy.place(url).unwrap() {
+                Place::Remote { named: n, url } => {
+                    assert_eq!(n, named, "{url}");
+                    assert!(!url.as_str().contains(['?', '#']));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        for url in [
+            "http://github.com/a/b",
+            "https://github.com:8443/a/b",
+            "https://github.com.evil.org/a/b",
+            "https://user:pass@github.com/a/b",
+            "https://127.0.0.1/a/b",
+            "https://127.0.0.1:8081/a/b",
+            "https://git.example.org:1/a/b",
+            "ssh://github.com/a/b",
+            "file:///etc",
+            "git@github.com:a/b",
+            "/etc",
+            "../other",
+            "https://",
+            "",
+        ] {
+            let fault = policy.place(url).unwrap_err();
+            assert_eq!(fault.kind, FaultKind::Refused, "{url}");
+            assert!(!fault.message.contains("pass"), "{}", fault.message);
+        }
+    }
+
+    #[test]
+    fn paths_and_plain_http_are_allowed_when_asked_for() {
+        let policy = FetchPolicy {
+            http: true,
+            local: true,
+            ..policy()
+        };
+        assert_eq!(
+            policy.place("/srv/a").unwrap(),
+            Place::Local("/srv/a".into())
+        );
+        assert!(policy.place("http://github.com/a/b").is_ok());
+        assert!(policy.place("http://example.org/a/b").is_err());
+    }
+
+    #[test]
+    fn the_token_goes_to_its_host_only_and_is_never_shown() {
+        let policy = policy();
+        let for_url = |url: &str| policy.token_for(&Url::parse(url).unwrap()).is_some();
+        assert!(for_url("https://github.com/a/b"));
+        assert!(!for_url("https://github.com:8443/a/b"));
+        assert!(!for_url("https://gitlab.com/a/b"));
+        assert!(!for_url("https://git.example.org/github.com"));
+        assert!(!format!("{policy:?}").contains("sesame"));
+    }
+
+    #[test]
+    fn addresses() {
+        for address in [
+            "140.82.121.4",
+            "8.8.8.8",
+            "2606:50c0:8000::153",
+            "64:ff9b::8.8.8.8",
+        ] {
+            assert!(is_public(address.parse().unwrap()), "{address}");
+        }
+        for address in [
+            "127.0.0.1",
+            "10.1.2.3",
+            "172.16.0.1",
+            "192.168.1.1",
+            "169.254.169.254",
+            "0.0.0.0",
+            "100.64.0.1",
+            "192.0.0.1",
+            "198.18.0.1",
+            "224.0.0.1",
+            "240.0.0.1",
+            "255.255.255.255",
+            "::1",
+            "::",
+            "fe80::1",
+            "fc00::1",
+            "fd00::1",
+            "ff02::1",
+            "::ffff:127.0.0.1",
+            "::ffff:169.254.169.254",
+            "64:ff9b::10.0.0.1",
+            "2002:7f00:1::",
+            "2001:db8::1",
+            "2001::1",
+        ] {
+            assert!(!is_public(address.parse().unwrap()), "{address}");
+        }
+    }
+
+    #[test]
+    fn allowed_hosts_are_hosts() {
+        for text in ["", "a/b", "user@host", "https://host", "host:99999", "a b"] {
+            assert!(text.parse::<AllowedHost>().is_err(), "{text:?}");
+        }
+        let v6: AllowedHost = "[::1]:80".parse().unwrap();
+        assert_eq!((v6.host.as_str(), v6.port), ("[::1]", Some(80)));
+    }
+}

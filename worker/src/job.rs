@@ -1,0 +1,211 @@
+//! One attempt at one job: look, make, store.
+
+use std::cmp::Ordering;
+use std::time::Instant;
+
+use common::fault::Fault;
+use common::job::{DIGEST_FORMAT, Job};
+use common::outcome::Outcome;
+use common::store::{Digest, DigestMeta, Found, Put, SharedStore};
+use common::telemetry::Metrics;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio_util::sync::CancellationToken;
+
+use crate::digest::{self, Subject};
+use crate::slot::{Slots, Unmade};
+
+/// How often a digest is offered to the store before the worker gives in to others who write the
+/// same one: each time, somebody else was quicker.
+const OFFERS: u32 = 5;
+
+/// What an attempt came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// The outcome.
+    pub outcome: Outcome,
+    /// Bytes that came over the network.
+    pub fetched_bytes: u64,
+    /// Bytes of the digest, if one was stored.
+    pub stored_bytes: u64,
+}
+
+impl From<Outcome> for Attempt {
+    fn from(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            fetched_bytes: 0,
+            stored_bytes: 0,
+        }
+    }
+}
+
+/// What the store's digest makes of a job, if anything: [`Outcome::Unchanged`] or
+/// [`Outcome::Superseded`].
+///
+/// A forced job is only content with a digest made for its own run, so that a second delivery of
+/// it is as cheap as of any other.
+pub fn settled_by(job: &Job, found: &Found) -> Option<Outcome> {
+    let Found::Stored { meta, .. } = found else {
+        return None;
+    };
+    match meta.pushed_at.compare(&job.pushed_at) {
+        Some(Ordering::Greater) => Some(Outcome::Superseded),
+        // Equal as text; another spelling of the same time would not be a hit in the cache.
+        _ if meta.pushed_at != job.pushed_at => None,
+        _ if job.force && meta.run != job.run => None,
+        _ if meta.format != DIGEST_FORMAT => None,
+        _ => Some(Outcome::Unchanged),
+    }
+}
+
+/// Works on `job` until it is done, fails, or `stop` says so.
+pub async fn attempt(
+    job: &Job,
+    store: &SharedStore,
+    slots: &Slots,
+    metrics: &Metrics,
+    stop: &CancellationToken,
+) -> Result<Attempt, Unmade> {
+    let mut found = store.head(&job.repo).await?;
+    if let Some(outcome) = settled_by(job, &found) {
+        return Ok(outcome.into());
+    }
+
+    let subject = Subject::Repository {
+        owner: job.repo.owner().to_owned(),
+        name: job.repo.name().to_owned(),
+    };
+    let made = slots.work(&job.url, subject, stop).await?;
+    metrics.fetched_bytes.inc_by(made.fetched_bytes);
+    metrics.fetched_in(made.fetch);
+    metrics.digested_in(made.digest);
+    let fetched_bytes = made.fetched_bytes;
+
+    let max_text_bytes = slots.limits().max_text_bytes;
+    let commit = made.facts.commit.clone();
+    // Counting tokens is the parent's only heavy work.
+    let text = tokio::task::spawn_blocking(move || {
+        digest::assemble(&made.facts, &made.tree, &made.content, max_text_bytes)
+    })
+    .await
+    .map_err(|panic| Fault::killed(format!("counting tokens: {panic}")))?;
+    let digest = Digest {
+        meta: DigestMeta {
+            pushed_at: job.pushed_at.clone(),
+            url: job.url.clone(),
+            processed_at: OffsetDateTime::now_utc()
+                .format(&Rfc3339)
+                .map_err(Fault::infra)?,
+            commit,
+            format: DIGEST_FORMAT.to_owned(),
+            bytes: text.text.len() as u64,
+            truncated: text.truncated,
+            run: job.run.clone(),
+        },
+        text: text.text,
+    };
+
+    let start = Instant::now();
+    for _ in 0..OFFERS {
+        if store.put(&job.repo, &digest, &found.expected()).await? == Put::Stored {
+            metrics.stored_in(start.elapsed());
+            metrics.stored_bytes.inc_by(digest.meta.bytes);
+            return Ok(Attempt {
+                outcome: Outcome::Processed,
+                fetched_bytes,
+                stored_bytes: digest.meta.bytes,
+            });
+        }
+        found = store.head(&job.repo).await?;
+        if let Some(outcome) = settled_by(job, &found) {
+            return Ok(Attempt {
+                fetched_bytes,
+                ..outcome.into()
+            });
+        }
+    }
+    Err(Fault::transient(format!(
+        "somebody else stored this digest {OFFERS} times meanwhile"
+    ))
+    .into())
+}
+
+#[cfg(test)]
+mod tests {
+    use common::job::PushedAt;
+    use common::run::RunId;
+    use common::store::Version;
+
+    use super::*;
+
+    fn job(pushed_at: &str, force: bool) -> Job {
+        Job {
+            version: common::job::WIRE_VERSION,
+            run: RunId::try_from("this".to_owned()).unwrap(),
+            repo: "a/b".parse().unwrap(),
+            url: "https://github.com/a/b".to_owned(),
+            pushed_at: PushedAt::new(pushed_at).unwrap(),
+            force,
+        }
+    }
+
+    fn stored(pushed_at: &str, run: &str, format: &str) -> Found {
+        Found::Stored {
+            meta: DigestMeta {
+                pushed_at: PushedAt::new(pushed_at).unwrap(),
+                url: String::new(),
+                processed_at: String::new(),
+                commit: None,
+                format: format.to_owned(),
+                bytes: 1,
+                truncated: false,
+                run: RunId::try_from(run.to_owned()).unwrap(),
+            },
+            version: Version("v".to_owned()),
+        }
+    }
+
+    #[test]
+    fn what_the_store_holds_settles_a_job_or_does_not() {
+        const OLD: &str = "2026-01-01T00:00:00Z";
+        const NEW: &str = "2026-01-02T00:00:00Z";
+        const NEW_ELSEWHERE: &str = "2026-01-02T01:00:00+01:00";
+        let unchanged = Some(Outcome::Unchanged);
+        let superseded = Some(Outcome::Superseded);
+        for (job, found, expected) in [
+            (job(NEW, false), Found::Absent, None),
+            (job(NEW, false), stored(OLD, "other", DIGEST_FORMAT), None),
+            (
+                job(NEW, false),
+                stored(NEW, "other", DIGEST_FORMAT),
+                unchanged,
+            ),
+            (
+                job(OLD, false),
+                stored(NEW, "other", DIGEST_FORMAT),
+                superseded,
+            ),
+            (job(NEW, false), stored(NEW, "other", "older"), None),
+            (
+                job(NEW, false),
+                stored(NEW_ELSEWHERE, "other", DIGEST_FORMAT),
+                None,
+            ),
+            (job("odd", false), stored(NEW, "other", DIGEST_FORMAT), None),
+            (job(NEW, true), stored(NEW, "other", DIGEST_FORMAT), None),
+            (
+                job(NEW, true),
+                stored(NEW, "this", DIGEST_FORMAT),
+                unchanged,
+            ),
+            (
+                job(OLD, true),
+                stored(NEW, "other", DIGEST_FORMAT),
+                superseded,
+            ),
+        ] {
+            assert_eq!(settled_by(&job, &found), expected, "{job:?} {found:?}");
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Scratch folders: one for each process, in it one for each job at work.
+//!
+//! A process holds a lock on a file beside its folder as long as it lives, so whoever starts later
+//! can tell what a dead one left behind, and removes it.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use common::fault::Fault;
+use tempfile::TempDir;
+
+const PREFIX: &str = "repofleet-scratch-";
+
+/// This process's scratch folder; removed when dropped.
+#[derive(Debug)]
+pub(super) struct Scratch {
+    folder: PathBuf,
+    lock_path: PathBuf,
+    _lock: File,
+}
+
+impl Scratch {
+    /// Makes one in `parent`.
+    pub(super) fn new(parent: &Path) -> Result<Self, Fault> {
+        let make = || {
+            fs::create_dir_all(parent)?;
+            sweep(parent)?;
+            loop {
+                let name = format!("{PREFIX}{}-{:08x}", std::process::id(), fastrand::u32(..));
+                let (folder, lock_path) = (parent.join(&name), parent.join(format!("{name}.lock")));
+                let lock = File::create_new(&lock_path)?;
+                lock.lock()?;
+                // A sweeper may have been quicker between the two.
+                if fs::metadata(&lock_path)
+                    .is_ok_and(|m| m.ino() == lock.metadata().map_or(0, |m| m.ino()))
+                {
+                    fs::create_dir(&folder)?;
+                    return Ok(Self {
+                        folder,
+                        lock_path,
+                        _lock: lock,
+                    });
+                }
+            }
+        };
+        make().map_err(|e| fault(parent, &e))
+    }
+
+    /// A new empty folder for one job; removed when dropped.
+    pub(super) fn folder(&self) -> Result<TempDir, Fault> {
+        tempfile::Builder::new()
+            .prefix("job-")
+            .tempdir_in(&self.folder)
+            .map_err(|e| fault(&self.folder, &e))
+    }
+
+    /// Finds out whether it can be written.
+    pub(super) fn probe(&self) -> Result<(), Fault> {
+        let folder = self.folder()?;
+        fs::write(folder.path().join("probe"), [0; 4096]).map_err(|e| fault(&self.folder, &e))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.folder).ok();
+        fs::remove_file(&self.lock_path).ok();
+    }
+}
+
+/// Removes what processes left that are no more.
+fn sweep(parent: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(parent)? {
+        let lock_path = entry?.path();
+        let ours = lock_path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .is_some_and(|name| name.starts_with(PREFIX) && name.ends_with(".lock"));
+        if !ours {
+            continue;
+        }
+        // Somebody else's to remove, where it cannot be opened or is held.
+        let Ok(lock) = File::open(&lock_path) else {
+            continue;
+        };
+        if lock.try_lock().is_ok() {
+            fs::remove_dir_all(lock_path.with_extension("")).ok();
+            fs::remove_file(&lock_path).ok();
+        }
+    }
+    Ok(())
+}
+
+fn fault(folder: &Path, error: &io::Error) -> Fault {
+    Fault::infra(format!(
+        "scratch folder {}: {error}; make room or choose another with --scratch",
+        folder.display()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_dead_process_left_is_removed_and_what_a_living_one_holds_is_not() {
+        let parent = tempfile::tempdir().unwrap();
+        let living = Scratch::new(parent.path()).unwrap();
+        let job = living.folder().unwrap();
+
+        let dead = parent.path().join(format!("{PREFIX}1-dead"));
+        fs::create_dir_all(dead.join("job-x")).unwrap();
+        File::create(parent.path().join(format!("{PREFIX}1-dead.lock"))).unwrap();
+        fs::create_dir(parent.path().join("not-ours")).unwrap();
+
+        let other = Scratch::new(parent.path()).unwrap();
+        assert!(!dead.exists());
+        assert!(job.path().is_dir());
+        assert!(parent.path().join("not-ours").is_dir());
+        other.probe().unwrap();
+
+        drop((job, living, other));
+        let left: Vec<_> = fs::read_dir(parent.path()).unwrap().flatten().collect();
+        assert_eq!(left.len(), 1, "{left:?}");
+    }
+}
