@@ -1,4 +1,7 @@
 //! The worker's parts, tested together.
 
+// `cfg(test)` tells clippy that all of a module is test code.
+#[cfg(test)]
 mod hostile_trees;
+#[cfg(test)]
 mod parity;
