@@ -7,3 +7,5 @@ pub mod store_contract;
 pub mod git_server;
 
 pub mod http_server;
+
+pub mod repositories;
