@@ -598,12 +598,13 @@ impl Spawner {
     }
 
     async fn spawn(&self, command: Command) -> Result<Child, Fault> {
+        let program = command.as_std().get_program().display().to_string();
         let (reply, child) = oneshot::channel();
         let gone = || Fault::infra("the thread that starts slots is gone");
         self.orders.send((command, reply)).map_err(|_| gone())?;
         child
             .await
             .map_err(|_| gone())?
-            .map_err(|e| Fault::infra(format!("cannot start a slot: {e}")))
+            .map_err(|e| Fault::infra(format!("cannot start a slot with {program}: {e}")))
     }
 }

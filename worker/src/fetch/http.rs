@@ -20,7 +20,7 @@ use tokio::runtime::Runtime;
 use url::Url;
 
 use super::Watch;
-use super::policy::{FetchPolicy, Place, is_public, literal_address};
+use super::policy::{FetchPolicy, Place, authority, is_public, literal_address};
 
 /// For a connection to be made, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -217,9 +217,10 @@ impl Session {
             .and_then(|l| l.to_str().ok())
             .and_then(|l| from.join(l).ok())
             .ok_or_else(|| Fault::gone("a redirect without a usable Location"))?;
-        let target = location.clone();
-        let refused =
-            |fault: Fault| Fault::refused(format!("redirected to {}: {fault}", target.as_str()));
+        // Neither credentials nor a signed query are for a log.
+        let (scheme, path) = (location.scheme(), location.path());
+        let target = format!("{scheme}://{}{path}", authority(&location));
+        let refused = |fault: Fault| Fault::refused(format!("redirected to {target}: {fault}"));
         let Place::Remote { mut url, named } = self.policy.remote(location).map_err(refused)?
         else {
             return Err(Fault::refused("redirected to a path"));

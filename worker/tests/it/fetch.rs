@@ -1,7 +1,6 @@
 //! Fetching: every kind of repository and server has its class, and costs no other repository.
 
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use common::fault::{Fault, FaultKind};
@@ -10,21 +9,9 @@ use common::testing::http_server::{HttpServer, Response};
 use common::testing::repositories::{Builder, empty};
 use worker::fetch::policy::{Secret, Token};
 
-use crate::fixture::{Fixture, TEXT, good, work};
+use crate::fixture::{Fixture, TEXT, git, good, noise, work};
 
-use FaultKind::{Gone, Refused, Throttled, TooLarge, Transient};
-
-/// Runs git in the repository `path` and gives what it printed.
-fn git<const N: usize>(path: &Path, arguments: [&str; N]) -> String {
-    let output = Command::new("git")
-        .current_dir(path)
-        .args(arguments)
-        .env("GIT_CONFIG_GLOBAL", "/dev/null")
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "git {arguments:?}: {output:?}");
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
-}
+use FaultKind::{Gone, Killed, Refused, Throttled, TooLarge, Transient};
 
 /// What is made of `owner/bad` with `trouble`, which is to be a fault of class `kind`.
 async fn fault_of(trouble: impl Into<Rule>, kind: FaultKind) -> Fault {
@@ -401,12 +388,6 @@ async fn a_fetch_that_goes_on_for_too_long_is_too_large() {
     }
 }
 
-/// Bytes that do not compress, always the same.
-fn noise(count: usize) -> Vec<u8> {
-    let mut random = fastrand::Rng::with_seed(7);
-    (0..count).map(|_| random.u8(..)).collect()
-}
-
 #[tokio::test]
 async fn what_is_cut_or_damaged_on_its_way_is_transient() {
     for trouble in [
@@ -419,7 +400,6 @@ async fn what_is_cut_or_damaged_on_its_way_is_transient() {
         // The magic, the version, the count of objects, an object's header, data, the checksum.
         Rule::from(Trouble::Corrupt { at: 0 }),
         Rule::from(Trouble::Corrupt { at: 7 }),
-        Rule::from(Trouble::Corrupt { at: 8 }),
         Rule::from(Trouble::Corrupt { at: 11 }),
         Rule::from(Trouble::Corrupt { at: 12 }),
         Rule::from(Trouble::Corrupt { at: 40 }),
@@ -427,6 +407,12 @@ async fn what_is_cut_or_damaged_on_its_way_is_transient() {
     ] {
         fault_of(trouble, Transient).await;
     }
+}
+
+#[tokio::test]
+async fn a_pack_that_claims_four_billion_objects_is_ended_by_the_memory_limit() {
+    let fault = fault_of(Trouble::Corrupt { at: 8 }, Killed).await;
+    assert!(fault.message.contains("memory limit"), "{fault}");
 }
 
 #[tokio::test]

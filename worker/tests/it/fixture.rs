@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -126,7 +127,11 @@ impl Fixture {
                 .is_ok_and(|folder| folder.starts_with(self.scratch.path()));
             // Of a child that is about to be started this is still the parent's.
             let command = fs::read(path.join("cmdline")).unwrap_or_default();
-            if ours && command.split(|b| *b == 0).nth(1) == Some(ARGUMENT.as_bytes()) {
+            if ours
+                && command
+                    .split(|b| *b == 0)
+                    .any(|word| word == ARGUMENT.as_bytes())
+            {
                 children.push(pid);
             }
         }
@@ -149,6 +154,18 @@ pub(crate) fn good(root: &Path, name: &str) -> PathBuf {
         .file("README.md", TEXT)
         .file("src/lib.rs", "pub fn f() {}\n")
         .build(root, "owner", name)
+}
+
+/// Runs git in the repository `path` and gives what it printed.
+pub(crate) fn git<const N: usize>(path: &Path, arguments: [&str; N]) -> String {
+    let output = Command::new("git")
+        .current_dir(path)
+        .args(arguments)
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "git {arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
 /// What a digest of a test's repository is about.
@@ -180,4 +197,39 @@ pub(crate) async fn until(what: &str, mut there: impl FnMut() -> bool) {
 /// Whether there is a process of this id, be it a dead one that nobody has waited for.
 pub(crate) fn exists(pid: Pid) -> bool {
     Path::new("/proc").join(pid.to_string()).exists()
+}
+
+/// Bytes that do not compress, always the same.
+pub(crate) fn noise(count: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(7);
+    (0..count).map(|_| random.u8(..)).collect()
+}
+
+/// A file system of 2 MiB.
+pub(crate) struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    pub(crate) fn mount(at: &Path) -> Self {
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"])
+            .arg(at)
+            .status()
+            .unwrap();
+        assert!(
+            mounted.success(),
+            "mounting a small tmpfs needs root: run the tests as root, or in a user namespace \
+             (unshare --user --map-root-user --mount deploy/test.sh)"
+        );
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        Command::new("umount")
+            .arg("--lazy")
+            .arg(&self.0)
+            .status()
+            .ok();
+    }
 }
