@@ -1,4 +1,4 @@
-//! The worker from outside: what slots make of repositories and servers of every kind.
+//! The worker's parts, tested together.
 
 mod fixture;
 
@@ -7,3 +7,7 @@ mod fetch;
 mod slots;
 
 mod consume;
+
+mod hostile_trees;
+
+mod parity;
