@@ -7,6 +7,7 @@ use common::fault::{Fault, FaultKind};
 use common::testing::git_server::{Fault as Trouble, GitServer, Kind, Rule};
 use common::testing::http_server::{HttpServer, Response};
 use common::testing::repositories::{Builder, empty};
+use futures::future::join_all;
 use worker::fetch::policy::{Secret, Token};
 
 use crate::fixture::{Fixture, TEXT, git, good, noise, work};
@@ -338,7 +339,7 @@ async fn the_token_goes_to_no_other_host() {
 
 #[tokio::test]
 async fn servers_without_progress_are_given_up() {
-    for trouble in [
+    let troubles = [
         Rule::from(Trouble::Hang),
         Trouble::Hang.on(Kind::UploadPack),
         Rule::from(Trouble::Drip {
@@ -350,15 +351,18 @@ async fn servers_without_progress_are_given_up() {
         .on(Kind::UploadPack),
         Trouble::Stall { after_bytes: 100 }.on(Kind::InfoRefs),
         Trouble::Stall { after_bytes: 100 }.on(Kind::UploadPack),
-    ] {
+    ];
+    // Side by side, since all of it is waiting.
+    let check = async |trouble: Rule| {
         let mut fixture = Fixture::new();
-        fixture.config.stall = 1;
+        fixture.config.stall = 2;
         fixture.server.fault("owner/bad", trouble.clone());
         let fault = fixture.fault().await;
         assert_eq!(fault.kind, Transient, "{trouble:?}: {fault}");
-        assert!(fault.message.contains("no progress for 1 s"), "{fault}");
+        assert!(fault.message.contains("no progress for 2 s"), "{fault}");
         assert!(fault.message.contains("--stall"), "{fault}");
-    }
+    };
+    join_all(troubles.map(check)).await;
 }
 
 #[tokio::test]

@@ -72,8 +72,13 @@ impl Fixture {
 
     /// Slots as configured.
     pub(crate) fn slots(&self) -> Arc<Slots> {
+        self.slots_counted(&Metrics::new())
+    }
+
+    /// Slots as configured, which count with `metrics`.
+    pub(crate) fn slots_counted(&self, metrics: &Metrics) -> Arc<Slots> {
         let (config, policy) = (self.config.clone(), self.policy.clone());
-        Slots::new(config, policy, self.limits.clone(), Metrics::new()).unwrap()
+        Slots::new(config, policy, self.limits.clone(), metrics.clone()).unwrap()
     }
 
     /// The URL of `owner/{name}`.
