@@ -22,9 +22,14 @@ use crate::slot::{Slots, Unmade};
 
 /// The pause after which a job comes back that its worker could not finish.
 const HANDED_BACK: Duration = Duration::from_secs(1);
-/// The pauses between looks at a machine or store that is not well grow up to this.
+/// The pauses between looks at a machine or store that is not well grow from this …
+const SHORTEST_PAUSE: Duration = Duration::from_millis(500);
+/// … to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// How long recording an outcome, or settling, is tried again and again.
+/// How often a job may fail on a machine and store that then look well, until it fails for good:
+/// a repository that is larger than the scratch folder's disk must not stop all others for ever.
+const WELL_BUT_FAILED: u32 = 6;
+/// How long recording an outcome, or settling, may take.
 const BROKER_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a worker works with. Clones share it.
@@ -50,8 +55,9 @@ pub struct Worker {
 struct Shared {
     /// Hosts to be left alone until then.
     paused: Mutex<HashMap<String, Instant>>,
-    /// Held while machine or store are not well: nobody starts a job, and one looks after them.
-    infirm: tokio::sync::RwLock<()>,
+    /// When machine and store were last found well again. Written while they are not well: nobody
+    /// starts a job then, and one looks after them.
+    well: tokio::sync::RwLock<Option<Instant>>,
     /// Set when patience ran out.
     given_up: Mutex<Option<Fault>>,
 }
@@ -135,18 +141,25 @@ impl Worker {
             debug!(repo = %delivery.job.repo, host, "waits for its host");
             return self.again(delivery, pause, Counts::Neither).await;
         }
-        let mut ill_since = None;
+        let mut ill = Ill::default();
         let result = loop {
             // Nobody starts while somebody looks after machine or store.
-            drop(shared.infirm.read().await);
+            drop(shared.well.read().await);
+            if soft.is_cancelled() || give_up.is_cancelled() {
+                return self.again(delivery, HANDED_BACK, Counts::Neither).await;
+            }
+            let started = Instant::now();
             match attempt(&delivery.job, &self.store, &self.slots, &self.metrics, stop).await {
                 Ok(attempt) => break Ok(attempt),
                 Err(Unmade::Stopped) => {
                     return self.again(delivery, HANDED_BACK, Counts::Neither).await;
                 }
                 Err(Unmade::Fault(fault)) if fault.kind == FaultKind::Infra => {
-                    let since = *ill_since.get_or_insert_with(Instant::now);
+                    let since = *ill.since.get_or_insert_with(Instant::now);
                     let waited = since.elapsed();
+                    if ill.well_but_failed >= WELL_BUT_FAILED {
+                        break Err(fault);
+                    }
                     if self.patience.is_some_and(|patience| waited >= patience) {
                         error!(
                             operation = "infra",
@@ -160,14 +173,14 @@ impl Worker {
                             .lock()
                             .unwrap_or_else(PoisonError::into_inner) = Some(fault);
                         give_up.cancel();
-                        return;
+                        return self.again(delivery, HANDED_BACK, Counts::Neither).await;
                     }
                     tokio::select! {
-                        () = self.until_well(shared, &fault, since) => {}
-                        // Dropped, so given back.
-                        () = soft.cancelled() => return,
-                        () = stop.cancelled() => return,
-                        () = give_up.cancelled() => return,
+                        () = self.until_well(shared, &fault, started, &mut ill) => {}
+                        // Handed back above.
+                        () = soft.cancelled() => {}
+                        () = stop.cancelled() => {}
+                        () = give_up.cancelled() => {}
                     }
                 }
                 Err(Unmade::Fault(fault)) => break Err(fault),
@@ -223,8 +236,12 @@ impl Worker {
                 );
                 self.again(delivery, pause, Counts::Wait).await;
             }
-            // Handled in place by the caller.
-            Decision::Pause => drop(delivery),
+            // The caller has paused, and the job failed again and again on a machine that was well.
+            Decision::Pause => {
+                let outcome = Outcome::Failed(FaultKind::Infra);
+                self.finish(delivery, outcome, &result, start, Settlement::Done)
+                    .await;
+            }
         }
     }
 
@@ -285,25 +302,35 @@ impl Worker {
         settle(delivery, settlement).await;
     }
 
-    /// Returns when machine and store look well again, having looked at least once after a pause
-    /// that grows with the time that has passed `since` it was first not well.
-    async fn until_well(&self, shared: &Shared, fault: &Fault, since: Instant) {
-        // One looks; the others wait here for it and then see for themselves.
-        let _infirm = shared.infirm.write().await;
+    /// Returns when machine and store look well again after an attempt that `started` then and
+    /// failed on them.
+    async fn until_well(&self, shared: &Shared, fault: &Fault, started: Instant, ill: &mut Ill) {
+        // One looks; the others wait here for it.
+        let mut well = shared.well.write().await;
+        if well.is_some_and(|well| well >= started) {
+            ill.since = None;
+            return;
+        }
         error!(
             operation = "infra",
             "not a repository's fault, no job is started until it is mended: {fault}"
         );
-        let mut pause = (since.elapsed() / 2).clamp(Duration::from_millis(500), LONGEST_PAUSE);
+        let since = ill.since.unwrap_or(started);
+        let mut pause = SHORTEST_PAUSE * 2_u32.pow(ill.well_but_failed);
         loop {
             tokio::time::sleep(pause).await;
-            let well = match self.slots.probe() {
+            let looked = match self.slots.probe() {
                 Ok(()) => self.store.probe().await,
-                ill => ill,
+                unwell => unwell,
             };
-            match well {
+            match looked {
                 Ok(()) => {
                     info!(operation = "infra", "machine and store are well again");
+                    *well = Some(Instant::now());
+                    *ill = Ill {
+                        since: None,
+                        well_but_failed: ill.well_but_failed + 1,
+                    };
                     return;
                 }
                 Err(fault) if self.patience.is_some_and(|p| since.elapsed() >= p) => {
@@ -316,6 +343,15 @@ impl Worker {
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
+}
+
+/// What a job has met of a machine or store that was not well.
+#[derive(Debug, Default)]
+struct Ill {
+    /// When it first did; `None` while they are well.
+    since: Option<Instant>,
+    /// How often they were found well after that, by this job's own look.
+    well_but_failed: u32,
 }
 
 /// Which of a delivery's counts goes up when it is delivered again.

@@ -3,6 +3,7 @@
 //! The only user of git2. Nothing is ever checked out, so that no filter, hook, symbolic link or
 //! submodule of a repository can do anything.
 
+use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Once};
 
@@ -24,7 +25,7 @@ const HEAD: &str = "refs/repofleet/head";
 pub trait Watch: Send + Sync {
     /// `total` bytes have come in so far.
     fn received(&self, total: u64);
-    /// Something else went on: an answer began, objects were indexed.
+    /// Something else went on: an answer began, deltas were resolved.
     fn alive(&self);
 }
 
@@ -56,7 +57,7 @@ pub fn fetch(
             let session = Session::new(url.clone(), named, policy, Arc::clone(&watch))?;
             let result = session.run(|| download(url.as_str(), scratch, watch));
             let (repository, head) = result
-                .map_err(|error| session.take_fault().unwrap_or_else(|| git_fault(&error)))?;
+                .map_err(|error| session.take_fault().unwrap_or_else(|| fault("git", &error)))?;
             Ok(Fetched {
                 source: Objects::new(repository, head.map(objects::object_id))?,
                 bytes: session.received(),
@@ -78,11 +79,12 @@ fn download(
             .external_template(false),
     )?;
     let mut callbacks = RemoteCallbacks::new();
-    let mut seen = (0, 0);
+    let mut resolved = 0;
     callbacks.transfer_progress(move |progress| {
-        let now = (progress.indexed_objects(), progress.indexed_deltas());
-        if now != seen {
-            seen = now;
+        // These come after the last byte. Objects that are indexed as they come in are no progress
+        // but that of the bytes, or a server could drip small ones for ever.
+        if progress.indexed_deltas() != resolved {
+            resolved = progress.indexed_deltas();
             watch.alive();
         }
         true
@@ -107,22 +109,29 @@ fn download(
 }
 
 /// Sorts an error of libgit2 itself: all that the network did has been sorted before.
-fn git_fault(error: &git2::Error) -> Fault {
-    let message = format!("git: {}", error.message());
-    // libgit2 gives the system's error only as text.
-    if error.message().contains("No space left on device") {
+fn fault(what: impl fmt::Display, error: &git2::Error) -> Fault {
+    let message = format!("{what}: {}", error.message());
+    // libgit2 gives the system's errors only as text, and what it says of their class depends on
+    // where it met them.
+    let says = |text| error.message().contains(text);
+    if says("No space left on device") || says("Disk quota exceeded") {
         return Fault::infra(format!(
-            "{message}; make room in the scratch folder (--scratch)"
+            "{message}; make room in the scratch folder or choose another with --scratch"
         ));
     }
-    if error.message().contains("File too large") {
-        return Fault::too_large(format!(
-            "{message}; what was fetched is over the file limit"
-        ));
+    if says("File too large") {
+        return Fault::too_large(format!("{message}: over the file limit of a slot"));
+    }
+    if error.class() == ErrorClass::NoMemory || says("Cannot allocate memory") {
+        return Fault::killed(format!("{message}: over the memory limit of a slot"));
+    }
+    if says("Too many open files") {
+        return Fault::killed(message);
     }
     match error.class() {
-        ErrorClass::NoMemory => Fault::killed(format!("out of memory: {message}")),
-        ErrorClass::Os | ErrorClass::Filesystem => Fault::infra(message),
+        ErrorClass::Os | ErrorClass::Filesystem if !says("invalid packfile") => {
+            Fault::infra(message)
+        }
         // A pack that was cut or damaged on its way; another copy may be whole.
         _ => Fault::transient(message),
     }

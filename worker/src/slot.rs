@@ -14,7 +14,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use clap::Args;
-use common::fault::Fault;
+use common::fault::{Fault, FaultKind};
 use common::telemetry::Metrics;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
@@ -48,6 +48,10 @@ const MAX_LINE: u64 = 1 << 20;
 const MAX_PIECE: usize = 1 << 20;
 /// How much of the child's standard error is kept as evidence.
 const EVIDENCE: u64 = 4096;
+/// Longest text of a fault, in characters: it goes to logs and into the run's summary.
+const MAX_MESSAGE: usize = 1000;
+/// The longest pause that a host may ask for.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
 /// How slots work.
 #[derive(Args, Clone, Debug)]
@@ -65,6 +69,31 @@ pub struct SlotConfig {
     /// Folder for what is fetched, removed after each job [default: the system's temporary folder]
     #[arg(long, env = "SCRATCH", value_name = "DIR")]
     pub scratch: Option<PathBuf>,
+    /// Not on the command line.
+    #[arg(skip)]
+    pub child: ChildConfig,
+}
+
+/// What a slot's child is and may use. Only tests have another than the default.
+#[derive(Clone, Debug)]
+pub struct ChildConfig {
+    /// The program, which calls [`child::main_if_slot`].
+    pub program: PathBuf,
+    /// Address space beyond the byte budget of a fetch.
+    pub address_space: u64,
+    /// Largest file; by default what a pack within the byte budget needs.
+    pub file_bytes: Option<u64>,
+}
+
+impl Default for ChildConfig {
+    /// This program, even if its file has been replaced since it was started.
+    fn default() -> Self {
+        Self {
+            program: "/proc/self/exe".into(),
+            address_space: ADDRESS_SPACE,
+            file_bytes: None,
+        }
+    }
 }
 
 impl SlotConfig {
@@ -207,10 +236,8 @@ impl Slots {
             slot = self.free.acquire() => slot.map_err(Fault::infra)?,
             () = stop.cancelled() => return Err(Unmade::Stopped),
         };
-        self.metrics.slots_busy.inc();
-        let result = self.work_in_slot(url, &place, subject, stop).await;
-        self.metrics.slots_busy.dec();
-        result
+        let _busy = Busy::new(&self.metrics);
+        self.work_in_slot(url, &place, subject, stop).await
     }
 
     async fn work_in_slot(
@@ -229,25 +256,28 @@ impl Slots {
                 if policy.token_for(url).is_none() {
                     policy.token = None;
                 }
-                policy.max_bytes.saturating_add(ADDRESS_SPACE)
+                let child = &self.config.child;
+                policy.max_bytes.saturating_add(child.address_space)
             }
         };
+        let file_bytes = self.config.child.file_bytes;
         let request = Request {
             url: url.to_owned(),
-            subject,
+            subject: subject.clone(),
             limits: self.limits.clone(),
-            file_bytes: policy.max_bytes.saturating_add(INDEX_BYTES),
+            file_bytes: file_bytes.unwrap_or(policy.max_bytes.saturating_add(INDEX_BYTES)),
             policy,
             scratch: scratch.path().to_owned(),
             parent: std::process::id().cast_signed(),
             address_space,
             cpu_seconds: self.config.timeout,
         };
-        let mut running = Running::start(&self.spawner, scratch.path(), &request).await?;
+        let command = self.command(scratch.path());
+        let mut running = Running::start(&self.spawner, command, &request).await?;
         let deadline = Instant::now() + Duration::from_secs(self.config.timeout);
         let stall = Duration::from_secs(self.config.stall);
         let mut alive = Instant::now();
-        let mut making = Making::new(self.limits.max_text_bytes);
+        let mut making = Making::new(request.policy.max_bytes, self.limits.max_text_bytes);
         let end = loop {
             tokio::select! {
                 frame = running.next() => {
@@ -285,16 +315,59 @@ impl Slots {
         };
         // It has said its last word: nothing of it is needed any more.
         running.kill().await;
-        Ok(end?)
+        let mut made = end?;
+        // What the digest is about is not for the child to say.
+        made.facts.subject = subject;
+        Ok(made)
+    }
+
+    /// A child in `scratch`, with nothing of this process's environment that it does not need.
+    fn command(&self, scratch: &Path) -> Command {
+        let mut command = Command::new(&self.config.child.program);
+        command
+            .arg(ARGUMENT)
+            .current_dir(scratch)
+            .env_clear()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true);
+        for name in ["SSL_CERT_FILE", "SSL_CERT_DIR"] {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        command
+    }
+}
+
+/// A slot at work, counted as such until dropped.
+struct Busy<'a>(&'a Metrics);
+
+impl<'a> Busy<'a> {
+    fn new(metrics: &'a Metrics) -> Self {
+        metrics.slots_busy.inc();
+        Self(metrics)
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.slots_busy.dec();
     }
 }
 
 /// A digest while its frames come in.
+///
+/// The child parses what strangers wrote, so what it says is checked as a stranger's word: it may
+/// spoil its own repository's digest, and nothing else.
 #[derive(Default)]
 struct Making {
     tree: String,
     content: String,
     fetched_bytes: u64,
+    max_fetched_bytes: u64,
     /// How long the fetch took, once it is done.
     fetch: Option<Duration>,
     /// What a child may send of text at most.
@@ -305,8 +378,9 @@ struct Making {
 type Framed = (Frame, Vec<u8>);
 
 impl Making {
-    fn new(max_text_bytes: Option<u64>) -> Self {
+    fn new(max_fetched_bytes: u64, max_text_bytes: Option<u64>) -> Self {
         Self {
+            max_fetched_bytes,
             // Each of the two parts may run over the limit by one piece.
             room: max_text_bytes.map(|max| 2 * (max + MAX_PIECE as u64)),
             ..Self::default()
@@ -316,12 +390,12 @@ impl Making {
     /// `Some` with the end, once it has come.
     fn take(&mut self, (frame, text): Framed) -> io::Result<Option<Result<Made, Fault>>> {
         match frame {
-            Frame::Progress { fetched_bytes } => self.fetched_bytes = fetched_bytes,
+            Frame::Progress { fetched_bytes } => self.fetched(fetched_bytes)?,
             Frame::Fetched {
                 fetched_bytes,
                 millis,
             } => {
-                self.fetched_bytes = fetched_bytes;
+                self.fetched(fetched_bytes)?;
                 self.fetch = Some(Duration::from_millis(millis));
             }
             Frame::Text { part, .. } => {
@@ -337,6 +411,11 @@ impl Making {
                 }
             }
             Frame::Done { facts, millis } => {
+                let is_name =
+                    |id: &String| id.len() == 40 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+                if !facts.commit.as_ref().is_none_or(is_name) {
+                    return Err(invalid("a commit with no commit's name"));
+                }
                 let made = std::mem::take(self);
                 return Ok(Some(Ok(Made {
                     facts,
@@ -347,9 +426,17 @@ impl Making {
                     digest: Duration::from_millis(millis),
                 })));
             }
-            Frame::Failed(fault) => return Ok(Some(Err(fault))),
+            Frame::Failed(fault) => return Ok(Some(Err(checked(fault)?))),
         }
         Ok(None)
+    }
+
+    fn fetched(&mut self, bytes: u64) -> io::Result<()> {
+        if bytes > self.max_fetched_bytes {
+            return Err(invalid("more bytes fetched than it may"));
+        }
+        self.fetched_bytes = bytes;
+        Ok(())
     }
 }
 
@@ -361,6 +448,27 @@ impl std::fmt::Display for Making {
         };
         write!(f, "{phase}, {} bytes fetched", self.fetched_bytes)
     }
+}
+
+/// A child's fault, if it is one that a child can meet.
+fn checked(fault: Fault) -> io::Result<Fault> {
+    match fault.kind {
+        FaultKind::Poison | FaultKind::InvalidEntry => {
+            Err(invalid("a fault that is not for it to find"))
+        }
+        _ => Ok(Fault {
+            message: printable(&fault.message),
+            retry_after: fault.retry_after.map(|pause| pause.min(MAX_RETRY_AFTER)),
+            ..fault
+        }),
+    }
+}
+
+/// Without what would command a terminal, and not endless: servers choose parts of these texts.
+fn printable(text: &str) -> String {
+    let visible = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    let text = text.trim().chars().map(visible);
+    text.take(MAX_MESSAGE).collect()
 }
 
 fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
@@ -377,22 +485,7 @@ struct Running {
 }
 
 impl Running {
-    async fn start(spawner: &Spawner, scratch: &Path, request: &Request) -> Result<Self, Fault> {
-        let mut command = Command::new("/proc/self/exe");
-        command
-            .arg(ARGUMENT)
-            .current_dir(scratch)
-            .env_clear()
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0)
-            .kill_on_drop(true);
-        for name in ["SSL_CERT_FILE", "SSL_CERT_DIR"] {
-            if let Some(value) = std::env::var_os(name) {
-                command.env(name, value);
-            }
-        }
+    async fn start(spawner: &Spawner, command: Command, request: &Request) -> Result<Self, Fault> {
         let mut child = spawner.spawn(command).await?;
         let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
         let output = child.stdout.take().expect("it was asked to be piped");
@@ -463,9 +556,9 @@ impl Running {
             None => format!("broke the protocol: {error}"),
         };
         let evidence = String::from_utf8_lossy(&evidence);
-        let evidence = evidence.trim();
         let colon = if evidence.is_empty() { "" } else { ": " };
-        Fault::killed(format!("slot {how}, {making}{colon}{evidence}"))
+        let message = format!("slot {how}, {making}{colon}{evidence}");
+        Fault::killed(printable(&message))
     }
 }
 
@@ -505,12 +598,13 @@ impl Spawner {
     }
 
     async fn spawn(&self, command: Command) -> Result<Child, Fault> {
+        let program = command.as_std().get_program().display().to_string();
         let (reply, child) = oneshot::channel();
         let gone = || Fault::infra("the thread that starts slots is gone");
         self.orders.send((command, reply)).map_err(|_| gone())?;
         child
             .await
             .map_err(|_| gone())?
-            .map_err(|e| Fault::infra(format!("cannot start a slot: {e}")))
+            .map_err(|e| Fault::infra(format!("cannot start a slot with {program}: {e}")))
     }
 }

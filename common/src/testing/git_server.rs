@@ -149,6 +149,11 @@ impl GitServer {
         self.server.max_concurrent()
     }
 
+    /// How many connections were made.
+    pub fn connections(&self) -> u64 {
+        self.server.connections()
+    }
+
     /// Blocks the thread until there were `count` requests for `repo`, whatever became of them. In
     /// an asynchronous test they must come from another thread or process.
     ///

@@ -289,6 +289,10 @@ impl Server {
     pub(super) fn max_concurrent(&self) -> usize {
         locked(&self.load).max
     }
+
+    pub(super) fn connections(&self) -> u64 {
+        locked(&self.load).connections
+    }
 }
 
 impl Drop for Server {
@@ -370,6 +374,7 @@ pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct Load {
     now: usize,
     max: usize,
+    connections: u64,
 }
 
 /// One request that is being answered.
@@ -412,6 +417,7 @@ where
             };
             match accepted {
                 Ok((socket, _)) => {
+                    locked(&self.load).connections += 1;
                     self.tasks.spawn(self.serve(socket));
                 }
                 // Out of file descriptors, most likely: leave the others time to close some.

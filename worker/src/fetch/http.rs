@@ -20,17 +20,17 @@ use tokio::runtime::Runtime;
 use url::Url;
 
 use super::Watch;
-use super::policy::{FetchPolicy, Place, is_public, literal_address};
+use super::policy::{FetchPolicy, Place, authority, is_public, literal_address};
 
 /// For a connection to be made, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Redirects of the first request that are followed; none is after it, as git has it.
 const MAX_REDIRECTS: usize = 5;
-/// The longest pause that a host may ask for.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
-/// What is read of an answer after libgit2 has had enough, so that its connection can be used
+/// What is read of an answer that nobody wants to the end, so that its connection can be used
 /// again: without it each of a fetch's three requests makes a TLS connection of its own.
 const DRAINED: usize = 16 * 1024;
+/// How long that may take.
+const DRAIN_TIME: Duration = Duration::from_millis(500);
 
 /// One fetch: what its requests share.
 pub(super) struct Session {
@@ -152,6 +152,7 @@ impl Session {
             let response = self.send(request, &url)?;
             if response.status().is_redirection() {
                 self.redirect(&url, response.headers())?;
+                self.drain(response);
                 continue;
             }
             return expect(response, "application/x-git-upload-pack-advertisement");
@@ -186,6 +187,7 @@ impl Session {
         let response = self.exchange(with_token.basic_auth("x-access-token", Some(&token.0)))?;
         if response.status() == StatusCode::UNAUTHORIZED {
             self.state().token_refused = true;
+            self.drain(response);
             return self.exchange(request);
         }
         Ok(response)
@@ -215,9 +217,10 @@ impl Session {
             .and_then(|l| l.to_str().ok())
             .and_then(|l| from.join(l).ok())
             .ok_or_else(|| Fault::gone("a redirect without a usable Location"))?;
-        let target = location.clone();
-        let refused =
-            |fault: Fault| Fault::refused(format!("redirected to {}: {fault}", target.as_str()));
+        // Neither credentials nor a signed query are for a log.
+        let (scheme, path) = (location.scheme(), location.path());
+        let target = format!("{scheme}://{}{path}", authority(&location));
+        let refused = |fault: Fault| Fault::refused(format!("redirected to {target}: {fault}"));
         let Place::Remote { mut url, named } = self.policy.remote(location).map_err(refused)?
         else {
             return Err(Fault::refused("redirected to a path"));
@@ -232,6 +235,23 @@ impl Session {
         url.set_path(&base);
         self.state().base = Some(url);
         Ok(())
+    }
+
+    /// Reads what little is left of an answer.
+    fn drain(&self, mut response: Response) {
+        let rest = async {
+            let mut drained = 0;
+            while drained < DRAINED {
+                match response.chunk().await {
+                    Ok(Some(chunk)) => drained += chunk.len(),
+                    _ => break,
+                }
+            }
+        };
+        // In vain is no harm: the next request makes a connection of its own.
+        self.runtime
+            .block_on(async { tokio::time::timeout(DRAIN_TIME, rest).await })
+            .ok();
     }
 
     /// The next piece of an answer's body, counted; empty at its end.
@@ -356,17 +376,9 @@ impl Write for Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        let Some(response) = &mut self.response else {
-            return;
-        };
-        let mut drained = 0;
-        while drained < DRAINED {
-            let chunk =
-                async { tokio::time::timeout(Duration::from_millis(500), response.chunk()).await };
-            match self.session.runtime.block_on(chunk) {
-                Ok(Ok(Some(chunk))) => drained += chunk.len(),
-                _ => break,
-            }
+        if let Some(response) = self.response.take() {
+            // libgit2 stops reading where git's answer ends, which is just before HTTP's does.
+            self.session.drain(response);
         }
     }
 }
@@ -436,17 +448,14 @@ fn status_fault(status: StatusCode, retry_after: Option<Duration>) -> Fault {
     }
 }
 
-/// Seconds or a date; no more than [`MAX_RETRY_AFTER`].
+/// Seconds or a date.
 fn retry_after(headers: &HeaderMap, now: OffsetDateTime) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    let duration = match value.parse() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => {
-            let date = OffsetDateTime::parse(value, &Rfc2822).ok()?;
-            Duration::try_from(date - now).unwrap_or_default()
-        }
-    };
-    Some(duration.min(MAX_RETRY_AFTER))
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = OffsetDateTime::parse(value, &Rfc2822).ok()?;
+    Some(Duration::try_from(date - now).unwrap_or_default())
 }
 
 /// An error with its causes; reqwest's own text leaves out the one that matters.
@@ -494,13 +503,35 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_host_that_resolves_to_this_machine_is_refused_unless_it_was_named() {
+        let resolve = async |hosts: &[&str]| {
+            let policy = FetchPolicy {
+                hosts: hosts.iter().map(|host| host.parse().unwrap()).collect(),
+                http: false,
+                local: false,
+                max_bytes: 0,
+                token: None,
+            };
+            PublicOnly { policy }
+                .resolve("localhost".parse().unwrap())
+                .await
+                .map(|addresses| addresses.count())
+        };
+        let error = resolve(&["127.0.0.1"]).await.unwrap_err();
+        let fault = error.downcast_ref::<Fault>().unwrap();
+        assert_eq!(fault.kind, FaultKind::Refused);
+        assert!(fault.message.contains("--allow-host localhost"), "{fault}");
+        assert!(resolve(&["localhost"]).await.unwrap() > 0);
+    }
+
     #[test]
     fn retry_after_is_seconds_or_a_date() {
         let now = OffsetDateTime::parse("Wed, 21 Oct 2026 07:28:00 GMT", &Rfc2822).unwrap();
         for (value, expected) in [
             ("7", Some(7)),
             (" 7 ", Some(7)),
-            ("99999999", Some(3600)),
+            ("99999999", Some(99_999_999)),
             ("Wed, 21 Oct 2026 07:28:30 GMT", Some(30)),
             ("Wed, 21 Oct 2026 07:00:00 GMT", Some(0)),
             ("soon", None),

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use common::fault::Fault;
-use git2::{ErrorClass, ErrorCode, ObjectType, Odb, Oid, Repository, RepositoryOpenFlags};
+use git2::{ErrorCode, ObjectType, Odb, Oid, Repository, RepositoryOpenFlags};
 
 use crate::source::{Entry, EntryKind, Head, ObjectId, Source};
 
@@ -176,12 +176,7 @@ fn is_no_head(error: &git2::Error) -> bool {
 }
 
 fn fault(what: impl fmt::Display, error: &git2::Error) -> Fault {
-    let message = format!("cannot read {what}: {}", error.message());
-    if error.class() == ErrorClass::NoMemory {
-        Fault::killed(message)
-    } else {
-        Fault::transient(message)
-    }
+    super::fault(format_args!("cannot read {what}"), error)
 }
 
 fn oid(id: ObjectId) -> Oid {

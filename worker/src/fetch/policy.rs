@@ -58,6 +58,17 @@ pub struct AllowedHost {
     pub port: Option<u16>,
 }
 
+impl AllowedHost {
+    fn is_of(&self, url: &Url) -> bool {
+        let port_agrees = match self.port {
+            // A URL does not keep a port that is its scheme's own.
+            Some(port) => url.port_or_known_default() == Some(port),
+            None => url.port().is_none(),
+        };
+        port_agrees && url.host_str() == Some(&self.host)
+    }
+}
+
 impl FromStr for AllowedHost {
     type Err = String;
 
@@ -136,7 +147,13 @@ impl FetchPolicy {
             Err(_) if url.contains("://") => {
                 return Err(Fault::refused(format!("{shown:?} is not a URL")));
             }
-            Err(_) if self.local => return Ok(Place::Local(PathBuf::from(url))),
+            Err(_) if self.local && url.starts_with('/') => {
+                return Ok(Place::Local(PathBuf::from(url)));
+            }
+            // A slot works in a folder of its own, where it would mean something else.
+            Err(_) if self.local => {
+                return Err(Fault::refused(format!("{shown:?} is not an absolute path")));
+            }
             Err(_) => {
                 return Err(Fault::refused(format!(
                     "{shown:?} is a path, and local sources are not allowed (--allow-local)"
@@ -165,12 +182,10 @@ impl FetchPolicy {
         }
         url.set_query(None);
         url.set_fragment(None);
-        let host = url.host_str().unwrap_or_default().to_ascii_lowercase();
-        let named = self
-            .hosts
-            .iter()
-            .any(|allowed| allowed.host == host && allowed.port == url.port());
-        let known = url.port().is_none() && DEFAULT_HOSTS.contains(&host.as_str());
+        // Of these schemes the parser gives it in lower case.
+        let host = url.host_str().unwrap_or_default();
+        let named = self.hosts.iter().any(|allowed| allowed.is_of(&url));
+        let known = url.port().is_none() && DEFAULT_HOSTS.contains(&host);
         if !named && !known {
             return Err(Fault::refused(format!(
                 "host {} is not allowed (--allow-host {})",
@@ -181,10 +196,13 @@ impl FetchPolicy {
         Ok(Place::Remote { url, named })
     }
 
-    /// The token for `url`, if there is one and its host is the token's.
+    /// The token for `url`, if there is one, its host is the token's, and nobody on the way can
+    /// read it.
     pub fn token_for(&self, url: &Url) -> Option<&Secret> {
         let token = self.token.as_ref()?;
-        (token.host == authority(url)).then_some(&token.secret)
+        let private = url.scheme() == "https"
+            || literal_address(url).is_some_and(|address| address.is_loopback());
+        (private && token.host == authority(url)).then_some(&token.secret)
     }
 }
 
@@ -264,6 +282,7 @@ mod tests {
             hosts: vec![
                 "Git.Example.org".parse().unwrap(),
                 "127.0.0.1:8080".parse().unwrap(),
+                "port.example.org:443".parse().unwrap(),
             ],
             http: false,
             local: false,
@@ -283,6 +302,8 @@ mod tests {
             ("https://GitHub.com/a/b?x=1#y", false),
             ("https://git.example.org/a/b", true),
             ("https://127.0.0.1:8080/a/b", true),
+            ("https://port.example.org/a/b", true),
+            ("https://port.example.org:443/a/b", true),
         ] {
             match policy.place(url).unwrap() {
                 Place::Remote { named: n, url } => {
@@ -325,6 +346,7 @@ mod tests {
             policy.place("/srv/a").unwrap(),
             Place::Local("/srv/a".into())
         );
+        assert!(policy.place("srv/a").is_err());
         assert!(policy.place("http://github.com/a/b").is_ok());
         assert!(policy.place("http://example.org/a/b").is_err());
     }
@@ -334,6 +356,7 @@ mod tests {
         let policy = policy();
         let for_url = |url: &str| policy.token_for(&Url::parse(url).unwrap()).is_some();
         assert!(for_url("https://github.com/a/b"));
+        assert!(!for_url("http://github.com/a/b"));
         assert!(!for_url("https://github.com:8443/a/b"));
         assert!(!for_url("https://gitlab.com/a/b"));
         assert!(!for_url("https://git.example.org/github.com"));

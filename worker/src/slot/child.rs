@@ -1,6 +1,7 @@
 //! A slot's child process: fetches and digests one repository, and tells its parent.
 
 use std::io::{self, BufWriter, Read, Stdout, Write};
+use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,6 +15,7 @@ use rustix::process::{
 use super::{ARGUMENT, Frame, MAX_PIECE, Request};
 use crate::digest::{self, Part};
 use crate::fetch::{self, Watch};
+use crate::source::{Entry, Head, ObjectId, Source};
 
 /// How much has to come in to count as progress: a server that sends a byte a second makes none.
 const PROGRESS_BYTES: u64 = 1000;
@@ -69,12 +71,14 @@ fn limit(request: &Request) -> io::Result<()> {
     ] {
         // Never above what the system allows already.
         let system = rustix::process::getrlimit(resource).maximum;
-        let limit = Some(system.map_or(limit, |system| system.min(limit)));
-        let both = Rlimit {
-            current: limit,
-            maximum: limit,
+        let within = |limit: u64| Some(system.map_or(limit, |system| system.min(limit)));
+        let limits = Rlimit {
+            current: within(limit),
+            // At the first of the two the kernel sends SIGXCPU, which says what it is about; at
+            // the second SIGKILL.
+            maximum: within(limit + u64::from(resource == Resource::Cpu)),
         };
-        setrlimit(resource, both)?;
+        setrlimit(resource, limits)?;
     }
     // A write over the file limit is then an error that can be told, not the end.
     const SIGXFSZ: i32 = 25;
@@ -107,16 +111,49 @@ fn work(request: &Request, teller: &Arc<Teller>) -> Result<Frame, Fault> {
         }
         Ok(())
     };
-    let facts = digest::write(
-        &fetched.source,
-        &request.subject,
-        &request.limits,
-        &mut emit,
-    )?;
+    let source = Watched {
+        source: &fetched.source,
+        teller,
+    };
+    let facts = digest::write(&source, &request.subject, &request.limits, &mut emit)?;
     Ok(Frame::Done {
         facts,
         millis: millis(start),
     })
+}
+
+/// A source whose every use counts as progress: a large repository may be looked at for long
+/// before there is text to send.
+struct Watched<'a> {
+    source: &'a dyn Source,
+    teller: &'a Teller,
+}
+
+impl Source for Watched<'_> {
+    fn head(&self) -> Result<Option<Head>, Fault> {
+        self.source.head()
+    }
+
+    fn entries(&self, tree: ObjectId) -> Result<Vec<Entry>, Fault> {
+        self.teller.alive();
+        self.source.entries(tree)
+    }
+
+    fn sizes(&self, blobs: &[ObjectId]) -> Result<Vec<u64>, Fault> {
+        self.teller.alive();
+        self.source.sizes(blobs)
+    }
+
+    fn read(
+        &self,
+        blobs: &[ObjectId],
+        visit: &mut dyn FnMut(usize, &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), Fault> {
+        self.source.read(blobs, &mut |i, blob| {
+            self.teller.alive();
+            visit(i, blob)
+        })
+    }
 }
 
 /// Cuts a text into pieces that fit a frame, between characters.

@@ -73,12 +73,14 @@ impl Drop for Scratch {
 /// Removes what processes left that are no more.
 fn sweep(parent: &Path) -> io::Result<()> {
     for entry in fs::read_dir(parent)? {
-        let lock_path = entry?.path();
-        let ours = lock_path
+        let entry = entry?;
+        let lock_path = entry.path();
+        let named_so = lock_path
             .file_name()
             .and_then(|name| name.to_str())
             .is_some_and(|name| name.starts_with(PREFIX) && name.ends_with(".lock"));
-        if !ours {
+        // Anybody may put a pipe of that name, which would never open, into a common folder.
+        if !named_so || !entry.file_type().is_ok_and(|kind| kind.is_file()) {
             continue;
         }
         // Somebody else's to remove, where it cannot be opened or is held.

@@ -1,0 +1,479 @@
+//! The whole of a worker: from a job in the queue to a digest in the store and an outcome in the
+//! ledger, whatever goes wrong in between.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use common::broker::memory::MemoryBroker;
+use common::broker::{Broker, Delivery, Event, Position};
+use common::fault::{Fault, FaultKind};
+use common::job::{Job, PushedAt, WIRE_VERSION};
+use common::outcome::{Outcome, OutcomeRecord};
+use common::repo::RepoRef;
+use common::run::RunId;
+use common::shutdown::Shutdown;
+use common::store::fs::FsStore;
+use common::store::{Digest, DigestStore, DocumentKey, Expected, Found, Put, SharedStore};
+use common::telemetry::Metrics;
+use common::testing::git_server::{Fault as Trouble, GitServer, Kind};
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use rustix::process::{Signal, kill_process};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use worker::consume::Worker;
+
+use crate::fixture::{Fixture, SmallDisk, TEXT, good, until};
+
+use FaultKind::{Gone, Infra, Killed, TooLarge, Transient};
+
+/// A worker at work, and both ends of its queue.
+struct Work {
+    broker: Arc<MemoryBroker>,
+    store: SharedStore,
+    _folder: TempDir,
+    shutdown: Shutdown,
+    worker: JoinHandle<Result<(), Fault>>,
+    metrics: Metrics,
+    start: Instant,
+}
+
+/// What tests choose of a worker.
+struct Choice {
+    drain: Duration,
+    patience: Duration,
+    /// What stands before the store of each test's own.
+    store: fn(SharedStore) -> SharedStore,
+}
+
+impl Default for Choice {
+    fn default() -> Self {
+        Self {
+            drain: Duration::from_secs(30),
+            patience: Duration::from_secs(300),
+            store: |store| store,
+        }
+    }
+}
+
+impl Work {
+    fn start(fixture: &Fixture, choice: &Choice) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let broker = Arc::new(MemoryBroker::default());
+        let store = (choice.store)(Arc::new(FsStore::new(folder.path())));
+        let metrics = Metrics::new();
+        let slots = fixture.slots_counted(&metrics);
+        let worker = Worker {
+            broker: Arc::<MemoryBroker>::clone(&broker),
+            store: Arc::clone(&store),
+            slots,
+            metrics: metrics.clone(),
+            drain: choice.drain,
+            patience: Some(choice.patience),
+        };
+        let shutdown = Shutdown::default();
+        let count = fixture.config.slots();
+        let worker = {
+            let shutdown = shutdown.clone();
+            tokio::spawn(async move { worker.run(count, &shutdown).await })
+        };
+        Self {
+            broker,
+            store,
+            _folder: folder,
+            shutdown,
+            worker,
+            metrics,
+            start: Instant::now(),
+        }
+    }
+
+    /// Puts a job for each URL in the queue; the last part of it is the repository's name.
+    async fn enqueue(&self, urls: impl IntoIterator<Item = String>) {
+        let jobs: Vec<Job> = urls.into_iter().map(job).collect();
+        let jobs = stream::iter(jobs).boxed();
+        self.broker.enqueue(jobs).await.unwrap();
+    }
+
+    /// The first `count` outcomes.
+    async fn outcomes(&self, count: usize) -> Vec<OutcomeRecord> {
+        let events = self.broker.events(Position::Start).await.unwrap();
+        let outcomes = events.filter_map(async |event| match event {
+            Event::Outcome(record) => Some(record),
+            Event::Dead(job) => panic!("{} is dead", job.repo),
+            _ => None,
+        });
+        let outcomes = outcomes.take(count).collect();
+        let patience = Duration::from_secs(120);
+        let outcomes: Vec<_> = tokio::time::timeout(patience, outcomes).await.unwrap();
+        for outcome in &outcomes {
+            let stored = self.store.get(&outcome.repo).await.unwrap();
+            let processed = outcome.outcome == Outcome::Processed;
+            assert_eq!(stored.is_some(), processed, "{outcome:?}");
+            if let Some(digest) = stored {
+                assert!(digest.text.contains(TEXT), "{}", digest.text);
+            }
+        }
+        outcomes
+    }
+
+    /// Outcomes as [`Work::outcomes`], by name: outcome, attempts before, message.
+    async fn named_outcomes(&self, count: usize) -> Vec<(String, Outcome, u32, String)> {
+        let named = |record: OutcomeRecord| {
+            let name = record.repo.name().to_owned();
+            (name, record.outcome, record.attempt, record.message)
+        };
+        let outcomes = self.outcomes(count).await;
+        let mut outcomes: Vec<_> = outcomes.into_iter().map(named).collect();
+        outcomes.sort_by(|a, b| a.0.cmp(&b.0));
+        outcomes
+    }
+
+    /// Whether the metrics show `line`.
+    fn shows(&self, line: &str) -> bool {
+        let text = String::from_utf8(self.metrics.render()).unwrap();
+        text.lines().any(|shown| shown == line)
+    }
+
+    /// Stops the worker, which ends well and leaves nothing.
+    async fn stop(self, fixture: &Fixture) {
+        self.shutdown.soft.cancel();
+        self.worker.await.unwrap().unwrap();
+        fixture.assert_nothing_left();
+    }
+}
+
+fn job(url: String) -> Job {
+    let (_, name) = url.rsplit_once('/').unwrap();
+    let name = name.strip_suffix(".git").unwrap_or(name);
+    Job {
+        version: WIRE_VERSION,
+        run: RunId::try_from("run".to_owned()).unwrap(),
+        repo: RepoRef::new("owner", name).unwrap(),
+        url,
+        pushed_at: PushedAt::new("2026-01-01T00:00:00Z").unwrap(),
+        force: false,
+    }
+}
+
+/// The names of the two jobs that a worker handed back, as if nobody had seen them.
+async fn handed_back(broker: &MemoryBroker) -> [String; 2] {
+    let deliveries = broker.deliveries(2).await.unwrap();
+    let deliveries: Vec<Delivery> = deliveries.take(2).collect().await;
+    let mut names = [0, 1].map(|i| {
+        let delivery = &deliveries[i];
+        assert_eq!((delivery.attempt, delivery.waits), (0, 0));
+        delivery.job.repo.name().to_owned()
+    });
+    names.sort();
+    names
+}
+
+fn done(name: &str, attempt: u32) -> (String, Outcome, u32, String) {
+    (name.to_owned(), Outcome::Processed, attempt, String::new())
+}
+
+#[tokio::test]
+async fn transient_faults_are_tried_again_and_others_go_on_meanwhile() {
+    let fixture = Fixture::new();
+    for name in ["twice", "ever", "gone"] {
+        good(fixture.root.path(), name);
+    }
+    let server = &fixture.server;
+    server.fault("owner/twice", Trouble::status(500).times(1));
+    let cut = Trouble::Truncate { after_bytes: 10 };
+    server.fault("owner/twice", cut.on(Kind::UploadPack).times(1));
+    server.fault("owner/ever", Trouble::Reset);
+    server.fault("owner/gone", Trouble::status(404));
+
+    let work = Work::start(&fixture, &Choice::default());
+    let names = ["twice", "ever", "gone", "good"];
+    work.enqueue(names.map(|name| fixture.url(name))).await;
+    let outcomes = work.named_outcomes(4).await;
+    let [ever, gone, good, twice] = &outcomes[..] else {
+        panic!("{outcomes:?}")
+    };
+    assert_eq!((ever.1, ever.2), (Outcome::Failed(Transient), 3));
+    assert_eq!((gone.1, gone.2), (Outcome::Failed(Gone), 0));
+    assert_eq!(gone.3, "HTTP status 404 Not Found");
+    assert_eq!((good, twice), (&done("good", 0), &done("twice", 2)));
+    assert_eq!(server.repo_stats("owner/ever").info_refs, 4);
+    assert_eq!(server.repo_stats("owner/gone").info_refs, 1);
+    // After 1, 2 and 4 seconds.
+    assert!(work.start.elapsed() >= Duration::from_secs(7));
+    assert!(work.shows(r#"repofleet_retries_total{class="transient"} 5"#));
+    assert!(work.shows("repofleet_slots_busy 0"));
+    work.stop(&fixture).await;
+}
+
+#[tokio::test]
+async fn a_host_that_asks_for_patience_gets_it_for_all_of_its_repositories() {
+    let mut fixture = Fixture::new();
+    fixture.config.concurrency = Some(1);
+    let names = ["a", "b", "c"];
+    for name in names {
+        good(fixture.root.path(), name);
+    }
+    let elsewhere = tempfile::tempdir().unwrap();
+    good(elsewhere.path(), "other");
+    let other = GitServer::start(elsewhere.path());
+    fixture
+        .policy
+        .hosts
+        .push(other.authority().parse().unwrap());
+    fixture
+        .server
+        .fault("owner/a", Trouble::retry_after(429, 2).times(1));
+
+    let work = Work::start(&fixture, &Choice::default());
+    let mut urls = names.map(|name| fixture.url(name)).to_vec();
+    urls.push(other.repo_url("owner", "other"));
+    work.enqueue(urls).await;
+    let first = &work.outcomes(1).await[0];
+    assert_eq!(first.repo.name(), "other", "its host asked for nothing");
+    assert_eq!(fixture.server.repo_stats("owner/b").info_refs, 0);
+    let outcomes = work.named_outcomes(4).await;
+    let expected = ["a", "b", "c", "other"].map(|name| done(name, 0));
+    assert_eq!(outcomes, expected);
+    assert!(work.start.elapsed() >= Duration::from_secs(2));
+    work.stop(&fixture).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_slot_gets_one_retry() {
+    let fixture = Fixture::new();
+    good(fixture.root.path(), "later");
+    fixture.server.fault("owner/bad", Trouble::Hang);
+    let work = Work::start(&fixture, &Choice::default());
+    work.enqueue(["bad", "good"].map(|name| fixture.url(name)))
+        .await;
+    for attempt in 1..=2 {
+        fixture.server.wait_for_requests("owner/bad", attempt);
+        let mut children = Vec::new();
+        until("only the hanging slot is left", || {
+            children = fixture.children();
+            children.len() == 1
+        })
+        .await;
+        kill_process(children[0], Signal::KILL).unwrap();
+    }
+    work.enqueue([fixture.url("later")]).await;
+    let outcomes = work.named_outcomes(3).await;
+    let (_, outcome, attempt, message) = &outcomes[0];
+    assert_eq!((*outcome, *attempt), (Outcome::Failed(Killed), 1));
+    assert!(message.contains("signal 9"), "{message}");
+    assert_eq!(outcomes[1..], [done("good", 0), done("later", 0)]);
+    assert_eq!(fixture.server.repo_stats("owner/bad").info_refs, 2);
+    assert!(work.shows(r#"repofleet_slots_killed_total{reason="crash"} 2"#));
+    work.stop(&fixture).await;
+}
+
+#[tokio::test]
+async fn a_full_disk_is_waited_out() {
+    let fixture = Fixture::new();
+    let _disk = SmallDisk::mount(fixture.scratch.path());
+    let work = Work::start(&fixture, &Choice::default());
+    let other = fixture.scratch.path().join("other");
+    fs::write(&other, vec![0; 4 << 20]).unwrap_err();
+    let names: Vec<String> = (0..8).map(|i| format!("repo-{i}")).collect();
+    for name in &names {
+        good(fixture.root.path(), name);
+    }
+    work.enqueue(names.iter().map(|name| fixture.url(name)))
+        .await;
+    // Nobody can be seen to wait; a little time gives a worker that does not the time to fail.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(!work.worker.is_finished());
+    fs::remove_file(&other).unwrap();
+    let outcomes = work.named_outcomes(8).await;
+    let expected: Vec<_> = names.iter().map(|name| done(name, 0)).collect();
+    assert_eq!(outcomes, expected);
+    work.stop(&fixture).await;
+}
+
+#[tokio::test]
+async fn patience_with_a_full_disk_has_an_end_and_no_job_is_lost() {
+    let fixture = Fixture::new();
+    let _disk = SmallDisk::mount(fixture.scratch.path());
+    let choice = Choice {
+        patience: Duration::from_secs(1),
+        ..Choice::default()
+    };
+    let work = Work::start(&fixture, &choice);
+    let other = fixture.scratch.path().join("other");
+    fs::write(&other, vec![0; 4 << 20]).unwrap_err();
+    work.enqueue(["bad", "good"].map(|name| fixture.url(name)))
+        .await;
+    let fault = work.worker.await.unwrap().unwrap_err();
+    assert_eq!(fault.kind, Infra);
+    assert!(fault.message.contains("--scratch"), "{fault}");
+    assert_eq!(handed_back(&work.broker).await, ["bad", "good"]);
+}
+
+#[tokio::test]
+async fn a_byte_budget_and_a_time_limit_fail_at_once() {
+    let mut fixture = Fixture::new();
+    fixture.policy.max_bytes = 100_000;
+    fixture.config.timeout = 3;
+    for name in ["flood", "slow"] {
+        good(fixture.root.path(), name);
+    }
+    fixture.server.fault("owner/flood", Trouble::Flood);
+    let slow = Trouble::Drip {
+        bytes_per_second: 1,
+    };
+    fixture.server.fault("owner/slow", slow);
+    let work = Work::start(&fixture, &Choice::default());
+    work.enqueue(["flood", "slow", "good"].map(|name| fixture.url(name)))
+        .await;
+    let outcomes = work.named_outcomes(3).await;
+    for ((_, outcome, attempt, message), part) in outcomes
+        .iter()
+        .step_by(2)
+        .zip(["100000 bytes", "after 3 s"])
+    {
+        assert_eq!((*outcome, *attempt), (Outcome::Failed(TooLarge), 0));
+        assert!(message.contains(part), "{message}");
+    }
+    assert_eq!(outcomes[1], done("good", 0));
+    work.stop(&fixture).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_hands_back_what_does_not_get_done_in_time() {
+    let mut fixture = Fixture::new();
+    fixture.config.concurrency = Some(1);
+    fixture.server.fault("owner/bad", Trouble::Hang);
+    let choice = Choice {
+        drain: Duration::from_secs(1),
+        ..Choice::default()
+    };
+    let work = Work::start(&fixture, &choice);
+    work.enqueue(["bad", "good"].map(|name| fixture.url(name)))
+        .await;
+    let child = fixture.child_at_work();
+    work.shutdown.soft.cancel();
+    work.worker.await.unwrap().unwrap();
+    assert!(!crate::fixture::exists(child));
+    fixture.assert_nothing_left();
+    assert_eq!(handed_back(&work.broker).await, ["bad", "good"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_lets_what_is_in_hand_be_finished_and_a_second_one_does_not() {
+    for hard in [false, true] {
+        let fixture = Fixture::new();
+        let late = Trouble::Latency(Duration::from_secs(2)).on(Kind::InfoRefs);
+        fixture.server.fault("owner/bad", late);
+        let work = Work::start(&fixture, &Choice::default());
+        work.enqueue([fixture.url("bad")]).await;
+        fixture.child_at_work();
+        work.shutdown.soft.cancel();
+        if hard {
+            work.shutdown.hard.cancel();
+        }
+        let Work { worker, store, .. } = work;
+        worker.await.unwrap().unwrap();
+        let repo: RepoRef = "owner/bad".parse().unwrap();
+        assert_eq!(store.get(&repo).await.unwrap().is_none(), hard);
+        fixture.assert_nothing_left();
+    }
+}
+
+/// A store that panics over `owner/panic`, and has something against `owner/ill` alone.
+#[derive(Debug)]
+struct Touchy(SharedStore);
+
+#[async_trait]
+impl DigestStore for Touchy {
+    async fn head(&self, repo: &RepoRef) -> Result<Found, Fault> {
+        match repo.name() {
+            "panic" => panic!("on purpose"),
+            "ill" => Err(Fault::infra("cannot look; mend it")),
+            _ => self.0.head(repo).await,
+        }
+    }
+
+    async fn get(&self, repo: &RepoRef) -> Result<Option<Digest>, Fault> {
+        self.0.get(repo).await
+    }
+
+    async fn put(
+        &self,
+        repo: &RepoRef,
+        digest: &Digest,
+        expected: &Expected,
+    ) -> Result<Put, Fault> {
+        self.0.put(repo, digest, expected).await
+    }
+
+    fn list(&self) -> BoxStream<'_, Result<RepoRef, Fault>> {
+        self.0.list()
+    }
+
+    async fn put_document(&self, key: &DocumentKey, content: &[u8]) -> Result<(), Fault> {
+        self.0.put_document(key, content).await
+    }
+
+    async fn document(&self, key: &DocumentKey) -> Result<Option<Vec<u8>>, Fault> {
+        self.0.document(key).await
+    }
+
+    async fn probe(&self) -> Result<(), Fault> {
+        self.0.probe().await
+    }
+
+    fn location(&self) -> String {
+        self.0.location()
+    }
+}
+
+#[tokio::test]
+async fn a_panic_costs_one_job() {
+    let fixture = Fixture::new();
+    let choice = Choice {
+        store: |store| Arc::new(Touchy(store)),
+        ..Choice::default()
+    };
+    let work = Work::start(&fixture, &choice);
+    let panicking = fixture.url("panic");
+    work.enqueue([panicking, fixture.url("good"), fixture.url("bad")])
+        .await;
+    let mut events = work.broker.events(Position::Start).await.unwrap();
+    let (mut processed, mut dead) = (0, 0);
+    while processed + dead < 3 {
+        match events.next().await.unwrap() {
+            Event::Outcome(record) => {
+                assert_eq!(record.outcome, Outcome::Processed);
+                processed += 1;
+            }
+            // Delivered again and again, until the broker has had enough.
+            Event::Dead(job) => {
+                assert_eq!(job.repo.name(), "panic");
+                dead += 1;
+            }
+            _ => {}
+        }
+    }
+    assert_eq!((processed, dead), (2, 1));
+    work.stop(&fixture).await;
+}
+
+/// Time is tokio's own here: it passes whenever everybody waits.
+#[tokio::test(start_paused = true)]
+async fn a_job_that_alone_finds_the_store_ill_fails_for_good() {
+    let fixture = Fixture::new();
+    let choice = Choice {
+        store: |store| Arc::new(Touchy(store)),
+        ..Choice::default()
+    };
+    let work = Work::start(&fixture, &choice);
+    work.enqueue([fixture.url("ill")]).await;
+    let outcomes = work.named_outcomes(1).await;
+    let (_, outcome, attempt, message) = &outcomes[0];
+    assert_eq!((*outcome, *attempt), (Outcome::Failed(Infra), 0));
+    assert_eq!(message, "cannot look; mend it");
+    work.stop(&fixture).await;
+}

@@ -1,0 +1,479 @@
+//! Fetching: every kind of repository and server has its class, and costs no other repository.
+
+use std::path::Path;
+use std::time::Duration;
+
+use common::fault::{Fault, FaultKind};
+use common::testing::git_server::{Fault as Trouble, GitServer, Kind, Rule};
+use common::testing::http_server::{HttpServer, Response};
+use common::testing::repositories::{Builder, empty};
+use futures::future::join_all;
+use worker::fetch::policy::{Secret, Token};
+
+use crate::fixture::{Fixture, TEXT, git, good, noise, work};
+
+use FaultKind::{Gone, Killed, Refused, Throttled, TooLarge, Transient};
+
+/// What is made of `owner/bad` with `trouble`, which is to be a fault of class `kind`.
+async fn fault_of(trouble: impl Into<Rule>, kind: FaultKind) -> Fault {
+    let fixture = Fixture::new();
+    fixture.server.fault("owner/bad", trouble);
+    let fault = fixture.fault().await;
+    assert_eq!(fault.kind, kind, "{fault}");
+    fault
+}
+
+#[tokio::test]
+async fn a_repository_is_fetched_shallowly_over_one_connection() {
+    let fixture = Fixture::new();
+    let path = fixture.root.path().join("owner/good.git");
+    let first = git(&path, ["rev-parse", "HEAD"]);
+    // A second commit on top, and a tag: neither history nor tags are wanted.
+    let second = git(
+        &path,
+        [
+            "-c",
+            "user.name=x",
+            "-c",
+            "user.email=x",
+            "commit-tree",
+            "-m",
+            "2",
+            "-p",
+            &first,
+            "HEAD^{tree}",
+        ],
+    );
+    git(&path, ["update-ref", "refs/heads/main", &second]);
+    git(&path, ["tag", "v1", &first]);
+
+    let made = work(&fixture.slots(), &fixture.url("good")).await.unwrap();
+    assert_eq!(made.facts.commit, Some(second));
+    assert_eq!(made.facts.files, 2);
+    assert!(made.tree.contains("README.md"), "{}", made.tree);
+    assert!(made.content.contains(TEXT), "{}", made.content);
+    let stats = fixture.server.repo_stats("owner/good");
+    assert_eq!(made.fetched_bytes, stats.bytes_sent);
+    assert_eq!(
+        (stats.info_refs, stats.upload_packs, stats.packs),
+        (1, 2, 1)
+    );
+    assert_eq!(fixture.server.connections(), 1);
+    assert!(stats.authorizations.is_empty());
+    assert!(
+        stats
+            .user_agents
+            .iter()
+            .all(|agent| agent.starts_with("git/") && agent.contains("repofleet")),
+        "{:?}",
+        stats.user_agents
+    );
+    fixture.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn heads_of_every_kind() {
+    let fixture = Fixture::new();
+    let root = fixture.root.path();
+    empty(root, "owner", "empty");
+    let dangling = good(root, "dangling");
+    git(&dangling, ["symbolic-ref", "HEAD", "refs/heads/nowhere"]);
+    let detached = good(root, "detached");
+    let commit = git(&detached, ["rev-parse", "main"]);
+    git(&detached, ["update-ref", "--no-deref", "HEAD", &commit]);
+    let elsewhere = good(root, "elsewhere");
+    git(&elsewhere, ["branch", "-m", "main", "odd/branch"]);
+
+    for name in ["empty", "dangling"] {
+        let made = fixture.make(name).await.unwrap();
+        assert_eq!((made.facts.commit, made.facts.files), (None, 0), "{name}");
+    }
+    for name in ["detached", "elsewhere"] {
+        let made = fixture.make(name).await.unwrap();
+        assert_eq!(made.facts.commit.as_ref(), Some(&commit), "{name}");
+        assert!(made.content.contains(TEXT), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn twenty_thousand_refs_are_looked_through() {
+    let fixture = Fixture::new();
+    let path = fixture.root.path().join("owner/bad.git");
+    let commit = git(&path, ["rev-parse", "main"]);
+    let refs: String = (0..20_000)
+        .map(|i| format!("{commit} refs/pull/{i}/head\n"))
+        .collect();
+    std::fs::write(
+        path.join("packed-refs"),
+        format!("# pack-refs with: peeled fully-peeled sorted \n{refs}"),
+    )
+    .unwrap();
+    let made = fixture.make("bad").await.unwrap();
+    assert_eq!(made.facts.commit, Some(commit));
+    assert!(made.fetched_bytes > 20_000 * 60, "{}", made.fetched_bytes);
+}
+
+#[tokio::test]
+async fn a_local_repository_is_read_in_place_if_that_is_allowed() {
+    let mut fixture = Fixture::new();
+    let path = fixture.root.path().join("owner/bad.git");
+    let path = path.to_str().unwrap();
+    let fault = fixture.make_url(path).await.unwrap_err();
+    assert_eq!(fault.kind, Refused);
+    assert!(fault.message.contains("--allow-local"), "{fault}");
+
+    fixture.policy.local = true;
+    let before = git(Path::new(path), ["count-objects", "-v"]);
+    let made = fixture.make_url(path).await.unwrap();
+    assert!(made.content.contains(TEXT));
+    assert_eq!(made.fetched_bytes, 0);
+    assert_eq!(git(Path::new(path), ["count-objects", "-v"]), before);
+
+    for (path, kind) in [
+        (fixture.root.path().join("nothing-here"), Gone),
+        ("relative/path".into(), Refused),
+    ] {
+        let fault = fixture.make_url(path.to_str().unwrap()).await.unwrap_err();
+        assert_eq!(fault.kind, kind, "{fault}");
+    }
+}
+
+#[tokio::test]
+async fn statuses_have_their_class_at_either_request() {
+    let seconds = |s| Some(Duration::from_secs(s));
+    for (trouble, kind, retry_after) in [
+        (Trouble::status(401), Gone, None),
+        (Trouble::status(403), Throttled, None),
+        (Trouble::status(404), Gone, None),
+        (Trouble::status(410), Gone, None),
+        (Trouble::status(429), Throttled, None),
+        (Trouble::retry_after(429, 7), Throttled, seconds(7)),
+        // No host may send a worker to sleep for days.
+        (
+            Trouble::retry_after(429, u64::MAX),
+            Throttled,
+            seconds(3600),
+        ),
+        (Trouble::status(451), Gone, None),
+        (Trouble::status(500), Transient, None),
+        (Trouble::status(503), Transient, None),
+        (Trouble::retry_after(503, 9), Throttled, seconds(9)),
+        (Trouble::WrongContentType, Transient, None),
+    ] {
+        for at in [Kind::InfoRefs, Kind::UploadPack] {
+            let fault = fault_of(trouble.clone().on(at), kind).await;
+            assert_eq!(fault.retry_after, retry_after, "{trouble:?} at {at:?}");
+            if let Trouble::Status { code, .. } = trouble {
+                assert!(fault.message.contains(&code.to_string()), "{fault}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_renamed_repository_is_fetched_from_its_new_place() {
+    let fixture = Fixture::new();
+    good(fixture.root.path(), "new-name");
+    let to = fixture.url("new-name");
+    fixture.server.fault("owner/bad", Trouble::Moved { to });
+    let made = work(&fixture.slots(), &fixture.url("bad")).await.unwrap();
+    assert!(made.content.contains(TEXT));
+    assert_eq!(fixture.server.repo_stats("owner/bad").upload_packs, 0);
+    assert_eq!(fixture.server.fetches("owner/new-name"), 1);
+    assert_eq!(fixture.server.connections(), 1);
+}
+
+#[tokio::test]
+async fn a_redirect_may_lead_to_another_host_that_is_allowed() {
+    let mut fixture = Fixture::new();
+    let elsewhere = tempfile::tempdir().unwrap();
+    good(elsewhere.path(), "there");
+    let other = GitServer::start(elsewhere.path());
+    let to = other.repo_url("owner", "there");
+    fixture.server.fault("owner/bad", Trouble::Moved { to });
+
+    // It is on this machine, at a port that nobody allowed.
+    let fault = fixture.fault().await;
+    assert_eq!(fault.kind, Refused);
+    assert!(fault.message.contains(&other.authority()), "{fault}");
+    assert!(fault.message.contains("--allow-host"), "{fault}");
+    assert!(other.stats().is_empty());
+
+    fixture
+        .policy
+        .hosts
+        .push(other.authority().parse().unwrap());
+    let made = fixture.make("bad").await.unwrap();
+    assert!(made.content.contains(TEXT));
+    assert_eq!(other.fetches("owner/there"), 1);
+}
+
+#[tokio::test]
+async fn redirects_to_anywhere_else_are_not_followed() {
+    let tail = "info/refs?service=git-upload-pack";
+    for (location, kind) in [
+        (format!("https://evil.example/owner/bad/{tail}"), Refused),
+        (format!("http://169.254.169.254/latest/{tail}"), Refused),
+        (
+            format!("https://user:secret@github.com/x/y/{tail}"),
+            Refused,
+        ),
+        (format!("ssh://github.com/x/y/{tail}"), Refused),
+        (format!("file:///etc/{tail}"), Refused),
+        ("/login".to_owned(), Gone),
+        ("https://".to_owned(), Gone),
+        (format!("//evil.example/x/y/{tail}"), Refused),
+        // To itself, for ever.
+        (format!("/owner/bad/{tail}"), Gone),
+    ] {
+        let redirect = Trouble::Redirect {
+            code: 302,
+            location: location.clone(),
+        };
+        let fault = fault_of(redirect, kind).await;
+        assert!(!fault.message.contains("secret"), "{fault}");
+    }
+}
+
+#[tokio::test]
+async fn a_redirected_post_is_refused() {
+    let location = "/owner/good/git-upload-pack".to_owned();
+    for code in [302, 307] {
+        let location = location.clone();
+        let redirect = Trouble::Redirect { code, location };
+        fault_of(redirect.on(Kind::UploadPack), Refused).await;
+    }
+}
+
+#[tokio::test]
+async fn hosts_and_schemes_that_are_not_allowed_are_not_asked() {
+    let mut fixture = Fixture::new();
+    let authority = fixture.server.authority();
+    let (_, port) = authority.split_once(':').unwrap();
+    for host in ["127.0.0.2", "localhost", "[::1]"] {
+        // The same server, and only 127.0.0.1 is allowed.
+        let url = format!("http://{host}:{port}/owner/bad");
+        let fault = fixture.make_url(&url).await.unwrap_err();
+        assert_eq!(fault.kind, Refused);
+        let remedy = format!("--allow-host {host}:{port}");
+        assert!(fault.message.contains(&remedy), "{fault}");
+    }
+    assert_eq!(fixture.server.repo_stats("owner/bad").info_refs, 0);
+
+    let url = format!("http://localhost:{port}/owner/bad");
+    let named = format!("localhost:{port}").parse().unwrap();
+    fixture.policy.hosts.push(named);
+    assert!(fixture.make_url(&url).await.is_ok());
+
+    fixture.policy.http = false;
+    let slots = fixture.slots();
+    let fault = work(&slots, &fixture.url("good")).await.unwrap_err();
+    assert_eq!(fault.kind, Refused);
+    assert!(fault.message.contains("--allow-http"), "{fault}");
+}
+
+const TOKEN: &str = "sesame-open";
+
+impl Fixture {
+    fn with_token() -> Self {
+        let mut fixture = Self::new();
+        fixture.policy.token = Some(Token {
+            host: fixture.server.authority(),
+            secret: Secret(TOKEN.to_owned()),
+        });
+        fixture
+    }
+}
+
+#[tokio::test]
+async fn the_token_opens_what_is_private() {
+    let fixture = Fixture::with_token();
+    let private = Trouble::RequireToken(TOKEN.to_owned());
+    fixture.server.fault("owner/bad", private);
+    assert!(fixture.make("bad").await.is_ok());
+    assert_eq!(
+        fixture.server.repo_stats("owner/bad").authorizations.len(),
+        3
+    );
+}
+
+#[tokio::test]
+async fn a_refused_token_is_not_needed_for_what_is_public() {
+    let fixture = Fixture::with_token();
+    // As GitHub does with one that has expired.
+    let refused = Trouble::status(401).times(1);
+    fixture.server.fault("owner/bad", refused);
+    assert!(fixture.make("bad").await.is_ok());
+    let stats = fixture.server.repo_stats("owner/bad");
+    assert_eq!((stats.authorizations.len(), stats.info_refs), (1, 2));
+
+    fixture.server.clear_faults();
+    fixture.server.fault("owner/bad", Trouble::status(401));
+    let fault = fixture.fault().await;
+    assert_eq!(fault.kind, Gone);
+    assert!(!fault.message.contains(TOKEN), "{fault}");
+}
+
+#[tokio::test]
+async fn the_token_goes_to_no_other_host() {
+    let mut fixture = Fixture::with_token();
+    let elsewhere = tempfile::tempdir().unwrap();
+    good(elsewhere.path(), "there");
+    let other = GitServer::start(elsewhere.path());
+    fixture
+        .policy
+        .hosts
+        .push(other.authority().parse().unwrap());
+    let to = other.repo_url("owner", "there");
+    let moved = Trouble::Moved { to: to.clone() };
+    fixture.server.fault("owner/bad", moved);
+    assert!(fixture.make("bad").await.is_ok());
+    assert!(fixture.make_url(&to).await.is_ok());
+    assert_eq!(
+        fixture.server.repo_stats("owner/bad").authorizations.len(),
+        1
+    );
+    assert_eq!(other.fetches("owner/there"), 2);
+    assert_eq!(other.repo_stats("owner/there").authorizations, [""; 0]);
+}
+
+#[tokio::test]
+async fn servers_without_progress_are_given_up() {
+    let troubles = [
+        Rule::from(Trouble::Hang),
+        Trouble::Hang.on(Kind::UploadPack),
+        Rule::from(Trouble::Drip {
+            bytes_per_second: 1,
+        }),
+        Trouble::Drip {
+            bytes_per_second: 1,
+        }
+        .on(Kind::UploadPack),
+        Trouble::Stall { after_bytes: 100 }.on(Kind::InfoRefs),
+        Trouble::Stall { after_bytes: 100 }.on(Kind::UploadPack),
+    ];
+    // Side by side, since all of it is waiting.
+    let check = async |trouble: Rule| {
+        let mut fixture = Fixture::new();
+        fixture.config.stall = 2;
+        fixture.server.fault("owner/bad", trouble.clone());
+        let fault = fixture.fault().await;
+        assert_eq!(fault.kind, Transient, "{trouble:?}: {fault}");
+        assert!(fault.message.contains("no progress for 2 s"), "{fault}");
+        assert!(fault.message.contains("--stall"), "{fault}");
+    };
+    join_all(troubles.map(check)).await;
+}
+
+#[tokio::test]
+async fn a_fetch_that_goes_on_for_too_long_is_too_large() {
+    let mut fixture = Fixture::new();
+    fixture.config.timeout = 2;
+    // Fast enough to count as progress.
+    let noise = noise(400_000);
+    Builder::new()
+        .file("noise", noise)
+        .build(fixture.root.path(), "owner", "slow");
+    let slow = Trouble::Drip {
+        bytes_per_second: 20_000,
+    };
+    fixture
+        .server
+        .fault("owner/slow", slow.on(Kind::UploadPack));
+    let fault = fixture.make("slow").await.unwrap_err();
+    assert_eq!(fault.kind, TooLarge, "{fault}");
+    for part in [
+        "not done after 2 s",
+        "fetching",
+        "bytes fetched",
+        "--timeout",
+    ] {
+        assert!(fault.message.contains(part), "{fault}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_cut_or_damaged_on_its_way_is_transient() {
+    for trouble in [
+        Rule::from(Trouble::Reset),
+        Trouble::Reset.on(Kind::UploadPack),
+        Trouble::Truncate { after_bytes: 0 }.on(Kind::InfoRefs),
+        Trouble::Truncate { after_bytes: 50 }.on(Kind::InfoRefs),
+        Trouble::Truncate { after_bytes: 10 }.on(Kind::UploadPack),
+        Trouble::Truncate { after_bytes: 150 }.on(Kind::UploadPack),
+        // The magic, the version, the count of objects, an object's header, data, the checksum.
+        Rule::from(Trouble::Corrupt { at: 0 }),
+        Rule::from(Trouble::Corrupt { at: 7 }),
+        Rule::from(Trouble::Corrupt { at: 11 }),
+        Rule::from(Trouble::Corrupt { at: 12 }),
+        Rule::from(Trouble::Corrupt { at: 40 }),
+        Rule::from(Trouble::Corrupt { at: 200 }),
+    ] {
+        fault_of(trouble, Transient).await;
+    }
+}
+
+#[tokio::test]
+async fn a_pack_that_claims_four_billion_objects_is_ended_by_the_memory_limit() {
+    let fault = fault_of(Trouble::Corrupt { at: 8 }, Killed).await;
+    assert!(fault.message.contains("memory limit"), "{fault}");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_gits_is_no_harm() {
+    for body in [
+        "",
+        "0000",
+        "not git at all",
+        "001e# service=git-upload-pack\n0000",
+        "001e# service=git-upload-pack\n0000fffe",
+        "001e# service=git-upload-pack\n00000009ERR \u{1b}[31mno\0\n",
+        "001e# service=git-upload-pack\n0000003f1111111111111111111111111111111111111111 refs/heads/main",
+    ] {
+        let server = HttpServer::start(move |_| {
+            Response::new(200, body).header(
+                "content-type",
+                "application/x-git-upload-pack-advertisement",
+            )
+        });
+        let mut fixture = Fixture::new();
+        fixture
+            .policy
+            .hosts
+            .push(server.authority().parse().unwrap());
+        let url = format!("{}/owner/bad", server.url());
+        let fault = fixture.make_url(&url).await.unwrap_err();
+        assert_eq!(fault.kind, Transient, "{body:?}: {fault}");
+        assert!(!fault.message.contains(char::is_control), "{fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_byte_budget_covers_all_that_comes() {
+    for trouble in [
+        Some(Trouble::Flood.on(Kind::InfoRefs)),
+        Some(Trouble::Flood.on(Kind::UploadPack)),
+        Some(Rule::from(Trouble::HugeAdvertisement { bytes: 3 << 20 })),
+        None,
+    ] {
+        let mut fixture = Fixture::new();
+        fixture.policy.max_bytes = 1 << 20;
+        match trouble.clone() {
+            Some(trouble) => fixture.server.fault("owner/bad", trouble),
+            // Nothing but a large file.
+            None => {
+                std::fs::remove_dir_all(fixture.root.path().join("owner/bad.git")).unwrap();
+                Builder::new().file("noise", noise(2 << 20)).build(
+                    fixture.root.path(),
+                    "owner",
+                    "bad",
+                );
+            }
+        }
+        let fault = fixture.fault().await;
+        assert_eq!(fault.kind, TooLarge, "{trouble:?}: {fault}");
+        for part in ["1048576 bytes", "--max-fetch-bytes"] {
+            assert!(fault.message.contains(part), "{trouble:?}: {fault}");
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! Slots, and a server of repositories for them to fetch from.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::fault::Fault;
+use common::telemetry::Metrics;
+use common::testing::git_server::GitServer;
+use common::testing::repositories::Builder;
+use rustix::process::Pid;
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+use worker::digest::{Limits, Subject};
+use worker::fetch::policy::FetchPolicy;
+use worker::slot::{ARGUMENT, ChildConfig, Made, SlotConfig, Slots, Unmade};
+
+/// The text of the one file of a repository that nothing is wrong with.
+pub(crate) const TEXT: &str = "nothing is wrong with this one\n";
+
+/// How long anything may take that will come. Far more than any test needs.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A server of the repositories below `root`, and how slots are to fetch from it.
+pub(crate) struct Fixture {
+    pub(crate) root: TempDir,
+    pub(crate) scratch: TempDir,
+    pub(crate) server: GitServer,
+    pub(crate) config: SlotConfig,
+    pub(crate) policy: FetchPolicy,
+    pub(crate) limits: Limits,
+}
+
+impl Fixture {
+    /// A server of `owner/good` and `owner/bad`, which are alike. What is to go wrong with the
+    /// latter is for the test to say.
+    pub(crate) fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["good", "bad"] {
+            good(root.path(), name);
+        }
+        let scratch = tempfile::tempdir().unwrap();
+        let server = GitServer::start(root.path());
+        let config = SlotConfig {
+            concurrency: Some(4),
+            timeout: 60,
+            stall: 30,
+            scratch: Some(scratch.path().to_owned()),
+            child: ChildConfig {
+                program: env!("CARGO_BIN_EXE_worker").into(),
+                ..ChildConfig::default()
+            },
+        };
+        let policy = FetchPolicy {
+            hosts: vec![server.authority().parse().unwrap()],
+            http: true,
+            local: false,
+            max_bytes: 64 << 20,
+            token: None,
+        };
+        Self {
+            root,
+            scratch,
+            server,
+            config,
+            policy,
+            limits: Limits::default(),
+        }
+    }
+
+    /// Slots as configured.
+    pub(crate) fn slots(&self) -> Arc<Slots> {
+        self.slots_counted(&Metrics::new())
+    }
+
+    /// Slots as configured, which count with `metrics`.
+    pub(crate) fn slots_counted(&self, metrics: &Metrics) -> Arc<Slots> {
+        let (config, policy) = (self.config.clone(), self.policy.clone());
+        Slots::new(config, policy, self.limits.clone(), metrics.clone()).unwrap()
+    }
+
+    /// The URL of `owner/{name}`.
+    pub(crate) fn url(&self, name: &str) -> String {
+        self.server.repo_url("owner", name)
+    }
+
+    /// What new slots make of `owner/{name}`.
+    pub(crate) async fn make(&self, name: &str) -> Result<Made, Fault> {
+        self.make_url(&self.url(name)).await
+    }
+
+    /// What new slots make of `url`. Whatever that is, at the same time and afterwards they make
+    /// of `owner/good` what they should, and nothing is left of any of it.
+    pub(crate) async fn make_url(&self, url: &str) -> Result<Made, Fault> {
+        let slots = self.slots();
+        let good = self.url("good");
+        let (made, beside) = tokio::join!(work(&slots, url), work(&slots, &good));
+        assert!(beside.unwrap().content.contains(TEXT));
+        if made.is_err() {
+            let after = work(&slots, &good).await.unwrap();
+            assert!(after.content.contains(TEXT));
+        }
+        drop(slots);
+        self.assert_nothing_left();
+        made
+    }
+
+    /// Why new slots make nothing of `owner/bad`.
+    pub(crate) async fn fault(&self) -> Fault {
+        self.make("bad").await.expect_err("nothing is made of it")
+    }
+
+    /// No file and no process is left of slots that are gone.
+    pub(crate) fn assert_nothing_left(&self) {
+        assert_eq!(self.children(), []);
+        let left: Vec<_> = fs::read_dir(self.scratch.path()).unwrap().collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+
+    /// The slots' children that are alive.
+    pub(crate) fn children(&self) -> Vec<Pid> {
+        let mut children = Vec::new();
+        for process in fs::read_dir("/proc").unwrap().flatten() {
+            let pid = process.file_name().to_str().and_then(|n| n.parse().ok());
+            let (Some(pid), path) = (pid.and_then(Pid::from_raw), process.path()) else {
+                continue;
+            };
+            // Other tests have slots too; each works in a folder of its own.
+            let ours = fs::read_link(path.join("cwd"))
+                .is_ok_and(|folder| folder.starts_with(self.scratch.path()));
+            // Of a child that is about to be started this is still the parent's.
+            let command = fs::read(path.join("cmdline")).unwrap_or_default();
+            if ours
+                && command
+                    .split(|b| *b == 0)
+                    .any(|word| word == ARGUMENT.as_bytes())
+            {
+                children.push(pid);
+            }
+        }
+        children
+    }
+
+    /// The one child of a slot that works on `owner/bad`, once the server has been asked for it.
+    pub(crate) fn child_at_work(&self) -> Pid {
+        self.server.wait_for_requests("owner/bad", 1);
+        match self.children()[..] {
+            [child] => child,
+            ref children => panic!("{children:?}"),
+        }
+    }
+}
+
+/// A bare repository `owner/{name}` below `root` with nothing odd about it.
+pub(crate) fn good(root: &Path, name: &str) -> PathBuf {
+    Builder::new()
+        .file("README.md", TEXT)
+        .file("src/lib.rs", "pub fn f() {}\n")
+        .build(root, "owner", name)
+}
+
+/// Runs git in the repository `path` and gives what it printed.
+pub(crate) fn git<const N: usize>(path: &Path, arguments: [&str; N]) -> String {
+    let output = Command::new("git")
+        .current_dir(path)
+        .args(arguments)
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "git {arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// What a digest of a test's repository is about.
+pub(crate) fn subject() -> Subject {
+    Subject::Repository {
+        owner: "owner".to_owned(),
+        name: "name".to_owned(),
+    }
+}
+
+/// What `slots` make of `url`.
+pub(crate) async fn work(slots: &Slots, url: &str) -> Result<Made, Fault> {
+    match slots.work(url, subject(), &CancellationToken::new()).await {
+        Ok(made) => Ok(made),
+        Err(Unmade::Fault(fault)) => Err(fault),
+        Err(Unmade::Stopped) => panic!("nobody stops it"),
+    }
+}
+
+/// Returns once `there` holds; panics if it never does.
+pub(crate) async fn until(what: &str, mut there: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !there() {
+        assert!(start.elapsed() < PATIENCE, "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Whether there is a process of this id, be it a dead one that nobody has waited for.
+pub(crate) fn exists(pid: Pid) -> bool {
+    Path::new("/proc").join(pid.to_string()).exists()
+}
+
+/// Bytes that do not compress, always the same.
+pub(crate) fn noise(count: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(7);
+    (0..count).map(|_| random.u8(..)).collect()
+}
+
+/// A file system of 2 MiB.
+pub(crate) struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    pub(crate) fn mount(at: &Path) -> Self {
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"])
+            .arg(at)
+            .status()
+            .unwrap();
+        assert!(
+            mounted.success(),
+            "mounting a small tmpfs needs root: run the tests as root, or in a user namespace \
+             (unshare --user --map-root-user --mount deploy/test.sh)"
+        );
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        Command::new("umount")
+            .arg("--lazy")
+            .arg(&self.0)
+            .status()
+            .ok();
+    }
+}
