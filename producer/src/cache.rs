@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -46,10 +47,9 @@ pub struct CacheConfig {
         long,
         env = "CACHE_URL",
         value_name = "URL",
-        required_if_eq("cache", "api"),
-        value_parser = api_url
+        required_if_eq("cache", "api")
     )]
-    pub cache_url: Option<Url>,
+    pub cache_url: Option<ApiUrl>,
 
     /// Longest time that one request to the API may take, in seconds.
     #[arg(
@@ -84,6 +84,34 @@ pub enum CacheSource {
     Api,
     /// Nobody.
     None,
+}
+
+/// Address of a cache API. Shown without what may be secret: credentials and query.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ApiUrl(Url);
+
+impl FromStr for ApiUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let url = Url::parse(text).map_err(|error| error.to_string())?;
+        match url.scheme() {
+            "https" | "http" => Ok(Self(url)),
+            _ => Err("expected an https or http URL".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for ApiUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&shown(&self.0))
+    }
+}
+
+impl fmt::Debug for ApiUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ApiUrl({self})")
+    }
 }
 
 /// A selected repository with what the cache says.
@@ -218,8 +246,8 @@ async fn ask_store(
     let all = repositories.len();
     let mut answers = vec![Answer::from(CacheReason::Miss); all];
     let (mut failed, mut in_a_row) = (0, 0);
-    let asked = repositories.iter().enumerate();
-    let mut heads = stream::iter(asked.map(|(index, entry)| head(store, index, entry)))
+    let mut heads = stream::iter(0..all)
+        .map(|index| head(store, index, &repositories[index]))
         .buffer_unordered(STORE_WIDTH);
     while let Some((index, found)) = heads.next().await {
         let FeedRepo {
@@ -289,23 +317,23 @@ async fn ask_api(
         ));
     };
     let api = Api {
-        client: http_client(None, config.cache_timeout, Plain::Allowed, url)?,
+        client: http_client(None, config.cache_timeout, Plain::Allowed, &url.0)?,
         url: url.clone(),
         retry: config.retry.clone(),
         away: AtomicBool::new(false),
     };
-    let batches = repositories.chunks(API_BATCH);
-    let answers: Vec<Vec<Answer>> = stream::iter(batches.map(|batch| api.ask(batch)))
-        .buffered(API_WIDTH)
-        .collect()
-        .await;
+    let requests: Vec<_> = repositories
+        .chunks(API_BATCH)
+        .map(|batch| api.ask(batch))
+        .collect();
+    let answers: Vec<Vec<Answer>> = stream::iter(requests).buffered(API_WIDTH).collect().await;
     Ok(answers.into_iter().flatten().collect())
 }
 
 /// The cache API: says of each repository whether it needs processing.
 struct Api {
     client: reqwest::Client,
-    url: Url,
+    url: ApiUrl,
     retry: Policy,
     /// It did not answer, for all the attempts: the batches that are left are not asked.
     away: AtomicBool,
@@ -343,7 +371,7 @@ impl Api {
                     repositories = batch.len(),
                     "{} repositories count as misses: cache API {}: {why}",
                     batch.len(),
-                    shown(&self.url)
+                    self.url
                 );
                 vec![Answer::unknown(why); batch.len()]
             }
@@ -362,7 +390,7 @@ impl Api {
                 })
                 .collect(),
         };
-        let what = format!("asking the cache API {}", shown(&self.url));
+        let what = format!("asking the cache API {}", self.url);
         retry(&self.retry, &what, || self.request_once(&question))
             .await
             .inspect_err(|error| {
@@ -385,7 +413,7 @@ impl Api {
             let why = format!("{:#}", anyhow::Error::new(error.without_url()));
             Attempt::Again(ApiError::Away(why))
         };
-        let request = self.client.post(self.url.clone()).json(question);
+        let request = self.client.post(self.url.0.clone()).json(question);
         let mut response = request.send().await.map_err(away)?;
         let status = response.status();
         if !status.is_success() {
@@ -423,14 +451,6 @@ enum ApiError {
     /// It was away for another batch.
     #[error("not asked again, since it did not answer before")]
     NotAsked,
-}
-
-fn api_url(text: &str) -> Result<Url, String> {
-    let url = Url::parse(text).map_err(|error| error.to_string())?;
-    match url.scheme() {
-        "https" | "http" => Ok(url),
-        _ => Err("expected an https or http URL".to_owned()),
-    }
 }
 
 #[cfg(test)]

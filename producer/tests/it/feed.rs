@@ -1,0 +1,386 @@
+//! The feed over HTTP and from files.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use clap::Parser;
+use common::exit::{self, ExitError};
+use common::testing::http_server::{HttpServer, Request, Response};
+use producer::cache::CacheConfig;
+use producer::feed::{self, Feed, FeedConfig, FilterConfig};
+
+use crate::logs::{self, Logs};
+
+/// Every configuration of this crate on one command line, as the binary will have them.
+#[derive(Debug, Parser)]
+struct Cli {
+    #[command(flatten)]
+    feed: FeedConfig,
+    #[command(flatten)]
+    filter: FilterConfig,
+    #[command(flatten)]
+    cache: CacheConfig,
+}
+
+/// The configuration for these arguments, with no pauses between attempts.
+fn config(arguments: &[&str]) -> FeedConfig {
+    let mut config = Cli::try_parse_from([&["producer"], arguments].concat())
+        .unwrap()
+        .feed;
+    config.retry.pauses.fill(Duration::ZERO);
+    config
+}
+
+async fn load(arguments: &[&str]) -> Result<Feed, ExitError> {
+    logs::prepare();
+    feed::load(&config(arguments)).await
+}
+
+fn entry(name: &str, url: &str) -> String {
+    format!(
+        r#"{{"owner":"example-org","name":"{name}","description":"An example","url":"{url}",
+            "archived":false,"license":{{"key":"mit","name":"MIT License","spdxId":"MIT"}},
+            "stargazersCount":3,"language":null,"forksCount":0,"openIssuesCount":1,
+            "createdAt":"2020-01-01T00:00:00Z","updatedAt":"2026-01-01T00:00:00Z",
+            "pushedAt":"2026-01-01T00:00:00Z"}}"#
+    )
+}
+
+fn feed_of(names: &[&str]) -> String {
+    let entries: Vec<_> = names
+        .iter()
+        .map(|name| entry(name, &format!("https://github.com/example-org/{name}")))
+        .collect();
+    format!("[{}]", entries.join(","))
+}
+
+fn names(feed: &Feed) -> Vec<&str> {
+    let names = feed.repositories.iter().map(|entry| entry.repo.name());
+    names.collect()
+}
+
+#[tokio::test]
+async fn a_feed_comes_over_http() {
+    let server = HttpServer::start(|request: &Request| match request.path.as_str() {
+        "/moved" => Response::new(301, "").header("location", "/feed/repos.json"),
+        _ => Response::new(200, feed_of(&["a", "b"])),
+    });
+    let url = format!("{}/moved", server.url());
+    let feed = load(&["--feed", &url, "--contact", "https://example.org/us"])
+        .await
+        .unwrap();
+    assert_eq!(names(&feed), ["a", "b"]);
+    assert_eq!(feed.origin, url);
+    assert_eq!(feed.sha256.len(), 64);
+
+    let requests = server.requests();
+    assert_eq!(requests[1].path, "/feed/repos.json");
+    let version = env!("CARGO_PKG_VERSION");
+    for request in requests {
+        assert_eq!(request.header("accept"), Some("application/json"));
+        assert_eq!(
+            request.header("user-agent").unwrap(),
+            format!("repofleet/{version} (+https://example.org/us)")
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_may_pass_is_tried_three_times_and_logged() {
+    type Answer = fn() -> Response;
+    let faults: [(&str, Answer); 7] = [
+        ("500 Internal Server Error", || Response::new(500, "")),
+        ("503 Service Unavailable", || Response::new(503, "")),
+        ("408 Request Timeout", || Response::new(408, "")),
+        ("429 Too Many Requests", || Response::new(429, "")),
+        ("Connection reset", Response::reset),
+        ("timed out", Response::hang),
+        ("end of file before message length reached", || {
+            Response::new(200, feed_of(&["a"])).cut(20)
+        }),
+    ];
+    for (why, fault) in faults {
+        let logs = Logs::collect();
+        let server = HttpServer::start(move |_| fault());
+        let error = load(&["--feed", &server.url(), "--feed-timeout", "0.3"])
+            .await
+            .unwrap_err();
+        assert_eq!(error.code, exit::UNAVAILABLE, "{error}");
+        let beginning = format!(
+            "Failed to fetch repos.json after 3 attempts: {}/: ",
+            server.url()
+        );
+        assert!(error.message.starts_with(&beginning), "{error}");
+        assert!(
+            error.message.to_lowercase().contains(&why.to_lowercase()),
+            "{why}: {error}"
+        );
+        assert_eq!(server.request_count(), 3);
+        for attempt in ["(attempt 1 of 3)", "(attempt 2 of 3)"] {
+            assert_eq!(logs.lines(attempt).len(), 1, "{}", logs.text());
+        }
+    }
+}
+
+#[tokio::test]
+async fn nobody_there_is_tried_three_times() {
+    let url = HttpServer::start(|_| Response::hang()).url();
+    let logs = Logs::collect();
+    let error = load(&["--feed", &url]).await.unwrap_err();
+    assert_eq!(error.code, exit::UNAVAILABLE);
+    assert!(error.message.contains("refused"), "{error}");
+    assert_eq!(logs.lines("trying again").len(), 2);
+}
+
+#[tokio::test]
+async fn the_third_attempt_may_succeed() {
+    let answers = std::sync::atomic::AtomicUsize::new(0);
+    let server = HttpServer::start(move |_| {
+        match answers.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+            0 => Response::new(502, ""),
+            1 => Response::new(200, feed_of(&["a"])).cut(7),
+            _ => Response::new(200, feed_of(&["a"])),
+        }
+    });
+    let feed = load(&["--feed", &server.url()]).await.unwrap();
+    assert_eq!(names(&feed), ["a"]);
+}
+
+#[tokio::test]
+async fn a_final_answer_is_not_asked_for_again() {
+    for status in [400, 401, 403, 404, 410, 304] {
+        let server = HttpServer::start(move |_| Response::new(status, "no"));
+        let error = load(&["--feed", &server.url()]).await.unwrap_err();
+        assert_eq!(error.code, exit::UNAVAILABLE);
+        assert!(error.message.contains(&status.to_string()), "{error}");
+        assert_eq!(server.request_count(), 1, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn redirects_do_not_lead_to_plain_http_or_in_circles() {
+    let server = HttpServer::start(|request: &Request| {
+        let to = match request.path.as_str() {
+            "/circle" => "/circle",
+            _ => "http://feed.example/repos.json",
+        };
+        Response::new(302, "").header("location", to)
+    });
+    for (path, why, requests) in [
+        ("/plain", "redirected to plain http", 1),
+        ("/circle", "more than 10 redirects", 12),
+    ] {
+        let url = format!("{}{path}", server.url());
+        let error = load(&["--feed", &url]).await.unwrap_err();
+        assert_eq!(error.code, exit::UNAVAILABLE);
+        assert!(error.message.contains(why), "{error}");
+        assert_eq!(server.request_count(), requests);
+    }
+    let error = load(&["--feed", "http://feed.example/repos.json"])
+        .await
+        .unwrap_err();
+    assert_eq!(error.code, exit::USAGE);
+    assert!(error.message.contains("--allow-http-feed"), "{error}");
+}
+
+#[tokio::test]
+async fn a_feed_over_the_cap_is_left_where_it_is() {
+    let feed = feed_of(&["a", "b"]);
+    let length = feed.len();
+    // Told beforehand; not told and without end; told, and not even believable.
+    let server = HttpServer::start(move |request: &Request| match request.path.as_str() {
+        "/told" => Response::new(200, feed.clone()),
+        "/endless" => Response::endless("[", "{},".repeat(10_000)),
+        _ => Response::endless("[", "{},".repeat(10_000)).header("content-length", "99999999999"),
+    });
+    for (path, cap) in [
+        ("/told", length - 1),
+        ("/endless", 1 << 20),
+        ("/told-more", 1 << 20),
+    ] {
+        let url = format!("{}{path}", server.url());
+        let before = server.request_count();
+        let error = load(&["--feed", &url, "--max-feed-bytes", &cap.to_string()])
+            .await
+            .unwrap_err();
+        assert_eq!(error.code, exit::BAD_FEED, "{error}");
+        assert!(
+            error.message.contains(&format!("larger than {cap} bytes"))
+                && error.message.contains(&url),
+            "{error}"
+        );
+        assert_eq!(server.request_count(), before + 1);
+    }
+    let url = format!("{}/told", server.url());
+    let exactly = load(&["--feed", &url, "--max-feed-bytes", &length.to_string()]).await;
+    assert_eq!(names(&exactly.unwrap()), ["a", "b"]);
+}
+
+#[tokio::test]
+async fn what_is_no_feed_is_named_with_what_was_found() {
+    let server = HttpServer::start(|request: &Request| {
+        let body = match request.path.as_str() {
+            "/page" => "<!DOCTYPE html><title>Sign in</title>".to_owned(),
+            "/object" => r#"{"message":"API rate limit exceeded"}"#.to_owned(),
+            "/nothing" => String::new(),
+            _ => feed_of(&["a", "b"])[..700].to_owned(),
+        };
+        let response = Response::new(200, body.clone());
+        if request.path == "/told-less" {
+            let body = futures::stream::iter([Ok(body.into())]);
+            return Response::streamed(200, Box::pin(body)).header("content-length", "9");
+        }
+        response
+    });
+    for (path, found) in [
+        (
+            "/page",
+            r#"found something else: "<!DOCTYPE html><title>Sign in"#,
+        ),
+        (
+            "/object",
+            r#"found a JSON object: "{\"message\":\"API rate limit"#,
+        ),
+        ("/nothing", "found nothing"),
+        ("/truncated", "after 1 entries it ends in the middle"),
+        ("/told-less", "after 0 entries it ends in the middle"),
+    ] {
+        let url = format!("{}{path}", server.url());
+        let error = load(&["--feed", &url]).await.unwrap_err();
+        assert_eq!(error.code, exit::BAD_FEED);
+        assert!(
+            error.message.contains(found) && error.message.contains(&url),
+            "{error}"
+        );
+    }
+    assert_eq!(server.request_count(), 5, "asking again would not help");
+}
+
+#[tokio::test]
+async fn no_secret_of_a_feed_is_told() {
+    let server = HttpServer::start(|request: &Request| match request.path.as_str() {
+        "/feed" => Response::new(
+            200,
+            format!(
+                "[{},{}]",
+                entry("a", "https://me:s3cret@github.com/example-org/a"),
+                entry("b", "https://github.com/example-org/b")
+            ),
+        ),
+        "/bad" => Response::new(200, "no"),
+        "/gone" => Response::new(404, ""),
+        _ => Response::reset(),
+    });
+    let logs = Logs::collect();
+    let url = |path: &str| format!("http://me:s3cret@{}{path}?token=s3cret", server.authority());
+    let feed = load(&["--feed", &url("/feed")]).await.unwrap();
+    assert_eq!(names(&feed), ["b"]);
+    assert!(!format!("{feed:?}").contains("s3cret"), "{feed:?}");
+    for path in ["/bad", "/gone", "/reset"] {
+        let error = load(&["--feed", &url(path)]).await.unwrap_err();
+        assert!(!error.message.contains("s3cret"), "{error}");
+        assert!(error.message.contains(path), "{error}");
+    }
+    let authorization = server.requests()[0]
+        .header("authorization")
+        .map(str::to_owned);
+    assert!(authorization.unwrap().starts_with("Basic "));
+    assert!(logs.text().contains("trying again"));
+    assert!(!logs.text().contains("s3cret"), "{}", logs.text());
+}
+
+#[tokio::test]
+async fn a_file_may_name_repositories_beside_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().canonicalize().unwrap();
+    fs::create_dir_all(root.join("sample")).unwrap();
+    let path = root.join("sample/repos.json");
+    fs::write(
+        &path,
+        format!("[{},{}]", entry("own", "../.."), entry("absent", "no/such")),
+    )
+    .unwrap();
+    let feed = load(&["--feed", path.to_str().unwrap()]).await.unwrap();
+    let urls: Vec<_> = feed.repositories.iter().map(|entry| &entry.url).collect();
+    let shown = |path: &Path| path.to_str().unwrap().to_owned();
+    assert_eq!(
+        urls,
+        [
+            &shown(root.parent().unwrap()),
+            &shown(&root.join("sample/no/such"))
+        ]
+    );
+
+    let text = fs::read_to_string(&path).unwrap();
+    let server = HttpServer::start(move |_| Response::new(200, text.clone()));
+    let feed = load(&["--feed", &server.url()]).await.unwrap();
+    assert_eq!(names(&feed), [""; 0]);
+    for entry in feed.invalid {
+        assert!(entry.reason.contains("only a local feed"), "{entry:?}");
+        assert_eq!(entry.repo.unwrap().owner(), "example-org");
+    }
+}
+
+#[tokio::test]
+async fn files_fail_like_servers() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("repos.json");
+    let feed = path.to_str().unwrap();
+    for (content, cap, code) in [
+        (None, "100", exit::UNAVAILABLE),
+        (Some("no"), "100", exit::BAD_FEED),
+        (Some("[{},{},{}]"), "9", exit::BAD_FEED),
+        (Some("[{},{}"), "100", exit::BAD_FEED),
+    ] {
+        if let Some(content) = content {
+            fs::write(&path, content).unwrap();
+        }
+        let error = load(&["--feed", feed, "--max-feed-bytes", cap])
+            .await
+            .unwrap_err();
+        assert_eq!(error.code, code, "{error}");
+        assert!(error.message.contains(feed), "{error}");
+    }
+    let error = load(&["--feed", folder.path().to_str().unwrap()])
+        .await
+        .unwrap_err();
+    assert_eq!(error.code, exit::UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn an_empty_feed_is_a_warning() {
+    let logs = Logs::collect();
+    let server = HttpServer::start(|_| Response::new(200, " [ ]\n"));
+    let feed = load(&["--feed", &server.url()]).await.unwrap();
+    assert_eq!((feed.repositories.len(), feed.invalid.len()), (0, 0));
+    assert_eq!(logs.lines("WARN").len(), 1, "{}", logs.text());
+    assert_eq!(logs.lines("is empty").len(), 1);
+}
+
+#[test]
+fn the_command_line_is_sound() {
+    use clap::CommandFactory;
+    Cli::command().debug_assert();
+    let cli = Cli::try_parse_from(["producer"]).unwrap();
+    assert_eq!(cli.feed.feed.to_string(), feed::DEFAULT_FEED);
+    assert_eq!(cli.feed.max_feed_bytes, 256 * 1024 * 1024);
+    assert_eq!(cli.feed.feed_timeout, Duration::from_secs(30));
+    assert_eq!(cli.feed.retry.pauses.len(), 2);
+    let repeated = ["producer", "--only", "a/*", "--only", "b/* c/*"];
+    assert_eq!(Cli::try_parse_from(repeated).unwrap().filter.only.len(), 3);
+
+    for (arguments, named) in [
+        (["--only", "alpha["], "alpha["),
+        (["--exclude", "alphagov"], "alphagov/*"),
+        (["--feed", "ftp://h/repos.json"], "ftp"),
+        (["--feed-timeout", "-1"], "-1"),
+        (["--limit", "many"], "many"),
+        (["--cache", "api"], "--cache-url"),
+        (["--cache-url", "redis://h"], "redis"),
+    ] {
+        let error = Cli::try_parse_from([&["producer"], &arguments[..]].concat()).unwrap_err();
+        assert_eq!(error.exit_code(), i32::from(exit::USAGE));
+        assert!(error.to_string().contains(named), "{error}");
+    }
+}
