@@ -7,3 +7,4 @@ pub mod store_contract;
 pub mod git_server;
 
 pub mod http_server;
+pub mod repositories;
