@@ -6,4 +6,6 @@
 
 mod cache;
 mod feed;
+mod fleet;
 mod logs;
+mod run;
