@@ -7,7 +7,7 @@ use std::process::Command;
 
 use common::job::DIGEST_FORMAT;
 use common::testing::http_server::{HttpServer, Response};
-use common::testing::repositories::{self, BombLeaf, Builder};
+use common::testing::repositories::{self, BombLeaf, Builder, Mode, Raw};
 use serde_json::{Value, json};
 
 use crate::fleet::{
@@ -107,7 +107,20 @@ fn odd_repositories(fleet: &Fleet) -> Vec<String> {
     repositories::empty(&root, "odd", "empty");
     repositories::nested_directories(&root, "odd", "deep", 40);
     repositories::many_files(&root, "odd", "many", 300);
-    repositories::hostile_names(&root, "odd", "hostile-names");
+    // As far as git itself agrees to serve them.
+    let raw = Raw::new(&root, "odd", "hostile-names");
+    let blob = raw.blob(b"do not show\n");
+    let link = raw.blob(b"/etc/passwd");
+    let below = raw.tree(&[(Mode::File, "inside", &blob)]);
+    let tree = raw.tree(&[
+        (Mode::File, &b"."[..], &*blob),
+        (Mode::File, b"..", &blob),
+        (Mode::File, b"a\nb", &raw.blob(b"shown\n")),
+        (Mode::File, b"bell\x07\x1b[31m", &raw.blob(b"shown\n")),
+        (Mode::Symlink, b"passwd", &link),
+        (Mode::Directory, b".git", &below),
+    ]);
+    raw.commit(&tree);
     repositories::git_bomb(&root, "odd", "bomb", BombLeaf::File("f", b"boom\n"));
     let names = names_in(&root.join("odd"));
     names
@@ -160,7 +173,9 @@ fn odd_repositories_are_digested_once_and_then_cached() {
         format!(
             "Pipeline complete: {total} total, 0 cached (0.0%), {} processed, 4 failed",
             odd.len()
-        )
+        ),
+        "{:#?}",
+        first.messages("failed-repository")
     );
     let run = first.run_id();
     assert_eq!(fleet.stored(), odd);
@@ -174,7 +189,8 @@ fn odd_repositories_are_digested_once_and_then_cached() {
         assert_eq!(meta.commit, head_of(&fleet, repo), "{repo}");
         assert_eq!(meta.format, DIGEST_FORMAT);
         assert_eq!(meta.bytes, digest.text.len() as u64);
-        assert_eq!(meta.truncated, repo == "odd/cut", "{repo}");
+        let long = ["odd/cut", "odd/bomb"].contains(&repo.as_str());
+        assert_eq!(meta.truncated, long, "{repo}");
         assert_eq!(meta.run.as_str(), run);
         assert!(!digest.text.contains("do not show"), "{repo}");
         assert!(!digest.text.contains("root:"), "{repo}");
