@@ -7,4 +7,7 @@ pub mod store_contract;
 pub mod git_server;
 
 pub mod http_server;
+
 pub mod repositories;
+
+pub mod small_disk;
