@@ -33,7 +33,14 @@ def token_table_argument(parser):
 
 
 class Gitingest:
-    """gitingest, looking at the repositories ROOT/{owner}/{name}.git."""
+    """gitingest, looking at the repositories ROOT/{owner}/{name}.git.
+
+    With `ordered`, its patterns are in a list instead of a set, in the order that our documentation
+    fixes: defaults, .gitignore files in path order, .gitingestignore files in path order. That is
+    one of the orders that the set may have.
+    """
+
+    ordered = False
 
     def __init__(self, root, token_table):
         from gitingest import clone
@@ -57,18 +64,63 @@ class Gitingest:
             return True
 
         clone.check_repo_exists = exists
+        self.order_patterns()
         use_token_table(token_table)
+
+    def order_patterns(self):
+        from gitingest import entrypoint, ingestion
+        from gitingest.utils.ignore_patterns import _parse_ignore_file
+        from pathspec import PathSpec
+
+        apply, should_exclude = entrypoint._apply_gitignores, ingestion._should_exclude
+        parsed = []
+
+        class Lines(list):
+            """Stands in for the set that a file's patterns are collected in."""
+
+            add = list.append
+
+        def ordered_lines(path, root):
+            code = _parse_ignore_file.__globals__
+            code["set"] = Lines
+            try:
+                return list(_parse_ignore_file(path, root))
+            finally:
+                del code["set"]
+
+        def apply_gitignores(query):
+            if not self.ordered:
+                return apply(query)
+            lines = sorted(query.ignore_patterns)
+            for name in (".gitignore", ".gitingestignore"):
+                files = [path for path in query.local_path.rglob(name) if path.is_file()]
+                for path in sorted(files, key=lambda path: path.parent.parts):
+                    lines += ordered_lines(path, query.local_path)
+            parsed[:] = [PathSpec.from_lines("gitwildmatch", lines)]
+
+        def excluded(path, base_path, ignore_patterns):
+            if not self.ordered:
+                return should_exclude(path, base_path, ignore_patterns)
+            return parsed[0].match_file(str(path.relative_to(base_path)))
+
+        entrypoint._apply_gitignores = apply_gitignores
+        ingestion._should_exclude = excluded
 
     def ingest(self, owner, name, max_file_size):
         """Gives (summary, tree, content)."""
-        from gitingest import ingest
+        from gitingest import ingest, output_formatter
 
         summary, tree, content = ingest(
             f"https://github.com/{owner}/{name}", max_file_size=max_file_size
         )
         if "Estimated tokens" not in summary:
             sys.exit(f"gitingest could not count the tokens of {owner}/{name}")
-        return summary, tree, TEMPORARY_PATH.sub("", content)
+        without_path = TEMPORARY_PATH.sub("", content)
+        if without_path != content:
+            # The tokens of the random path are no part of what can be compared.
+            figure = output_formatter._format_token_count(tree + without_path)
+            summary = f"{summary.rpartition(' ')[0]} {figure}"
+        return summary, tree, without_path
 
 
 def use_token_table(path):
@@ -93,9 +145,11 @@ def main():
     parser.add_argument("repository", help="owner/name")
     parser.add_argument("output", type=Path)
     parser.add_argument("--max-file-size", type=int, default=512 << 10)
+    parser.add_argument("--ordered", action="store_true", help="patterns in our order")
     token_table_argument(parser)
     arguments = parser.parse_intermixed_args()
     gitingest = Gitingest(arguments.root, arguments.token_table)
+    gitingest.ordered = arguments.ordered
     owner, name = arguments.repository.split("/")
     summary, tree, content = gitingest.ingest(owner, name, arguments.max_file_size)
     text = f"{summary}\n\n{tree}\n{content}"

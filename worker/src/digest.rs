@@ -362,9 +362,9 @@ pub struct Text {
 ///
 /// A text longer than `max_text_bytes` is cut there, at the last character boundary, and
 /// [`CUT_NOTICE`] added. The summary's token count is that of what remains. Since the figure takes
-/// room itself, room is first kept for as many digits as are likely, and then for as many as it
-/// turned out to have; should one digit more make the figure one digit shorter, the longer room is
-/// kept and the text ends a byte before the limit.
+/// room itself, room is kept for one digit first, and for more as long as the figure needs more. It
+/// may come out shorter in the end, since more room for it means less text; then the text ends
+/// before the limit by as much.
 pub fn assemble(facts: &Facts, tree: &str, content: &str, max_text_bytes: Option<u64>) -> Text {
     let max = max_text_bytes.map_or(usize::MAX, |max| usize::try_from(max).unwrap_or(usize::MAX));
     let frame = facts.summary("").len() + "\n\n".len();
@@ -383,19 +383,15 @@ pub fn assemble(facts: &Facts, tree: &str, content: &str, max_text_bytes: Option
     }
 
     let mut visible = Visible::new(tree, content, max.saturating_sub(frame));
-    let mut digits = tokens::likely_label_len(visible.room);
-    let mut tokens = visible.tokens(digits);
-    let mut tried = vec![digits];
-    while tokens::label(tokens).len() != digits {
-        digits = tokens::label(tokens).len();
-        if tried.contains(&digits) {
-            digits = tried.iter().copied().max().unwrap_or(digits);
-            tokens = visible.tokens(digits);
-            break;
+    let mut digits = 1;
+    let tokens = loop {
+        let tokens = visible.tokens(digits);
+        let needed = tokens::label(tokens).len();
+        if needed <= digits {
+            break tokens;
         }
-        tried.push(digits);
-        tokens = visible.tokens(digits);
-    }
+        digits = needed;
+    };
     let (tree, content) = visible.parts(digits);
     let summary = facts.summary(&tokens::label(tokens));
     let mut text = [&summary, "\n\n", tree].concat();

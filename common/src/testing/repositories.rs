@@ -4,6 +4,8 @@
 //! date, so that the same contents give the same commit everywhere. Nothing here reads the
 //! configuration of the machine.
 
+pub mod parity;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
@@ -222,16 +224,20 @@ pub fn nested_directories(root: &Path, owner: &str, name: &str, depth: usize) ->
         .build(root, owner, name)
 }
 
-/// `count` small files in one directory.
+/// `count` small files of one content in one directory.
 ///
 /// # Panics
 /// If git is missing or refuses.
 pub fn many_files(root: &Path, owner: &str, name: &str, count: usize) -> PathBuf {
-    let mut builder = Builder::new();
-    for i in 0..count {
-        builder = builder.file(format!("f{i:06}.txt"), "x\n");
-    }
-    builder.build(root, owner, name)
+    let raw = Raw::new(root, owner, name);
+    let blob = raw.blob(b"x\n");
+    let names: Vec<String> = (0..count).map(|i| format!("f{i:06}.txt")).collect();
+    let entries: Vec<_> = names
+        .iter()
+        .map(|name| (Mode::File, name, blob.as_str()))
+        .collect();
+    let tree = raw.tree(&entries);
+    raw.commit(&tree)
 }
 
 /// Names that a checkout would refuse or that would reach out of it, next to odd ones that are

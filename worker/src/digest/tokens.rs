@@ -19,12 +19,6 @@ pub(super) fn label(tokens: u64) -> String {
     }
 }
 
-/// How long the figure for a text of so many bytes is likely to be.
-pub(super) fn likely_label_len(bytes: usize) -> usize {
-    // Source code has about four bytes to a token.
-    label(bytes as u64 / 4).len()
-}
-
 /// The last place in `text` where it can be cut in two so that the tokens of the parts add up to
 /// those of the whole, whatever comes after it: between a newline and an ASCII letter, which no
 /// match of o200k_base's splitting expression spans. 0 if there is none.

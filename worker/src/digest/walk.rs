@@ -16,7 +16,7 @@ use crate::source::{Entry, EntryKind, ObjectId, Source};
 /// Most tree entries that one walk looks at, by path: a tree seen twice counts twice.
 pub(super) const MAX_ENTRIES: u64 = 1_000_000;
 /// Most elementary steps of matching names against patterns.
-const MAX_STEPS: u64 = 400_000_000;
+const MAX_STEPS: u64 = 200_000_000;
 /// Most entries of trees that are kept for when the tree comes up again.
 const MAX_CACHED_ENTRIES: usize = 250_000;
 /// Longest name that a file system takes, in bytes.

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Installs what is missing and runs every test.
+#
+# Usage: deploy/test.sh [ARGUMENTS OF cargo test]    e.g. deploy/test.sh -p worker parity
+#        deploy/test.sh prepare                      only installs
+#
+# Needs a Debian or Ubuntu machine, or one that has a C compiler, git and Rust already.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+fail() { printf 'deploy/test.sh: %s\n' "$*" >&2; exit 1; }
+
+# Packages that are missing, by the command each is needed for.
+missing=()
+command -v cc >/dev/null || missing+=(gcc libc6-dev)
+command -v git >/dev/null || missing+=(git)
+command -v script >/dev/null || missing+=(bsdutils)
+command -v mount >/dev/null || missing+=(mount)
+[ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
+if [ ${#missing[@]} -gt 0 ]; then
+    command -v apt-get >/dev/null || fail "please install: ${missing[*]}"
+    as_root=()
+    if [ "$(id -u)" != 0 ]; then
+        command -v sudo >/dev/null || fail "please install, as root: ${missing[*]}"
+        as_root=(sudo)
+    fi
+    echo "installing ${missing[*]}"
+    "${as_root[@]}" apt-get update -qq
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+command -v cargo >/dev/null || fail "cargo is missing: install Rust, see https://rustup.rs"
+[ -x "$(git --exec-path)/git-http-backend" ] || fail "git has no http-backend: install Debian's git"
+
+[ "${1:-}" != prepare ] || exit 0
+
+# Cargo only warns when a patch is not used, and libgit2 then inflates a third slower.
+cargo tree --locked --quiet --package worker --invert libz-sys | head -n 1 | grep -q worker/libz-sys ||
+    fail "libz-sys is not worker/libz-sys: run 'cargo update --package libz-sys --precise 1.1.99'"
+
+cargo test --locked --workspace "$@"

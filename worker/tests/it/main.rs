@@ -1,0 +1,4 @@
+//! The worker's parts, tested together.
+
+mod hostile_trees;
+mod parity;
