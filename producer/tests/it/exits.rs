@@ -58,6 +58,42 @@ fn a_wrong_command_line_is_2_and_says_what_is_wrong() {
     }
 }
 
+/// A compose file that passes on what is not set sets it to nothing; and everybody writes `1`.
+#[test]
+fn the_environment_is_read_as_schedulers_set_it() {
+    let fleet = Fleet::of(&["a/b"]);
+    fleet.run(&[]).with(OK);
+    let mut command = fleet.producer(&[]);
+    for name in [
+        "LIMIT",
+        "ONLY",
+        "EXCLUDE",
+        "CONCURRENCY",
+        "METRICS_ADDR",
+        "CACHE_URL",
+        "CONTACT",
+        "LOG_LEVEL",
+        "LOG_FORMAT",
+        "FORCE",
+        "GITHUB_TOKEN",
+    ] {
+        command.env(name, "");
+    }
+    let run = Running::start(&mut command).wait().with(OK);
+    assert_eq!(run.summary()["cached"], 1);
+
+    let mut command = fleet.producer(&[]);
+    command.env("FORCE", "1").env("SKIP_ARCHIVED", "no");
+    command.env("ONLY", "a/* b/*").env("LOG_FORMAT", "json");
+    let run = Running::start(&mut command).wait().with(OK);
+    assert_eq!(run.summary()["processed"], 1);
+
+    let mut command = fleet.producer(&[]);
+    command.env("FORCE", "perhaps");
+    let run = Running::start(&mut command).wait().with(USAGE);
+    assert!(run.stderr.contains("--force"), "{}", run.stderr);
+}
+
 #[test]
 fn help_says_what_a_newcomer_needs() {
     for (arguments, parts) in [
