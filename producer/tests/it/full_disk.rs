@@ -7,6 +7,7 @@ use std::path::Path;
 use common::exit::UNAVAILABLE;
 use common::testing::repositories::Builder;
 use common::testing::small_disk::{SmallDisk, where_mounting_is_allowed};
+use rustix::process::Signal;
 use serde_json::json;
 
 use crate::fleet::{Ended, Fleet, expected_text, files_below};
@@ -79,7 +80,7 @@ fn a_full_store_ends_the_run_and_room_lets_it_go_on() {
         let fleet = fleet();
         let store = fleet.store_folder();
         fs::create_dir(&store).unwrap();
-        let _disk = SmallDisk::mount(&store, "300k");
+        let disk = SmallDisk::mount(&store, "300k");
         let run = fleet.run(&["--patience", "2", "--concurrency", "1"]);
         let run = run.with(UNAVAILABLE);
         assert_given_up(&run, &store, "--store");
@@ -94,7 +95,7 @@ fn a_full_store_ends_the_run_and_room_lets_it_go_on() {
         );
         fleet.assert_nothing_left();
 
-        drop(_disk);
+        drop(disk);
         let run = fleet.run(&[]).with(0);
         assert_eq!(run.summary()["closed"], true);
         assert_all_there(&fleet);
@@ -127,6 +128,24 @@ fn room_in_the_store_is_noticed() {
         let said = run.messages("infra");
         assert_eq!(said.last().unwrap(), "machine and store are well again");
         assert_all_there(&fleet);
+    });
+}
+
+/// Whoever waits for room can be told to stop, and does not wait for it then.
+#[test]
+fn a_signal_ends_the_wait_for_room() {
+    let name = "full_disk::a_signal_ends_the_wait_for_room";
+    where_mounting_is_allowed(name, || {
+        let fleet = fleet();
+        let store = fleet.store_folder();
+        fs::create_dir(&store).unwrap();
+        let _disk = SmallDisk::mount(&store, "300k");
+        let run = fleet.start(&["--patience", "1000", "--drain", "1000"]);
+        run.wait_for_line("not a repository's fault");
+        run.signal(Signal::TERM);
+        let run = run.wait().with(0);
+        assert_eq!(run.summary()["closed"], false);
+        fleet.assert_nothing_left();
     });
 }
 

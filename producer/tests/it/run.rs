@@ -301,6 +301,25 @@ fn forced_runs_ask_nobody_and_digest_everything() {
     assert_eq!(fleet.server.total_fetches(), 6);
 }
 
+/// `--cache api` asks a server instead of the store, in its own words.
+#[test]
+fn an_api_may_say_what_is_cached() {
+    let fleet = Fleet::of(&["a/cached", "a/new", "a/unheard-of"]);
+    let api = HttpServer::start(|request| {
+        let asked: Value = serde_json::from_slice(&request.body).unwrap();
+        assert_eq!(asked["repos"][0]["org"], "a");
+        Response::json(&json!({"a/cached": false, "a/new": true}))
+    });
+    let run = fleet.run(&["--cache", "api", "--cache-url", &api.url()]);
+    let run = run.with(0);
+    assert_eq!(
+        run.messages("cache-check")[1],
+        "Cache hit rate: 33.3% (1/3)"
+    );
+    assert_eq!(api.request_count(), 1);
+    assert_eq!(fleet.stored(), ["a/new", "a/unheard-of"]);
+}
+
 /// Another program's digest, a damaged one, an empty one: each is made anew, and said why.
 #[test]
 fn what_is_not_ours_or_damaged_is_made_anew() {
