@@ -1,7 +1,7 @@
 //! kill -9 at any moment: no torn digest, no slot left over, and the next run completes.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::time::Duration;
 
 use common::testing::git_server::{Fault, Kind};
@@ -9,7 +9,7 @@ use common::testing::repositories::Builder;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::fleet::{Fleet, files_below, names_in, wait_until};
+use crate::fleet::{Fleet, files_below, names_in, wait_closely, wait_until};
 
 const ROUNDS: u64 = 10;
 const REPOS: usize = 40;
@@ -56,6 +56,15 @@ impl Pushed {
         self.fleet.write_feed(&entries);
     }
 
+    /// Which files a digest consists of: those of another digest are others.
+    fn inodes(&self, repo: &str) -> [Option<u64>; 2] {
+        let folder = self.fleet.store_folder().join("gitingest").join(repo);
+        ["summary.txt", "summary.meta.json"].map(|name| {
+            let metadata = fs::metadata(folder.join(name));
+            metadata.ok().map(|metadata| metadata.ino())
+        })
+    }
+
     /// Every digest in the store is whole and has its own metadata; gives how many are of `round`.
     fn check(&self, round: u64) -> usize {
         let mut current = 0;
@@ -82,13 +91,19 @@ fn kill_9_at_any_moment_leaves_no_torn_digest() {
     for round in 0..ROUNDS {
         pushed.push(round);
         let before = fleet.requests();
+        let watched = &pushed.repos[random.usize(0..REPOS / 3)];
+        let files = pushed.inodes(watched);
         let run = fleet.start(&["--concurrency", "3"]);
-        // Somewhere between the first job and the last, and there at no moment in particular.
-        let jobs = random.u64(0..REPOS as u64 / 3);
-        wait_until("the run to get going", || {
-            fleet.requests() > before + 3 * jobs
-        });
-        std::thread::sleep(Duration::from_micros(random.u64(0..50_000)));
+        if round % 2 == 0 {
+            // In the middle of one digest's storing: its first file is new, the other may not be.
+            let pause = Duration::from_micros(20);
+            wait_closely(pause, "a digest", || pushed.inodes(watched) != files);
+        } else {
+            // Somewhere between the first job and the last, and there at no moment in particular.
+            let jobs = random.u64(0..REPOS as u64 / 3);
+            wait_until("some jobs", || fleet.requests() > before + 3 * jobs);
+            std::thread::sleep(Duration::from_micros(random.u64(0..50_000)));
+        }
         run.signal(Signal::KILL);
         killed += usize::from(run.wait().status.code().is_none());
         // They die with their parent, without anyone's help.

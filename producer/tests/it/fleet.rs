@@ -292,11 +292,16 @@ pub(crate) fn files_below(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// Returns when `there` holds.
-pub(crate) fn wait_until(what: &str, mut there: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, there: impl FnMut() -> bool) {
+    wait_closely(Duration::from_millis(5), what, there);
+}
+
+/// Returns within about a `pause` after `there` holds.
+pub(crate) fn wait_closely(pause: Duration, what: &str, mut there: impl FnMut() -> bool) {
     let start = Instant::now();
     while !there() {
         assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what}");
-        thread::sleep(Duration::from_millis(5));
+        thread::sleep(pause);
     }
 }
 
