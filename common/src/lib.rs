@@ -26,5 +26,7 @@ pub mod shutdown;
 
 pub mod exit;
 
+pub mod options;
+
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -5,6 +5,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+/// Where the digest of a repository is in any store.
+pub const DIGEST_PATTERN: &str = "gitingest/{owner}/{name}/summary.txt";
+
 /// Longest owner that GitHub allows.
 const OWNER_MAX: usize = 39;
 /// Longest repository name that GitHub allows.
@@ -78,7 +81,7 @@ impl RepoRef {
     }
 
     /// The key of its digest in the store, the same for every implementation:
-    /// `gitingest/{owner}/{name}/summary.txt`.
+    /// [`DIGEST_PATTERN`], filled in.
     pub fn digest_key(&self) -> String {
         format!("gitingest/{}/{}/summary.txt", self.owner, self.name)
     }

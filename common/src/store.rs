@@ -9,6 +9,7 @@ use clap::Args;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
+use crate::exit::{self, ExitError};
 use crate::fault::Fault;
 use crate::job::PushedAt;
 use crate::repo::RepoRef;
@@ -49,7 +50,8 @@ pub trait DigestStore: fmt::Debug + Send + Sync {
     /// Finds out whether the store can be read and written now.
     async fn probe(&self) -> Result<(), Fault>;
 
-    /// Where a person would look: a folder or an address.
+    /// Where a person would look for the keys of digests and documents: a folder or an address,
+    /// without a slash at its end.
     fn location(&self) -> String;
 }
 
@@ -190,13 +192,14 @@ impl StoreConfig {
     /// Opens the store.
     ///
     /// # Errors
-    /// [`FaultKind::Infra`](crate::fault::FaultKind::Infra), naming the place and the remedy.
-    pub fn open(&self) -> Result<SharedStore, Fault> {
+    /// [`exit::USAGE`] for a place that is not supported.
+    pub fn open(&self) -> Result<SharedStore, ExitError> {
         if let Some((scheme, _)) = self.store.split_once("://") {
-            return Err(Fault::infra(format!(
-                "store {:?}: {scheme}:// is not supported, give a folder",
-                self.store
-            )));
+            // Not the whole address, which may hold credentials.
+            return Err(ExitError::new(
+                exit::USAGE,
+                format!("--store {scheme}://… is not supported, give a folder"),
+            ));
         }
         Ok(Arc::new(fs::FsStore::new(&self.store)))
     }

@@ -136,7 +136,7 @@ where
                 Level::INFO => String::new(),
                 level => format!("{level} "),
             };
-            return writeln!(writer, "{time} {level}{}", fields.message);
+            return writeln!(writer, "{time} {level}{}", printable(&fields.message));
         }
         let time = now
             .format(format_description!(
@@ -156,6 +156,19 @@ where
         let line = serde_json::to_string(&line).map_err(|_| fmt::Error)?;
         writeln!(writer, "{line}")
     }
+}
+
+/// A text that is one line and tells a terminal nothing: parts of messages come from strangers.
+fn printable(text: &str) -> String {
+    let mut printable = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() {
+            printable.extend(c.escape_default());
+        } else {
+            printable.push(c);
+        }
+    }
+    printable
 }
 
 /// A line, its members in the prescribed order.
@@ -408,9 +421,17 @@ impl MetricsConfig {
             return Ok(None);
         };
         let listener = TcpListener::bind(address).await.map_err(|e| {
-            anyhow::anyhow!("--metrics-addr {address}: {e}; choose another port, or 0 for any")
+            let message = format!(
+                "--metrics-addr {address}: {e}; choose another address or port, port 0 for any"
+            );
+            crate::exit::ExitError::new(crate::exit::UNAVAILABLE, message)
         })?;
         let address = listener.local_addr()?;
+        tracing::info!(
+            operation = "metrics",
+            address = address.to_string(),
+            "Metrics: http://{address}/metrics; liveness: http://{address}/health"
+        );
         let metrics = metrics.clone();
         let server = tokio::spawn(async move {
             loop {
@@ -515,6 +536,8 @@ mod tests {
         assert_eq!(line.split_once(' ').unwrap().1, "stored a/b\n");
         let line = lines_of(true, || tracing::error!("no"));
         assert!(line.ends_with(" ERROR no\n"), "{line}");
+        let line = lines_of(true, || tracing::info!("ä\u{1b}[2J\nb"));
+        assert!(line.ends_with(" ä\\u{1b}[2J\\nb\n"), "{line}");
     }
 
     #[test]

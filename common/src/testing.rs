@@ -9,3 +9,5 @@ pub mod git_server;
 pub mod http_server;
 
 pub mod repositories;
+
+pub mod small_disk;

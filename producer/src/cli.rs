@@ -2,12 +2,14 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use common::exit;
 use common::shutdown::Shutdown;
 use common::telemetry::LogConfig;
+use tracing::{error, warn};
 
 use crate::report::Bar;
 use crate::run::RunConfig;
@@ -22,6 +24,9 @@ pub struct Cli {
     command: Command,
 }
 
+/// How long something may take to end that was told to.
+const GRACE: Duration = Duration::from_secs(3);
+
 const AFTER_HELP: &str = "\
 Environment: GITHUB_TOKEN is sent to github.com, and to no other host.
 
@@ -30,7 +35,7 @@ Exit codes:
   1    a fault of this program
   2    the command line is wrong
   65   the feed is not a JSON array, or too large; nothing was touched
-  69   feed or store cannot be reached, or a disk stayed full
+  69   feed or store cannot be reached, a disk stayed full, or --metrics-addr is taken
   70   the run did not close
   75   another run is at work on the same store
   130  stopped by SIGINT";
@@ -49,16 +54,27 @@ Examples:
 impl Cli {
     /// Does what was asked for, and prints what went wrong.
     pub fn main(self) -> ExitCode {
+        let human = self.log.is_human();
         let result = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
             .context("cannot start")
-            .and_then(|runtime| runtime.block_on(self.run()));
+            .and_then(|runtime| {
+                let result = runtime.block_on(self.run());
+                // Not for ever: a read of a dead disk never ends.
+                runtime.shutdown_timeout(GRACE);
+                result
+            });
         match result {
             Ok(code) => ExitCode::from(code),
             Err(error) => {
+                let exit_code = exit::code_of(&error);
+                // Whoever reads a log by program does not see standard error.
+                if !human {
+                    error!(operation = "exit", exit_code, "{error:#}");
+                }
                 writeln!(io::stderr(), "error: {error:#}").ok();
-                ExitCode::from(exit::code_of(&error))
+                ExitCode::from(exit_code)
             }
         }
     }
@@ -72,9 +88,21 @@ impl Cli {
         self.log.init(move || lines.writer(io::stdout()))?;
         let shutdown = Shutdown::on_signals().context("cannot listen to signals")?;
         match self.command {
-            Command::Run(config) => config.run(bar, &shutdown).await,
+            Command::Run(config) => tokio::select! {
+                code = config.run(bar, &shutdown) => code,
+                () = overdue(&shutdown) => {
+                    warn!(operation = "shutdown", "something hangs; leaving it as it is");
+                    Ok(shutdown.code())
+                }
+            },
         }
     }
+}
+
+/// Returns when a second signal has come and things should have ended since.
+async fn overdue(shutdown: &Shutdown) {
+    shutdown.hard.cancelled().await;
+    tokio::time::sleep(GRACE).await;
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use clap::Args;
 use common::broker::Position;
 use common::exit::{self, ExitError};
 use common::fault::Fault;
+use common::repo::DIGEST_PATTERN;
 use common::run::{Manifest, RunId, RunSummary, Tally, thousands};
 use common::shutdown::Shutdown;
 use common::store::{Document, DocumentKey, SharedStore, StoreConfig};
@@ -45,6 +46,7 @@ pub struct RunConfig {
 }
 
 /// What is known before the first job.
+#[derive(Debug)]
 struct Plan {
     feed: Feed,
     checked: Vec<Checked>,
@@ -61,7 +63,7 @@ impl RunConfig {
         let started_at = OffsetDateTime::now_utc().format(&Rfc3339)?;
         let metrics = Metrics::new();
         let _server = self.metrics.serve(&metrics).await?;
-        let store = self.store.open().map_err(unavailable)?;
+        let store = self.store.open()?;
 
         let plan = tokio::select! {
             plan = self.plan(&store, &metrics) => plan?,
@@ -161,23 +163,25 @@ impl RunConfig {
 
     /// Leaves word in the store and in the log.
     async fn conclude(&self, store: &SharedStore, run: &RunId, summary: &RunSummary) {
-        let key = match write(store, run, Document::Summary, summary).await {
-            Ok(key) => key,
+        let store_location = store.location();
+        let this_run = match write(store, run, Document::Summary, summary).await {
+            Ok(key) => format!("{store_location}/{key}"),
             // The log has it all; what was digested is stored, and that is what counts.
             Err(fault) => {
                 warn!(
                     operation = "run",
                     "the run's summary could not be stored: {fault}"
                 );
-                "not stored".to_owned()
+                "in this log only".to_owned()
             }
         };
+        let digests = format!("{store_location}/{DIGEST_PATTERN}");
         info!(
             operation = "run",
-            digests = store.location(),
-            summary = key,
-            "Digests: {}/{{owner}}/{{name}}/summary.txt; this run: {key}",
-            store.location()
+            run_id = run.as_str(),
+            digests,
+            summary = this_run,
+            "Digests: {digests}; this run: {this_run}"
         );
         report::completed(summary);
     }

@@ -461,10 +461,123 @@ fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut grouped = String::new();
     for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             grouped.push(',');
         }
         grouped.push(digit);
     }
     grouped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts() -> Facts {
+        Facts {
+            subject: Subject::Repository {
+                owner: "Owner".to_owned(),
+                name: "Name".to_owned(),
+            },
+            commit: Some("c".repeat(40)),
+            files: 12_345,
+            notices: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_summary_is_gitingests() {
+        let commit = "c".repeat(40);
+        let mut facts = facts();
+        assert_eq!(
+            facts.summary("1.2k"),
+            format!(
+                "Repository: owner/name\nCommit: {commit}\nFiles analyzed: 12345\n\n\
+                 Estimated tokens: 1.2k"
+            )
+        );
+        facts.notices = vec![
+            "Limit reached: one".to_owned(),
+            "Limit reached: two".to_owned(),
+        ];
+        facts.subject = Subject::Directory {
+            slug: "a/b".to_owned(),
+        };
+        assert_eq!(
+            facts.summary("7"),
+            "Directory: a/b\nFiles analyzed: 12345\nLimit reached: one\nLimit reached: two\n\n\
+             Estimated tokens: 7"
+        );
+        assert_eq!(facts.subject.root_name(), "b");
+    }
+
+    /// Whatever the limit, the text stays within it, is the head of the whole but for the figure,
+    /// and the figure is that of what is shown.
+    #[test]
+    fn a_cut_text_is_consistent_at_every_limit() {
+        let facts = facts();
+        let tree = "Directory structure:\n└── owner-name/\n    └── größe.txt\n";
+        let content = "word ä 日本 ".repeat(420);
+        let whole = assemble(&facts, tree, &content, None);
+        assert!(!whole.truncated);
+        let body = format!("{tree}\n{content}");
+        for max in (0..whole.text.len()).filter(|max| max % 7 < 2 || *max < 300) {
+            let cut = assemble(&facts, tree, &content, Some(max as u64));
+            assert!(cut.truncated);
+            let text = cut.text.strip_suffix(CUT_NOTICE).unwrap();
+            assert!(text.len() <= max && text.len() + 8 > max, "{max}");
+            let summary = format!("{}\n\n", facts.summary(&tokens::label(cut.tokens)));
+            let Some(shown) = text.strip_prefix(&summary) else {
+                assert!(max < summary.len() + 8, "{max}");
+                continue;
+            };
+            assert!(body.starts_with(shown), "{max}");
+            let (tree, content) = shown.split_at(shown.len().min(tree.len()));
+            let shown = [tree, content.strip_prefix('\n').unwrap_or_default()].concat();
+            assert_eq!(cut.tokens, tokens::count(&shown), "{max}");
+        }
+        for max in [whole.text.len(), whole.text.len() + 1] {
+            assert_eq!(assemble(&facts, tree, &content, Some(max as u64)), whole);
+        }
+    }
+
+    #[test]
+    fn figures_that_grow_by_a_digit_at_the_cut_settle() {
+        let facts = facts();
+        let tree = "t\n";
+        let content = "a b ".repeat(2_000);
+        // Around 1,000 tokens the figure grows from three digits to four characters.
+        for max in 2_050..2_250 {
+            let cut = assemble(&facts, tree, &content, Some(max));
+            let text = cut.text.strip_suffix(CUT_NOTICE).unwrap();
+            assert!(text.len() as u64 <= max && text.len() as u64 + 2 > max);
+            assert!(text.contains(&format!(
+                "Estimated tokens: {}\n",
+                tokens::label(cut.tokens)
+            )));
+        }
+    }
+
+    #[test]
+    fn facts_and_limits_travel_as_json() {
+        let facts = facts();
+        let json = serde_json::to_string(&facts).unwrap();
+        assert_eq!(serde_json::from_str::<Facts>(&json).unwrap(), facts);
+        for limits in [Limits::default(), Limits::gitingest()] {
+            let json = serde_json::to_string(&limits).unwrap();
+            assert_eq!(serde_json::from_str::<Limits>(&json).unwrap(), limits);
+        }
+    }
+
+    #[test]
+    fn numbers_are_grouped_by_thousands() {
+        for (number, expected) in [
+            (0, "0"),
+            (999, "999"),
+            (1_000, "1,000"),
+            (1_234_567, "1,234,567"),
+        ] {
+            assert_eq!(grouped(number), expected);
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use common::options;
 use worker::cli::Cli;
 use worker::slot::child;
 
@@ -11,5 +11,5 @@ fn main() -> ExitCode {
     if let Some(code) = child::main_if_slot() {
         return code;
     }
-    Cli::parse().main()
+    options::parse::<Cli>().main()
 }

@@ -209,7 +209,7 @@ impl DigestStore for FsStore {
     }
 
     fn location(&self) -> String {
-        self.root.join("gitingest").display().to_string()
+        self.root.display().to_string()
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use common::fault::FaultKind;
 use common::repo::RepoRef;
 use common::store::fs::FsStore;
 use common::store::{DigestStore, Expected, Found, Put, SharedStore};
+use common::testing::small_disk::{SmallDisk, where_mounting_is_allowed};
 use common::testing::store_contract::{self, digest};
 use tempfile::TempDir;
 
@@ -170,39 +171,15 @@ fn a_folder_without_write_permission_is_named_with_the_remedy() {
     assert_eq!(fs::read_dir(fixture.root.path()).unwrap().count(), 0);
 }
 
-/// A file system of 1 MiB, for root only; elsewhere a limit of the process stands in for it.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(at: &Path) -> Self {
-        let mounted = std::process::Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"])
-            .arg(at)
-            .status()
-            .unwrap();
-        assert!(
-            mounted.success(),
-            "mounting a small tmpfs needs root: run the tests as root, or in a user namespace \
-             (unshare --user --map-root-user --mount deploy/test.sh)"
-        );
-        Self(at.to_owned())
-    }
+#[test]
+fn a_full_disk_leaves_the_old_digest_and_nothing_else() {
+    let name = "fs_store::a_full_disk_leaves_the_old_digest_and_nothing_else";
+    where_mounting_is_allowed(name, || block_on(on_a_full_disk()));
 }
 
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        std::process::Command::new("umount")
-            .arg("--lazy")
-            .arg(&self.0)
-            .status()
-            .ok();
-    }
-}
-
-#[tokio::test]
-async fn a_full_disk_leaves_the_old_digest_and_nothing_else() {
+async fn on_a_full_disk() {
     let fixture = Fixture::new();
-    let _disk = SmallDisk::mount(fixture.root.path());
+    let _disk = SmallDisk::mount(fixture.root.path(), "1m");
     fixture.put("old", "1").await;
 
     let expected = fixture.store.head(&repo()).await.unwrap().expected();

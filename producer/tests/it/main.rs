@@ -5,5 +5,14 @@
 )]
 
 mod cache;
+mod crash;
+mod exits;
 mod feed;
+mod fleet;
+mod full_disk;
+mod hostile;
+mod log_lines;
 mod logs;
+mod metrics;
+mod run;
+mod signals;

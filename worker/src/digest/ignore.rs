@@ -127,7 +127,7 @@ impl Rules {
             return;
         };
         for raw in text.split(['\n', '\r']) {
-            let line = raw.trim_matches(is_python_space);
+            let line = raw.trim_matches(pattern::is_python_space);
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
@@ -174,7 +174,7 @@ impl Rules {
                     self.overflowed = true;
                     return;
                 }
-                let regex = RegexBuilder::new(&format!(r"^{regex}\n?$"))
+                let regex = RegexBuilder::new(&format!("^{regex}$"))
                     .size_limit(64 << 10)
                     .dfa_size_limit(96 << 10)
                     .build();
@@ -216,10 +216,10 @@ impl Rules {
             scope.find(path, name, steps, &mut hit);
         }
         // `$` also matches before a newline at the very end.
-        if let Some(shorter) = name.strip_suffix('\n') {
+        if let (Some(path), Some(name)) = (path.strip_suffix('\n'), name.strip_suffix('\n')) {
             let mut ending = Hit::default();
             for scope in &place.scopes {
-                scope.find_name(shorter, steps, &mut ending);
+                scope.find(path, name, steps, &mut ending);
             }
             hit.here = hit.here.max(ending.here);
         }
@@ -270,22 +270,18 @@ impl<'a> Place<'a> {
 impl Scope<'_> {
     fn find(&self, path: &str, name: &str, steps: &mut u64, hit: &mut Hit) {
         hit.raise(self.group.everything);
-        self.find_name(name, steps, hit);
+        if self.direct {
+            self.group.child.find(name, steps, hit);
+        }
+        if !self.newline {
+            self.group.deep.find(name, steps, hit);
+        }
         let relative = &path[self.offset..];
         for (regex, rank) in &self.group.paths {
             *steps += 16 + 4 * relative.len() as u64;
             if regex.is_match(relative) {
                 hit.raise(*rank);
             }
-        }
-    }
-
-    fn find_name(&self, name: &str, steps: &mut u64, hit: &mut Hit) {
-        if self.direct {
-            self.group.child.find(name, steps, hit);
-        }
-        if !self.newline {
-            self.group.deep.find(name, steps, hit);
         }
     }
 }
@@ -355,11 +351,6 @@ fn joined(directory: &str, line: &str) -> String {
         path.push('.');
     }
     path
-}
-
-/// What Python's `str.strip` takes off: Unicode's white space and four separators.
-fn is_python_space(c: char) -> bool {
-    c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
 }
 
 #[cfg(test)]

@@ -101,21 +101,34 @@ pub(super) struct Unusable;
 
 impl Pattern {
     /// Reads a pattern relative to the repository's root, after gitingest has put the directory
-    /// of its ignore file in front of it. `Ok(None)` for a comment.
+    /// of its ignore file in front of it. `Ok(None)` for a comment and for nothing.
     pub(super) fn parse(text: &str) -> Result<Option<Self>, Unusable> {
-        if text.starts_with('#') {
+        let text = if text.ends_with("\\ ") {
+            text
+        } else {
+            text.trim_end_matches(is_python_space)
+        };
+        if text.is_empty() || text.starts_with('#') {
             return Ok(None);
         }
         let (negated, body) = match text.strip_prefix('!') {
             Some(body) => (true, body),
             None => (false, text),
         };
+        if body.is_empty() {
+            return Err(Unusable);
+        }
         let (body, mut below_only) = match body.strip_suffix('/') {
             Some(body) => (body, true),
             None => (body, false),
         };
+        // Only a directory named `!` brings a slash to the front.
+        let (body, anchored) = match body.strip_prefix('/') {
+            Some(body) => (body, true),
+            None => (body, false),
+        };
         let mut parts: Vec<&str> = body.split('/').collect();
-        if parts.len() == 1 {
+        if parts.len() == 1 && !anchored {
             parts.insert(0, "**");
         }
         parts.dedup_by(|b, a| *a == "**" && *b == "**");
@@ -123,17 +136,13 @@ impl Pattern {
             parts.pop();
             below_only = true;
         }
-        let all = Self {
-            negated,
-            below_only: false,
-            directory: String::new(),
-            rest: Rest::Everything,
-        };
-        if parts == ["**"] {
-            return Ok(Some(all));
-        }
-        if parts == ["**", "*"] {
-            return Ok(Some(Self { below_only, ..all }));
+        if parts == ["**"] || parts == ["**", "*"] {
+            return Ok(Some(Self {
+                negated,
+                below_only,
+                directory: String::new(),
+                rest: Rest::Everything,
+            }));
         }
 
         let mut segments = Vec::with_capacity(parts.len());
@@ -167,6 +176,11 @@ impl Pattern {
             rest,
         }))
     }
+}
+
+/// What Python's `str.strip` takes off: Unicode's white space and four separators.
+pub(super) fn is_python_space(c: char) -> bool {
+    c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
 }
 
 /// The name that `segment` stands for, if it has no wildcards.
@@ -325,8 +339,26 @@ mod tests {
         for text in ["[", "[]", "[!]", "a[", "[a/b]", "a\\", "a\\/b", "[z-a]"] {
             assert_eq!(Pattern::parse(text), Err(Unusable), "{text}");
         }
-        assert_eq!(Pattern::parse("#x"), Ok(None));
+        for text in ["#x", "", " "] {
+            assert_eq!(Pattern::parse(text), Ok(None), "{text}");
+        }
         assert_eq!(literal(&tokens("\\#x\\!").unwrap()).unwrap(), "#x!");
+    }
+
+    #[test]
+    fn white_space_at_the_end_is_lost_unless_escaped() {
+        for (text, name) in [
+            ("a \t", "a"),
+            ("a\\ ", "a "),
+            ("b \\ ", "b  "),
+            ("a\\\\  ", "a\\"),
+        ] {
+            let Rest::Deep(segment) = parse(text).rest else {
+                panic!("{text} is about names");
+            };
+            assert_eq!(literal(&segment).unwrap(), name);
+        }
+        assert_eq!(Pattern::parse("a\\  "), Err(Unusable));
     }
 
     #[test]

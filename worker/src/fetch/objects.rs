@@ -55,7 +55,7 @@ impl Objects {
     pub fn new(repository: Repository, commit: Option<ObjectId>) -> Result<Self, Fault> {
         let head = commit.map(|commit| {
             let found = repository.find_commit(oid(commit));
-            let found = found.map_err(|error| fault(&commit, &error))?;
+            let found = found.map_err(|error| fault(commit, &error))?;
             Ok(Head {
                 commit,
                 tree: object_id(found.tree_id()),
@@ -92,7 +92,7 @@ impl Source for Objects {
         let odb = self.odb()?;
         let (size, kind) = odb
             .read_header(oid(tree))
-            .map_err(|error| fault(&tree, &error))?;
+            .map_err(|error| fault(tree, &error))?;
         if kind != ObjectType::Tree {
             return Err(Fault::transient(format!("{tree} is a {kind}, not a tree")));
         }
@@ -101,7 +101,7 @@ impl Source for Objects {
                 "tree {tree} has {size} bytes, more than {MAX_TREE_BYTES}"
             )));
         }
-        let object = odb.read(oid(tree)).map_err(|error| fault(&tree, &error))?;
+        let object = odb.read(oid(tree)).map_err(|error| fault(tree, &error))?;
         parse_tree(object.data()).ok_or_else(|| Fault::transient(format!("tree {tree} is damaged")))
     }
 

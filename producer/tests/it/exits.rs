@@ -1,0 +1,287 @@
+//! The exit codes that a scheduler acts on, and what is said with each.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+use common::exit::{BAD_FEED, BUSY, OK, UNAVAILABLE, USAGE};
+use common::testing::git_server::Fault;
+use common::testing::http_server::{HttpServer, Response};
+use rustix::process::{Signal, geteuid};
+
+use crate::fleet::{
+    Ended, Fleet, Running, bare_producer, files_below, in_clean_environment, names_in,
+};
+
+/// What a run says that cannot go on: once for people, once in the log.
+#[track_caller]
+fn assert_says(run: &Ended, parts: &[&str]) {
+    for part in parts {
+        assert!(run.stderr.contains(part), "{part:?} in {}", run.stderr);
+    }
+    let last = run.log().pop().expect("a log");
+    assert_eq!(last["level"], "error", "{last}");
+    assert_eq!(last["context"]["operation"], "exit", "{last}");
+    assert_eq!(last["context"]["metadata"]["exit_code"], run.code());
+    let message = last["message"].as_str().unwrap();
+    assert_eq!(run.stderr, format!("error: {message}\n"));
+}
+
+#[test]
+fn a_wrong_command_line_is_2_and_says_what_is_wrong() {
+    for (arguments, part) in [
+        (&["run", "--no-such-flag"][..], "--no-such-flag"),
+        (&["run", "--only", "alphagov"], "alphagov/*"),
+        (&["run", "--only", "a/["], "a/["),
+        (&["run", "--limit=-1"], "--limit"),
+        (&["run", "--concurrency", "0"], "--concurrency"),
+        (&["run", "--cache", "api"], "--cache-url"),
+        (&["run", "--feed", "ftp://example.org/x"], "https"),
+        (&["run", "--allow-host", "https://x"], "HOST"),
+        (&["run", "--metrics-addr", "here"], "--metrics-addr"),
+        (&["run", "--log-level", "=,="], "--log-level"),
+        (
+            &["run", "--store", "s3://key:hunter2@bucket"],
+            "s3://… is not supported",
+        ),
+        (
+            &["run", "--feed", "http://example.org/repos.json"],
+            "--allow-http-feed",
+        ),
+        (&[], "Usage"),
+        (&["walk"], "walk"),
+    ] {
+        let run = Running::start(bare_producer().args(arguments)).wait();
+        let run = run.with(USAGE);
+        assert!(run.stderr.contains(part), "{part:?} in {}", run.stderr);
+        assert!(!run.stderr.contains("hunter2"));
+    }
+}
+
+/// A compose file that passes on what is not set sets it to nothing; and everybody writes `1`.
+#[test]
+fn the_environment_is_read_as_schedulers_set_it() {
+    let fleet = Fleet::of(&["a/b"]);
+    fleet.run(&[]).with(OK);
+    let mut command = fleet.producer(&[]);
+    for name in [
+        "LIMIT",
+        "ONLY",
+        "EXCLUDE",
+        "CONCURRENCY",
+        "METRICS_ADDR",
+        "CACHE_URL",
+        "CONTACT",
+        "LOG_LEVEL",
+        "LOG_FORMAT",
+        "FORCE",
+        "GITHUB_TOKEN",
+    ] {
+        command.env(name, "");
+    }
+    let run = Running::start(&mut command).wait().with(OK);
+    assert_eq!(run.summary()["cached"], 1);
+
+    let mut command = fleet.producer(&[]);
+    command.env("FORCE", "1").env("SKIP_ARCHIVED", "no");
+    command.env("ONLY", "a/* b/*").env("LOG_FORMAT", "json");
+    let run = Running::start(&mut command).wait().with(OK);
+    assert_eq!(run.summary()["processed"], 1);
+
+    let mut command = fleet.producer(&[]);
+    command.env("FORCE", "perhaps");
+    let run = Running::start(&mut command).wait().with(USAGE);
+    assert!(run.stderr.contains("--force"), "{}", run.stderr);
+}
+
+#[test]
+fn help_says_what_a_newcomer_needs() {
+    for (arguments, parts) in [
+        (
+            &["--help"][..],
+            &[
+                "Exit codes:",
+                "\n  0 ",
+                "\n  65 ",
+                "\n  69 ",
+                "\n  75 ",
+                "\n  130 ",
+                "GITHUB_TOKEN",
+            ][..],
+        ),
+        (
+            &["run", "--help"],
+            &[
+                "Examples:",
+                "--limit 20",
+                "[env: LIMIT=]",
+                "--dry-run",
+                "Feed:",
+                "Stopping:",
+            ],
+        ),
+        (&["--version"], &[env!("CARGO_PKG_VERSION")]),
+    ] {
+        let help = Running::start(bare_producer().args(arguments)).wait();
+        let help = help.with(OK);
+        for part in parts {
+            assert!(help.stdout.contains(part), "{part:?} in {}", help.stdout);
+        }
+    }
+}
+
+/// No feed, no run: nothing is touched, and what was found instead is said.
+#[test]
+fn what_is_no_feed_is_65_and_nothing_is_touched() {
+    let fleet = Fleet::new();
+    let whole = r#"[{"owner":"a","name":"b"}]"#;
+    let huge = format!("[{}]", "null,".repeat(3000));
+    let whole_length = whole.len().to_string();
+    let cases = [
+        ("<!DOCTYPE html><title>Moved</title>", "JSON array", "9999"),
+        (r#"{"repos":[]}"#, "JSON array", "9999"),
+        ("", "JSON array", "9999"),
+        (&whole[..20], "JSON array", "9999"),
+        (&huge, "--max-feed-bytes", "9999"),
+        (&format!("{whole} "), "--max-feed-bytes", &whole_length),
+    ];
+    for (content, part, most) in cases {
+        fs::write(fleet.feed_file(), content).unwrap();
+        let body = content.to_owned();
+        let server = HttpServer::start(move |_| Response::new(200, body.clone()));
+        let feeds = [fleet.feed_file().display().to_string(), server.url()];
+        for feed in feeds {
+            let run = fleet.run(&["--feed", &feed, "--max-feed-bytes", most]);
+            let run = run.with(BAD_FEED);
+            assert_says(&run, &[part, &feed]);
+        }
+    }
+    assert_eq!(names_in(fleet.path()), ["git", "repos.json", "scratch"]);
+    assert_eq!(names_in(&fleet.scratch_folder()), [""; 0]);
+}
+
+#[test]
+fn a_feed_that_cannot_be_had_is_69() {
+    let fleet = Fleet::new();
+    let run = fleet
+        .run(&["--feed", "no/such/file.json"])
+        .with(UNAVAILABLE);
+    assert_says(&run, &["no/such/file.json", "--feed"]);
+
+    // Where nobody ever listens.
+    let address = "127.0.0.1:1";
+    let refused = fleet.start(&["--feed", &format!("http://{address}/repos.json")]);
+    let broken = HttpServer::start(|_| Response::new(500, "down for maintenance"));
+    let run = fleet.run(&["--feed", &broken.url()]).with(UNAVAILABLE);
+    assert_says(
+        &run,
+        &["Failed to fetch repos.json after 3 attempts", "500"],
+    );
+    assert_eq!(broken.request_count(), 3);
+    let retries = run.messages("retry");
+    assert!(retries[0].contains("attempt 1 of 3") && retries[0].contains("again in 1 s"));
+    assert!(retries[1].contains("attempt 2 of 3") && retries[1].contains("again in 2 s"));
+    assert_eq!(retries.len(), 2);
+    let refused = refused.wait().with(UNAVAILABLE);
+    assert_says(&refused, &[address, "refused"]);
+
+    let gone = HttpServer::start(|_| Response::new(404, "no"));
+    let run = fleet.run(&["--feed", &gone.url()]).with(UNAVAILABLE);
+    assert_says(&run, &["404", "--feed"]);
+    assert_eq!(gone.request_count(), 1);
+    assert_eq!(names_in(fleet.path()), ["git", "repos.json", "scratch"]);
+}
+
+/// `command` as a user for whom permissions hold, which for root they do not.
+fn obeying_permissions(command: &Command) -> Command {
+    let mut obeying = if geteuid().is_root() {
+        let mut setpriv = Command::new("setpriv");
+        let less = "-dac_override,-dac_read_search";
+        setpriv
+            .args(["--inh-caps", less, "--bounding-set", less])
+            .arg(command.get_program());
+        setpriv
+    } else {
+        Command::new(command.get_program())
+    };
+    obeying.args(command.get_args());
+    in_clean_environment(obeying)
+}
+
+#[test]
+fn a_store_that_cannot_be_written_is_69() {
+    let fleet = Fleet::of(&["a/b"]);
+    let store = fleet.store_folder();
+    fs::create_dir(&store).unwrap();
+    fs::set_permissions(&store, fs::Permissions::from_mode(0o555)).unwrap();
+    let mut command = obeying_permissions(&fleet.producer(&[]));
+    let run = Running::start(&mut command).wait().with(UNAVAILABLE);
+    let path = store.display().to_string();
+    assert_says(&run, &[&path, "Permission denied", "--store"]);
+    assert_eq!(files_below(&store).len(), 0);
+    // A dry run writes nothing, so it needs no right to.
+    let mut command = obeying_permissions(&fleet.producer(&["--dry-run"]));
+    Running::start(&mut command).wait().with(OK);
+
+    // Not to be read either: then the cache cannot be asked.
+    fs::create_dir(store.join("gitingest")).unwrap();
+    fs::set_permissions(&store, fs::Permissions::from_mode(0o000)).unwrap();
+    let mut command = obeying_permissions(&fleet.producer(&[]));
+    let run = Running::start(&mut command).wait().with(UNAVAILABLE);
+    assert_says(&run, &[&path, "Permission denied", "--store"]);
+    fs::set_permissions(&store, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::remove_dir_all(&store).unwrap();
+
+    fs::write(&store, "a file").unwrap();
+    let run = fleet.run(&[]).with(UNAVAILABLE);
+    assert_says(&run, &[&path, "--store"]);
+    assert_eq!(fs::read_to_string(&store).unwrap(), "a file");
+    assert_eq!(fleet.requests(), 0);
+}
+
+#[test]
+fn a_scratch_folder_that_cannot_be_written_is_69() {
+    let fleet = Fleet::of(&["a/b"]);
+    let scratch = fleet.path().join("repos.json");
+    let path = scratch.to_str().unwrap();
+    let run = fleet.run(&["--scratch", path]).with(UNAVAILABLE);
+    assert_says(&run, &[path, "--scratch"]);
+}
+
+/// Two runs on one store would do everything twice.
+#[test]
+fn a_second_run_on_a_store_is_75() {
+    let fleet = Fleet::of(&["a/b"]);
+    fleet.server.fault("a/b", Fault::Hang);
+    let first = fleet.start(&["--drain", "0"]);
+    fleet.server.wait_for_requests("a/b", 1);
+    let requests = fleet.requests();
+    let second = fleet.run(&[]).with(BUSY);
+    let store = fleet.store_folder().display().to_string();
+    assert_says(&second, &["another run", &store]);
+    assert_eq!(fleet.requests(), requests);
+    // To look on is allowed.
+    fleet.run(&["--dry-run"]).with(OK);
+    // The first goes on undisturbed.
+    first.signal(Signal::TERM);
+    let first = first.wait().with(OK);
+    assert_eq!(first.summary()["closed"], false);
+    assert_eq!(names_in(&fleet.store_folder().join("runs")).len(), 1);
+}
+
+/// With nothing to do, or only failed repositories, the run still closes.
+#[test]
+fn a_run_that_closes_is_0_whatever_failed() {
+    let fleet = Fleet::new();
+    let run = fleet.run(&[]).with(OK);
+    assert_eq!(
+        run.sentence(),
+        "Pipeline complete: 0 total, 0 cached (0.0%), 0 processed, 0 failed"
+    );
+    fleet.write_feed(&fleet.entries(&["no/where", "no/how"]));
+    let run = fleet.run(&[]).with(OK);
+    assert_eq!(
+        run.sentence(),
+        "Pipeline complete: 2 total, 0 cached (0.0%), 0 processed, 2 failed"
+    );
+}

@@ -1,0 +1,97 @@
+//! What `--metrics-addr` shows while a run is at work.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+
+use common::exit::UNAVAILABLE;
+use common::testing::git_server::Fault;
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::fleet::{Fleet, PUSHED_LATER, Running, wait_until};
+
+fn get(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// The address that a run says it listens on.
+fn address(run: &Running) -> String {
+    let line: Value = serde_json::from_str(&run.wait_for_line("\"metrics\"")).unwrap();
+    let address = &line["context"]["metadata"]["address"];
+    address.as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_run_shows_what_it_has_counted() {
+    let fleet = Fleet::of(&["m/a", "m/b", "m/c", "m/gone", "m/hangs"]);
+    fleet.run(&["--only", "m/[ab]"]).with(0);
+    let mut entries = fleet.entries(&["m/a", "m/b", "m/c", "m/gone", "m/hangs"]);
+    entries[1] = fleet.entry("m/b", PUSHED_LATER);
+    fleet.write_feed(&entries);
+    fleet.server.fault("m/gone", Fault::status(404));
+    fleet.server.fault("m/c", Fault::status(500).times(1));
+    fleet.server.fault("m/hangs", Fault::Hang);
+    let arguments = [
+        "--metrics-addr",
+        "127.0.0.1:0",
+        "--concurrency",
+        "2",
+        "--drain",
+        "0",
+    ];
+    let run = fleet.start(&arguments);
+    let address = address(&run);
+
+    assert!(get(&address, "/health").starts_with("HTTP/1.1 200 "));
+    assert!(get(&address, "/other").starts_with("HTTP/1.1 404 "));
+    let metrics = || get(&address, "/metrics");
+    wait_until("the jobs that do not hang", || {
+        metrics().contains("repofleet_jobs_total{class=\"\",outcome=\"processed\"} 2")
+    });
+    let text = metrics();
+    for line in [
+        r#"repofleet_jobs_total{class="gone",outcome="failed"} 1"#,
+        r#"repofleet_jobs_total{class="transient",outcome="failed"} 0"#,
+        r#"repofleet_cache_checks_total{reason="hit"} 1"#,
+        r#"repofleet_cache_checks_total{reason="miss"} 3"#,
+        r#"repofleet_cache_checks_total{reason="stale"} 1"#,
+        r#"repofleet_retries_total{class="transient"} 1"#,
+        "repofleet_slots 2",
+        "repofleet_slots_busy 1",
+        "repofleet_fetch_seconds_count 2",
+        "repofleet_digest_seconds_count 2",
+        "repofleet_store_seconds_count 2",
+    ] {
+        assert!(text.lines().any(|l| l == line), "{line:?} in {text}");
+    }
+    for counter in [
+        "repofleet_fetched_bytes_total",
+        "repofleet_stored_bytes_total",
+    ] {
+        let line = text.lines().find(|l| l.starts_with(counter)).unwrap();
+        assert_ne!(line, format!("{counter} 0"));
+    }
+    assert!(!text.contains("m/a"), "never a series per repository");
+    run.signal(Signal::TERM);
+    run.wait().with(0);
+}
+
+#[test]
+fn a_port_that_is_taken_is_said() {
+    let fleet = Fleet::of(&["m/a"]);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let run = fleet.run(&["--metrics-addr", &address]).with(UNAVAILABLE);
+    for part in [&*address, "in use", "another", "--metrics-addr"] {
+        assert!(run.stderr.contains(part), "{part:?} in {}", run.stderr);
+    }
+    assert!(!fleet.store_folder().exists());
+}
