@@ -426,7 +426,7 @@ impl Making {
                     digest: Duration::from_millis(millis),
                 })));
             }
-            Frame::Failed(fault) => return Ok(Some(Err(checked(fault)?))),
+            Frame::Failed(fault) => return Ok(Some(Err(checked(&fault)?))),
         }
         Ok(None)
     }
@@ -451,15 +451,15 @@ impl std::fmt::Display for Making {
 }
 
 /// A child's fault, if it is one that a child can meet.
-fn checked(fault: Fault) -> io::Result<Fault> {
+fn checked(fault: &Fault) -> io::Result<Fault> {
     match fault.kind {
         FaultKind::Poison | FaultKind::InvalidEntry => {
             Err(invalid("a fault that is not for it to find"))
         }
-        _ => Ok(Fault {
+        kind => Ok(Fault {
+            kind,
             message: printable(&fault.message),
             retry_after: fault.retry_after.map(|pause| pause.min(MAX_RETRY_AFTER)),
-            ..fault
         }),
     }
 }
