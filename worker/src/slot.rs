@@ -541,16 +541,18 @@ impl Running {
             }
             _ => None,
         };
+        let stderr = self.child.stderr.take();
+        self.kill().await;
         let mut evidence = Vec::new();
-        if let Some(stderr) = self.child.stderr.take() {
-            // A descendant may hold it open.
+        if let Some(stderr) = stderr {
+            // What it said is still in the pipe. A descendant that has left the group may hold
+            // that open.
             let mut stderr = stderr.take(EVIDENCE);
             let read = stderr.read_to_end(&mut evidence);
             tokio::time::timeout(Duration::from_secs(1), read)
                 .await
                 .ok();
         }
-        self.kill().await;
         let how = match status {
             Some(status) => ending(status),
             None => format!("broke the protocol: {error}"),
