@@ -193,7 +193,7 @@ impl Slots {
     /// Makes the scratch folder and clears away what dead processes left there.
     ///
     /// # Errors
-    /// [`FaultKind::Infra`](common::fault::FaultKind::Infra) where it cannot be written.
+    /// [`FaultKind::Infra`] where it cannot be written.
     pub fn new(
         config: SlotConfig,
         policy: FetchPolicy,
@@ -507,8 +507,12 @@ impl Running {
         self.line.clear();
         let mut line = (&mut self.output).take(MAX_LINE);
         line.read_until(b'\n', &mut self.line).await?;
-        if self.line.pop() != Some(b'\n') {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+        match self.line.pop() {
+            Some(b'\n') => {}
+            Some(_) if self.line.len() as u64 >= MAX_LINE - 1 => {
+                return Err(invalid("a longer line than it may send"));
+            }
+            _ => return Err(io::ErrorKind::UnexpectedEof.into()),
         }
         let frame = serde_json::from_slice(&self.line)?;
         let mut text = Vec::new();

@@ -262,7 +262,7 @@ async fn a_child_that_lies_is_not_believed() {
         ),
         (
             "while :; do printf xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; done".to_owned(),
-            "slot ",
+            "longer line",
         ),
         (
             echo(r#"{"text":{"part":"tree","bytes":999999999}}"#),
