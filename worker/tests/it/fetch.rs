@@ -457,6 +457,16 @@ async fn an_answer_that_is_not_gits_is_no_harm() {
 }
 
 #[tokio::test]
+async fn refs_have_a_budget_of_their_own_since_they_are_kept_in_memory() {
+    let mut fixture = Fixture::new();
+    fixture.policy.max_bytes = 1 << 30;
+    fixture.server.fault("owner/bad", Trouble::Flood);
+    let fault = fixture.fault().await;
+    assert_eq!(fault.kind, TooLarge, "{fault}");
+    assert!(fault.message.contains("67108864 bytes of refs"), "{fault}");
+}
+
+#[tokio::test]
 async fn the_byte_budget_covers_all_that_comes() {
     for trouble in [
         Some(Trouble::Flood.on(Kind::InfoRefs)),
