@@ -224,12 +224,14 @@ fn a_store_that_cannot_be_written_is_69() {
     Running::start(&mut command).wait().with(OK);
 
     // Not to be read either: then the cache cannot be asked.
+    let set_mode = |mode| fs::set_permissions(&store, fs::Permissions::from_mode(mode)).unwrap();
+    set_mode(0o755);
     fs::create_dir(store.join("gitingest")).unwrap();
-    fs::set_permissions(&store, fs::Permissions::from_mode(0o000)).unwrap();
+    set_mode(0o000);
     let mut command = obeying_permissions(&fleet.producer(&[]));
     let run = Running::start(&mut command).wait().with(UNAVAILABLE);
     assert_says(&run, &[&path, "Permission denied", "--store"]);
-    fs::set_permissions(&store, fs::Permissions::from_mode(0o755)).unwrap();
+    set_mode(0o755);
     fs::remove_dir_all(&store).unwrap();
 
     fs::write(&store, "a file").unwrap();

@@ -106,10 +106,11 @@ fn hostile_repositories_cost_nobody_else_anything() {
     fleet.write_feed(&entries);
 
     let run = fleet.run(&[
+        // Long enough for a bomb on a busy machine; those that hang do so side by side.
         "--stall",
-        "1",
+        "5",
         "--concurrency",
-        "6",
+        "12",
         "--max-fetch-bytes",
         "2000000",
         "--allow-host",
