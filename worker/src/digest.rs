@@ -370,7 +370,7 @@ pub fn assemble(facts: &Facts, tree: &str, content: &str, max_text_bytes: Option
     let frame = facts.summary("").len() + "\n\n".len();
     let whole = frame + tree.len() + "\n".len() + content.len();
     if whole < max {
-        let tokens = tokens::count(&[tree, content].concat());
+        let tokens = tokens::count_both(tree, content);
         let label = tokens::label(tokens);
         if whole + label.len() <= max {
             let text = [&facts.summary(&label), "\n\n", tree, "\n", content].concat();
