@@ -523,14 +523,16 @@ async fn read(path: &Path, limit: u64) -> Result<(Vec<u8>, PathBuf), ExitError> 
     Ok((bytes, folder))
 }
 
-/// Joins the entries of the same repository: the newest push counts. Where two cannot be compared,
-/// or are the same moment, the later entry does.
+/// Joins the entries of the same repository, which upper and lower case do not tell apart: the
+/// newest push counts, as its entry spells it. Where two cannot be compared, or are the same moment,
+/// the later entry does.
 fn once_each(entries: Vec<FeedRepo>) -> (Vec<FeedRepo>, Vec<Repetition>) {
     let mut once: Vec<FeedRepo> = Vec::with_capacity(entries.len());
     let mut repeated = Vec::new();
     let mut places = HashMap::with_capacity(entries.len());
     for mut entry in entries {
-        let place = *places.entry(entry.repo.clone()).or_insert(once.len());
+        let key = entry.repo.to_string().to_ascii_lowercase();
+        let place = *places.entry(key).or_insert(once.len());
         let Some(kept) = once.get_mut(place) else {
             once.push(entry);
             continue;
@@ -644,9 +646,10 @@ mod tests {
             entry("c/d", "2026-01-01T00:00:00Z", false),
             entry("a/b", "2026-01-01T00:00:00Z", true),
             entry("a/b", "2026-01-03T00:00:00Z", true),
+            // Upper and lower case are the same to GitHub.
+            entry("A/B", "2026-01-02T00:00:00Z", false),
             entry("c/d", "yesterday", false),
-            entry("c/d", "2025-01-01T00:00:00Z", false),
-            entry("A/B", "1", false),
+            entry("C/d", "2025-01-01T00:00:00Z", false),
         ]);
         let kept: Vec<_> = once
             .iter()
@@ -654,8 +657,7 @@ mod tests {
             .collect();
         let expected = [
             ("a/b", "2026-01-03T00:00:00Z"),
-            ("c/d", "2025-01-01T00:00:00Z"),
-            ("A/B", "1"),
+            ("C/d", "2025-01-01T00:00:00Z"),
         ];
         assert_eq!(
             kept,
@@ -668,11 +670,13 @@ mod tests {
             [
                 "2026-01-01T00:00:00Z",
                 "2026-01-02T00:00:00Z",
+                "2026-01-02T00:00:00Z",
                 "2026-01-01T00:00:00Z",
                 "yesterday"
             ]
         );
         assert_eq!(repeated[0].kept.as_str(), "2026-01-02T00:00:00Z");
+        assert_eq!(repeated[2].repo.to_string(), "A/B", "as that entry had it");
     }
 
     #[test]
