@@ -408,7 +408,7 @@ impl Bar {
 }
 
 /// Writes whole lines, with the bar out of the way. What is left of a line is written when the
-/// writer is flushed or dropped.
+/// writer is flushed or dropped. A pipe that nobody reads any more swallows what is written.
 #[derive(Debug)]
 pub struct BarWriter<W: Write> {
     bar: ProgressBar,
@@ -423,10 +423,10 @@ impl<W: Write> BarWriter<W> {
             return Ok(());
         }
         let pending = std::mem::take(&mut self.pending);
-        self.bar.suspend(|| {
+        unless_closed(self.bar.suspend(|| {
             self.writer.write_all(&pending)?;
             self.writer.flush()
-        })
+        }))
     }
 }
 
@@ -441,7 +441,7 @@ impl<W: Write> Write for BarWriter<W> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.write_pending()?;
-        self.writer.flush()
+        unless_closed(self.writer.flush())
     }
 }
 
@@ -449,6 +449,14 @@ impl<W: Write> Drop for BarWriter<W> {
     fn drop(&mut self) {
         // Nobody is left to tell.
         _ = self.write_pending();
+    }
+}
+
+/// Nobody reads any more, as after `| head`: no reason to complain of each line that follows.
+fn unless_closed(written: io::Result<()>) -> io::Result<()> {
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
     }
 }
 
