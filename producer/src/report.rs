@@ -494,6 +494,7 @@ mod tests {
             },
             reason,
             detail: String::new(),
+            force: false,
         }
     }
 

@@ -320,6 +320,22 @@ fn an_api_may_say_what_is_cached() {
     assert_eq!(fleet.stored(), ["a/new", "a/unheard-of"]);
 }
 
+/// What the API calls for is made although the store holds that push; what it does not speak of is
+/// the store's to decide.
+#[test]
+fn an_api_may_call_for_a_digest_that_is_stored() {
+    let fleet = Fleet::of(&["a/called-for", "a/unheard-of"]);
+    let first = fleet.run(&[]).with(0);
+    let api = HttpServer::start(|_| Response::json(&json!({"a/called-for": true})));
+    let run = fleet.run(&["--cache", "api", "--cache-url", &api.url()]);
+    let run = run.with(0);
+    assert_eq!(run.summary()["processed"], 2);
+    assert_eq!(run.summary()["unchanged"], 1);
+    let made_by = |repo: &str| fleet.meta(repo).run.as_str().to_owned();
+    assert_eq!(made_by("a/called-for"), run.run_id());
+    assert_eq!(made_by("a/unheard-of"), first.run_id());
+}
+
 /// Another program's digest, a damaged one, an empty one: each is made anew, and said why.
 #[test]
 fn what_is_not_ours_or_damaged_is_made_anew() {
