@@ -310,7 +310,10 @@ fn names(folder: &Path) -> Result<Vec<String>, Fault> {
 }
 
 /// Makes a folder, and sees to it that it survives a crash.
-fn make_folder(folder: &Path) -> Result<(), Fault> {
+///
+/// # Errors
+/// [`FaultKind::Infra`](crate::fault::FaultKind::Infra) where it cannot be made.
+pub fn make_folder(folder: &Path) -> Result<(), Fault> {
     if folder.is_dir() {
         return Ok(());
     }
