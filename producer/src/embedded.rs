@@ -18,6 +18,7 @@ use common::store::fs::make_folder;
 use common::telemetry::Metrics;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 use worker::consume::Worker;
 use worker::digest::Limits;
 use worker::fetch::policy::{FetchConfig, FetchPolicy};
@@ -50,12 +51,41 @@ pub struct EmbeddedConfig {
     patience: u64,
 }
 
+/// Where programs are told of a proxy.
+const PROXY_VARIABLES: [&str; 6] = [
+    "HTTPS_PROXY",
+    "https_proxy",
+    "HTTP_PROXY",
+    "http_proxy",
+    "ALL_PROXY",
+    "all_proxy",
+];
+
 impl EmbeddedConfig {
     /// The policy for sources; `local_feed` allows local ones.
     fn policy(&self, local_feed: bool) -> FetchPolicy {
         let mut fetch = self.fetch.clone();
         fetch.allow_local |= local_feed;
         fetch.policy(std::env::var("GITHUB_TOKEN").ok())
+    }
+
+    /// Warns of a proxy that repositories are not fetched by: a slot checks the addresses that it
+    /// connects to, which mean nothing behind one. The feed is fetched by it all the same.
+    pub fn warn_of_proxy() {
+        let set: Vec<_> = PROXY_VARIABLES
+            .into_iter()
+            .filter(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()))
+            .collect();
+        if !set.is_empty() {
+            // Never the value, which may hold a password.
+            let names = set.join(" and ");
+            warn!(
+                operation = "proxy",
+                variables = names,
+                "{names} in the environment: only the feed comes by a proxy, repositories are \
+                 fetched directly"
+            );
+        }
     }
 
     /// Makes room for the worker's slots; `local_feed` allows local sources.

@@ -69,6 +69,9 @@ impl RunConfig {
             _ => None,
         };
         let _server = self.metrics.serve(&metrics).await?;
+        if !self.dry_run {
+            EmbeddedConfig::warn_of_proxy();
+        }
 
         let plan = tokio::select! {
             plan = self.plan(&store, &metrics) => plan?,

@@ -535,6 +535,27 @@ fn a_feed_file_may_list_repositories_on_this_machine() {
     }
 }
 
+/// The feed may come by a proxy, but repositories do not, which an operator should know.
+#[test]
+fn a_proxy_for_the_feed_only_is_warned_of() {
+    let fleet = Fleet::of(&["a/b"]);
+    assert_eq!(fleet.run(&[]).with(0).messages("proxy"), [""; 0]);
+    let mut command = fleet.producer(&["--force", "--log-level", "trace"]);
+    command.env("https_proxy", "http://me:pa55word@127.0.0.1:1");
+    command.env("ALL_PROXY", "http://me:pa55word@127.0.0.1:1");
+    command.env("HTTPS_PROXY", "");
+    let run = crate::fleet::Running::start(&mut command).wait().with(0);
+    assert_eq!(run.summary()["processed"], 1);
+    let warned = run.messages("proxy");
+    assert_eq!(warned.len(), 1, "{warned:?}");
+    assert!(
+        warned[0].starts_with("https_proxy and ALL_PROXY"),
+        "{warned:?}"
+    );
+    assert!(warned[0].contains("fetched directly"), "{warned:?}");
+    assert!(!(run.stdout + &run.stderr).contains("pa55word"));
+}
+
 /// The token is for github.com; no other host, no log and no slot's environment gets it, and
 /// neither do the credentials of an address.
 #[test]
