@@ -24,6 +24,8 @@ use worker::digest::Limits;
 use worker::fetch::policy::{FetchConfig, FetchPolicy};
 use worker::slot::{SlotConfig, Slots};
 
+use crate::feed::LocalPaths;
+
 /// How the worker in this process works.
 #[derive(Args, Clone, Debug)]
 pub struct EmbeddedConfig {
@@ -85,6 +87,15 @@ impl EmbeddedConfig {
                 "{names} in the environment: only the feed comes by a proxy, repositories are \
                  fetched directly"
             );
+        }
+    }
+
+    /// Whether repositories may be read from this machine, by path.
+    pub fn local_paths(&self) -> LocalPaths {
+        if self.fetch.allow_local {
+            LocalPaths::Allowed
+        } else {
+            LocalPaths::Refused
         }
     }
 

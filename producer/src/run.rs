@@ -119,7 +119,7 @@ impl RunConfig {
 
     /// Steps 2 and 3: what the feed asks for and what the cache makes of it.
     async fn plan(&self, store: &SharedStore, metrics: &Metrics) -> Result<Plan> {
-        let mut feed = feed::load(&self.feed).await?;
+        let mut feed = feed::load(&self.feed, self.embedded.local_paths()).await?;
         let selected = self.filter.select(std::mem::take(&mut feed.repositories));
         let checked = cache::check(&self.cache, store.as_ref(), selected).await?;
         for (reason, count) in cache::counts(&checked) {

@@ -522,16 +522,30 @@ fn a_feed_file_may_list_repositories_on_this_machine() {
         )
     );
 
-    // The same from a server may not reach into this machine, allowed or not.
-    for url in ["../..", checkout.to_str().unwrap()] {
+    // The same from a server may reach into this machine only by whole paths, and only where that
+    // is allowed.
+    let absolute = checkout.to_str().unwrap();
+    for (url, more, reason) in [
+        ("../..", &[][..], Some("--allow-local")),
+        (absolute, &[], Some("--allow-local")),
+        ("../..", &["--allow-local"], Some("relative path")),
+        (absolute, &["--allow-local"], None),
+    ] {
         let body: Value = json!([entry(url)]);
         let server = HttpServer::start(move |_| Response::json(&body));
         let feed = format!("{}/repos.json", server.url());
-        for more in [&[][..], &["--allow-local"]] {
-            let run = fleet.run(&[&["--feed", &feed][..], more].concat()).with(0);
-            let summary = fleet.document(&run.run_id(), "summary.json");
-            assert_eq!(failures(&summary)[0].1, "invalid_entry", "{summary}");
-        }
+        let run = fleet.run(&[&["--feed", &feed][..], more].concat()).with(0);
+        let summary = fleet.document(&run.run_id(), "summary.json");
+        let failed = failures(&summary);
+        let Some(reason) = reason else {
+            assert_eq!(failed, []);
+            assert_eq!(summary["processed"], 1);
+            assert_eq!(fleet.digest("sample/here").unwrap().text, digest);
+            continue;
+        };
+        assert_eq!(failed[0].1, "invalid_entry", "{summary}");
+        assert!(failed[0].2.contains(reason), "{summary}");
+        assert_eq!(fleet.digest("sample/here"), None);
     }
 }
 
