@@ -180,7 +180,9 @@ impl OnlyOne {
         };
         let mut made = Vec::new();
         loop {
-            let absent = folder.ancestors().take_while(|folder| !folder.is_dir());
+            let absent = folder
+                .ancestors()
+                .take_while(|folder| !folder.as_os_str().is_empty() && !folder.is_dir());
             made.extend(absent.map(Path::to_owned));
             make_folder(folder).map_err(|fault| ExitError::new(exit::UNAVAILABLE, fault))?;
             let lock = match File::create(&path) {
@@ -226,4 +228,40 @@ fn busy(folder: &Path) -> ExitError {
             folder.display()
         ),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::thread;
+
+    use super::*;
+
+    /// Also where some take the lock's file away while others open it.
+    #[test]
+    fn there_is_only_one_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let (holders, turns) = (AtomicU32::new(0), AtomicU32::new(0));
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    while turns.load(Ordering::SeqCst) < 500 {
+                        let only_one = match OnlyOne::on(folder.path()) {
+                            Ok(only_one) => only_one,
+                            Err(error) => {
+                                assert_eq!(error.code, exit::BUSY, "{error}");
+                                continue;
+                            }
+                        };
+                        assert_eq!(holders.fetch_add(1, Ordering::SeqCst), 0);
+                        turns.fetch_add(1, Ordering::SeqCst);
+                        thread::yield_now();
+                        assert_eq!(holders.fetch_sub(1, Ordering::SeqCst), 1);
+                        drop(only_one);
+                    }
+                });
+            }
+        });
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
 }

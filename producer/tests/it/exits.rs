@@ -185,7 +185,8 @@ fn a_feed_that_cannot_be_had_is_69() {
 
     // Where nobody ever listens.
     let address = "127.0.0.1:1";
-    let refused = fleet.start(&["--feed", &format!("http://{address}/repos.json")]);
+    let other = Fleet::new();
+    let refused = other.start(&["--feed", &format!("http://{address}/repos.json")]);
     let broken = HttpServer::start(|_| Response::new(500, "down for maintenance"));
     let run = fleet.run(&["--feed", &broken.url()]).with(UNAVAILABLE);
     assert_says(

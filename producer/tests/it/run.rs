@@ -534,18 +534,19 @@ fn a_feed_file_may_list_repositories_on_this_machine() {
         let body: Value = json!([entry(url)]);
         let server = HttpServer::start(move |_| Response::json(&body));
         let feed = format!("{}/repos.json", server.url());
-        let run = fleet.run(&[&["--feed", &feed][..], more].concat()).with(0);
+        let run = fleet.run(&[&["--force", "--feed", &feed][..], more].concat());
+        let run = run.with(0);
         let summary = fleet.document(&run.run_id(), "summary.json");
         let failed = failures(&summary);
         let Some(reason) = reason else {
             assert_eq!(failed, []);
             assert_eq!(summary["processed"], 1);
+            assert_eq!(fleet.meta("sample/here").run.as_str(), run.run_id());
             assert_eq!(fleet.digest("sample/here").unwrap().text, digest);
             continue;
         };
         assert_eq!(failed[0].1, "invalid_entry", "{summary}");
         assert!(failed[0].2.contains(reason), "{summary}");
-        assert_eq!(fleet.digest("sample/here"), None);
     }
 }
 
