@@ -11,3 +11,5 @@ pub mod http_server;
 pub mod repositories;
 
 pub mod small_disk;
+
+pub mod rabbitmq;
