@@ -13,3 +13,5 @@ pub mod repositories;
 pub mod small_disk;
 
 pub mod rabbitmq;
+
+pub mod tcp_proxy;

@@ -124,9 +124,11 @@ impl AmqpBroker {
             options,
             closed,
         });
-        let deadline = Some(Instant::now() + shared.options.patience);
-        shared.publishing.session(deadline).await?;
-        Ok(Self { shared })
+        let this = Self { shared };
+        // Dropped where this fails, and with it who tries to connect.
+        let deadline = this.shared.deadline();
+        this.shared.publishing.session(deadline).await?;
+        Ok(this)
     }
 }
 

@@ -170,7 +170,7 @@ impl Shared {
         loop {
             if session.failed.is_cancelled() {
                 session = self.session_for(progress).await?;
-                if session.jobs_were_missing && enqueued.jobs > 0 {
+                if session.jobs_were_missing {
                     return Err(self.jobs_lost());
                 }
             }

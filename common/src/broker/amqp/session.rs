@@ -15,7 +15,7 @@ use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Channel, Connection, ConnectionProperties, ErrorKind};
 use tokio::runtime::Handle;
-use tokio::sync::Mutex;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -302,26 +302,34 @@ pub(super) fn is_soft(error: &lapin::Error, expected: &AMQPSoftError) -> bool {
 /// What a process does with one connection, and the connection while it is well.
 #[derive(Debug)]
 pub(super) struct Link {
+    phase: Arc<watch::Sender<Phase>>,
+    supervisor: Supervisor,
+}
+
+/// How a link is.
+#[derive(Debug)]
+enum Phase {
+    /// Nobody has asked for it yet.
+    Idle,
+    /// A task is at it.
+    Connecting {
+        /// Why it has not come about yet.
+        last: Option<String>,
+    },
+    /// It was connected, and may have failed since.
+    Connected(Arc<Session>),
+    /// It never was, and waiting will not help.
+    Refused(String),
+}
+
+/// What it takes to connect. Clones connect to the same.
+#[derive(Clone, Debug)]
+struct Supervisor {
     purpose: &'static str,
     server: Server,
     names: Names,
     limit: Duration,
     closed: CancellationToken,
-    state: Mutex<State>,
-}
-
-struct State {
-    session: Option<Arc<Session>>,
-    pauses: Box<dyn Iterator<Item = Duration> + Send>,
-    connected_before: bool,
-}
-
-impl fmt::Debug for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("State")
-            .field("session", &self.session)
-            .finish_non_exhaustive()
-    }
 }
 
 impl Link {
@@ -333,85 +341,130 @@ impl Link {
         closed: CancellationToken,
     ) -> Self {
         Self {
-            purpose,
-            server,
-            names,
-            limit,
-            closed,
-            state: Mutex::new(State {
-                session: None,
-                pauses: pauses(),
-                connected_before: false,
-            }),
+            phase: Arc::new(watch::Sender::new(Phase::Idle)),
+            supervisor: Supervisor {
+                purpose,
+                server,
+                names,
+                limit,
+                closed,
+            },
         }
     }
 
     /// The connection, made again where it is not well; for ever, or until `deadline`.
     pub(super) async fn session(&self, deadline: Option<Instant>) -> Result<Arc<Session>, Fault> {
-        let mut last = None;
-        let session = self.session_at_last(&mut last, deadline.is_some());
+        let server = &self.supervisor.server;
+        let closed = &self.supervisor.closed;
         let gone = || Fault::infra("the connection to the broker was closed");
-        if self.closed.is_cancelled() {
+        if closed.is_cancelled() {
             return Err(gone());
         }
         let reached = async {
             match deadline {
-                None => Ok(session.await),
-                Some(deadline) => tokio::time::timeout_at(deadline.into(), session).await,
+                None => Ok(self.connected().await),
+                Some(deadline) => tokio::time::timeout_at(deadline.into(), self.connected()).await,
             }
         };
         let reached = tokio::select! {
             reached = reached => reached,
-            () = self.closed.cancelled() => return Err(gone()),
+            () = closed.cancelled() => return Err(gone()),
         };
         match reached {
             Ok(Ok(session)) => Ok(session),
-            Ok(Err(refused)) => Err(self.server.unreachable(&refused)),
-            Err(_) => {
-                let last = last.unwrap_or_else(|| "no answer".to_owned());
-                Err(self.server.unreachable(&last))
-            }
+            Ok(Err(refused)) => Err(server.unreachable(&refused)),
+            Err(_) => match &*self.phase.borrow() {
+                Phase::Connecting { last: Some(last) } => Err(server.unreachable(last)),
+                _ => Err(server.unreachable("no answer")),
+            },
         }
     }
 
-    /// Gives up only where waiting cannot help, and only before the first success: later, whoever
-    /// changed a password will change it back, and a worker is to wait for that.
-    async fn session_at_last(
-        &self,
-        last: &mut Option<String>,
-        may_give_up: bool,
-    ) -> Result<Arc<Session>, String> {
-        // One connects; the others wait here for it.
-        let mut state = self.state.lock().await;
-        if let Some(session) = state.session.take() {
-            if session.usable() {
-                state.session = Some(Arc::clone(&session));
-                return Ok(session);
+    /// Connecting is done by a task of its own: a caller may stop polling, as one does who has left
+    /// a stream alone, and others are waiting for the same connection.
+    async fn connected(&self) -> Result<Arc<Session>, String> {
+        let mut phase = self.phase.subscribe();
+        // An earlier refusal is no answer to this call.
+        let mut asked = false;
+        loop {
+            match &*phase.borrow_and_update() {
+                Phase::Connected(session) if session.usable() => return Ok(Arc::clone(session)),
+                Phase::Refused(why) if asked => return Err(why.clone()),
+                _ => {}
             }
-            session.fail("it was lost");
-            if session.opened.elapsed() >= GOOD_LIFE {
-                state.pauses = pauses();
+            asked = true;
+            let mut lost = None;
+            let start = self.phase.send_if_modified(|phase| {
+                if matches!(phase, Phase::Connected(session) if session.usable()) {
+                    return false;
+                }
+                let connecting = Phase::Connecting { last: None };
+                match std::mem::replace(phase, connecting) {
+                    Phase::Idle | Phase::Refused(_) => true,
+                    Phase::Connected(session) => {
+                        lost = Some(session);
+                        true
+                    }
+                    other => {
+                        *phase = other;
+                        false
+                    }
+                }
+            });
+            if start {
+                let supervisor = self.supervisor.clone();
+                tokio::spawn(supervisor.connect(Arc::clone(&self.phase), lost));
             }
-            let pause = state.pauses.next().unwrap_or(LONGEST_PAUSE);
-            tokio::time::sleep(pause).await;
+            // The sender is ours, so this cannot fail.
+            _ = phase.changed().await;
+        }
+    }
+
+    /// Closes the connection for good, after the token was cancelled.
+    pub(super) async fn close(&self) {
+        if let Phase::Connected(session) = self.phase.send_replace(Phase::Idle) {
+            session.failed.cancel();
+            close(&session.connection).await;
+        }
+    }
+}
+
+impl Supervisor {
+    /// Connects, for as long as it takes.
+    async fn connect(self, phase: Arc<watch::Sender<Phase>>, lost: Option<Arc<Session>>) {
+        let connected = self.connected(&phase, lost.as_deref());
+        let outcome = tokio::select! {
+            outcome = connected => outcome,
+            () = self.closed.cancelled() => Phase::Idle,
+        };
+        phase.send_replace(outcome);
+    }
+
+    async fn connected(&self, phase: &watch::Sender<Phase>, lost: Option<&Session>) -> Phase {
+        let mut pauses = retry::pauses(SHORTEST_PAUSE, LONGEST_PAUSE);
+        if let Some(lost) = lost {
+            lost.fail("it was lost");
+            // One that breaks as soon as it is made is not made again and again without a pause.
+            let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
+            let hasty = lost.opened.elapsed() < GOOD_LIFE;
+            tokio::time::sleep(if hasty { pause * 4 } else { pause }).await;
         }
         loop {
             let opened = Session::open(&self.server, &self.names, self.purpose, self.limit).await;
             let refused = match opened {
                 Ok(session) => {
-                    self.report(&session, state.connected_before);
-                    let session = Arc::new(session);
-                    state.connected_before = true;
-                    state.session = Some(Arc::clone(&session));
-                    return Ok(session);
+                    self.report(&session, lost.is_some());
+                    return Phase::Connected(Arc::new(session));
                 }
                 Err(refused) => refused,
             };
             let message = self.server.scrub(&refused.message);
-            if refused.lasting && may_give_up && !state.connected_before {
-                return Err(message);
+            // Later, whoever changed a password will change it back, and a worker is to wait for
+            // that.
+            if refused.lasting && lost.is_none() {
+                return Phase::Refused(message);
             }
-            let pause = state.pauses.next().unwrap_or(LONGEST_PAUSE);
+            let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
             warn!(
                 operation = "broker",
                 pause_seconds = pause.as_secs_f64(),
@@ -419,19 +472,21 @@ impl Link {
                 self.server,
                 pause.as_secs_f64()
             );
-            *last = Some(message);
+            phase.send_replace(Phase::Connecting {
+                last: Some(message),
+            });
             tokio::time::sleep(pause).await;
         }
     }
 
-    fn report(&self, session: &Session, connected_before: bool) {
-        if connected_before {
+    fn report(&self, session: &Session, again: bool) {
+        if again {
             info!(
                 operation = "broker",
                 "{}: connected again ({})", self.server, self.purpose
             );
         }
-        if connected_before && session.jobs_were_missing {
+        if again && session.jobs_were_missing {
             error!(
                 operation = "broker",
                 "{}: the jobs queue was gone, and what was in it; it was made anew. Run the producer again: it finds what is missing",
@@ -439,19 +494,6 @@ impl Link {
             );
         }
     }
-
-    /// Closes the connection for good; [`Link::closed`] is cancelled before.
-    pub(super) async fn close(&self) {
-        let session = self.state.lock().await.session.take();
-        if let Some(session) = session {
-            session.failed.cancel();
-            close(&session.connection).await;
-        }
-    }
-}
-
-fn pauses() -> Box<dyn Iterator<Item = Duration> + Send> {
-    Box::new(retry::pauses(SHORTEST_PAUSE, LONGEST_PAUSE))
 }
 
 /// Bounds a call: every one can be lost for ever (a confirm never came after a restart).
