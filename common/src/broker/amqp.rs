@@ -66,7 +66,7 @@ impl Options {
             server: Server::parse(url)?,
             names: Names::new(prefix)?,
             patience: Duration::from_secs(300),
-            call_limit: Duration::from_secs(30),
+            call_limit: Duration::from_secs(10),
         })
     }
 }

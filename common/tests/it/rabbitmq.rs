@@ -117,9 +117,8 @@ async fn history(broker: &AmqpBroker) -> Vec<Event> {
 }
 
 /// Publishes and consumes while `disturb` does what it does; nothing may be missing afterwards.
-async fn nothing_is_lost(url: &str, disturb: impl AsyncFnOnce()) {
-    let prefix = fresh_prefix();
-    let (producer, worker) = (connect(url, &prefix).await, connect(url, &prefix).await);
+async fn nothing_is_lost(url: &str, prefix: &str, disturb: impl AsyncFnOnce()) {
+    let (producer, worker) = (connect(url, prefix).await, connect(url, prefix).await);
     let run = RunId::new();
     let all = jobs(&run, 0..4000);
     let mut events = producer.events(Position::Now).await.unwrap();
@@ -154,7 +153,9 @@ async fn nothing_is_lost(url: &str, disturb: impl AsyncFnOnce()) {
     let following = async {
         let mut outcomes: HashMap<_, usize> = HashMap::new();
         while outcomes.len() < all.len() {
-            if let Event::Outcome(record) = event(&mut events).await {
+            if let Event::Outcome(record) = event(&mut events).await
+                && record.run == run
+            {
                 *outcomes.entry(record.key()).or_default() += 1;
             }
         }
@@ -174,6 +175,8 @@ async fn nothing_is_lost(url: &str, disturb: impl AsyncFnOnce()) {
     let mut published = HashMap::new();
     for event in history(&producer).await {
         match event {
+            Event::Job(job) if job.run != run => {}
+            Event::Outcome(record) if record.run != run => {}
             Event::Job(job) => {
                 published.insert((job.repo.clone(), job.pushed_at.clone()), false);
             }
@@ -191,11 +194,18 @@ async fn nothing_is_lost(url: &str, disturb: impl AsyncFnOnce()) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_when_the_broker_is_killed_or_restarted() {
     let mut node = Node::start();
-    let url = node.url();
-    nothing_is_lost(&url, async || {
+    let (url, prefix) = (node.url(), fresh_prefix());
+    // A broker writes down a little later which queues it has. Killed in the first second of their
+    // lives, 3.10 forgets some of them, and its streams for good: not what is tried here.
+    connect(&url, &prefix).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    nothing_is_lost(&url, &prefix, async || {
         tokio::time::sleep(Duration::from_millis(500)).await;
         node.kill();
         tokio::task::block_in_place(|| node.start_again());
+    })
+    .await;
+    nothing_is_lost(&url, &prefix, async || {
         tokio::time::sleep(Duration::from_millis(500)).await;
         tokio::task::block_in_place(|| {
             node.shut_down();
@@ -208,7 +218,7 @@ async fn nothing_is_lost_when_the_broker_is_killed_or_restarted() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_when_connections_are_cut() {
     let (proxy, url) = proxied();
-    nothing_is_lost(&url, async || {
+    nothing_is_lost(&url, &fresh_prefix(), async || {
         for _ in 0..4 {
             tokio::time::sleep(Duration::from_millis(300)).await;
             proxy.cut();
@@ -457,7 +467,8 @@ async fn a_full_queue_is_waited_for() {
         policy,
     ]);
     let broker = connect(&url, &prefix).await;
-    let all = jobs(&RunId::new(), 0..300);
+    // The limit is a soft one: what is on its way when it is reached still gets in.
+    let all = jobs(&RunId::new(), 0..1500);
     let enqueued = broker.enqueue(stream::iter(all.clone()).boxed());
     let worked = async {
         waiting(&broker, |waiting| waiting.ready >= 20).await;
@@ -470,7 +481,7 @@ async fn a_full_queue_is_waited_for() {
         }
     };
     let (enqueued, ()) = tokio::join!(enqueued, worked);
-    assert_eq!(enqueued.unwrap().jobs, 300);
+    assert_eq!(enqueued.unwrap().jobs, 1500);
 
     // Nobody takes anything: that is said, not waited for, for ever.
     let mut options = options(&url, &prefix);

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::future::BoxFuture;
 use futures::stream::{BoxStream, FuturesUnordered};
 use futures::{FutureExt, StreamExt};
 use lapin::options::BasicPublishOptions;
@@ -76,6 +77,9 @@ impl Message {
         self
     }
 }
+
+/// A message, the connection that it went by, and its confirm.
+type Sent = (Message, Arc<Session>, Result<(), Unconfirmed>);
 
 /// Why a message is not safely with the broker. It may be there all the same.
 #[derive(Debug)]
@@ -159,7 +163,7 @@ impl Shared {
         let limit = self.options.call_limit;
         let mut enqueued = Enqueued::default();
         let mut again = VecDeque::new();
-        let mut waiting = FuturesUnordered::new();
+        let mut waiting = FuturesUnordered::<BoxFuture<'_, Sent>>::new();
         let mut exhausted = false;
         // One at a time while the queue is full, since the ledger keeps a copy of each that is
         // refused; more again as soon as it takes them.
@@ -177,7 +181,7 @@ impl Shared {
             let room = waiting.len() < window;
             let message = tokio::select! {
                 biased;
-                Some((message, confirmed)) = waiting.next(), if !waiting.is_empty() => {
+                Some((message, by, confirmed)) = waiting.next(), if !waiting.is_empty() => {
                     match confirmed {
                         Ok(()) => {
                             enqueued.jobs += 1;
@@ -188,8 +192,13 @@ impl Shared {
                         }
                         Err(why) => {
                             again.push_back(message);
-                            self.after_refusal(&session, why, progress, &mut window, &mut pauses)
-                                .await?;
+                            let full = matches!(why, Unconfirmed::Full);
+                            // Of the connection that it went by, which may have been replaced.
+                            self.after_refusal(&by, why, progress, &mut window)?;
+                            // Once for all that were on their way.
+                            if full && waiting.is_empty() {
+                                tokio::time::sleep(pauses.next().unwrap_or(LONGEST_PAUSE)).await;
+                            }
                             continue;
                         }
                     }
@@ -209,13 +218,17 @@ impl Shared {
             };
             match send(&session.publishing, &message, limit).await {
                 Ok(confirm) => {
-                    waiting.push(async move { (message, confirmed(confirm, limit).await) }.boxed())
+                    let by = Arc::clone(&session);
+                    let confirmed = async move {
+                        let confirmed = confirmed(confirm, limit).await;
+                        (message, by, confirmed)
+                    };
+                    waiting.push(confirmed.boxed());
                 }
                 Err(why) => {
                     again.push_front(message);
                     let why = Unconfirmed::Broken(why);
-                    self.after_refusal(&session, why, progress, &mut window, &mut pauses)
-                        .await?;
+                    self.after_refusal(&session, why, progress, &mut window)?;
                 }
             }
         }
@@ -230,13 +243,12 @@ impl Shared {
     }
 
     /// What is to be done before a message that was not confirmed is published again.
-    async fn after_refusal(
+    fn after_refusal(
         &self,
         session: &Session,
         why: Unconfirmed,
         progress: Instant,
         window: &mut usize,
-        pauses: &mut (impl Iterator<Item = Duration> + Send),
     ) -> Result<(), Fault> {
         let idle = progress.elapsed() >= self.options.patience;
         match why {
@@ -256,7 +268,6 @@ impl Shared {
                     );
                 }
                 *window = 1;
-                tokio::time::sleep(pauses.next().unwrap_or(LONGEST_PAUSE)).await;
                 Ok(())
             }
         }

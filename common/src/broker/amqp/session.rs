@@ -197,11 +197,17 @@ impl Session {
             })
         };
         let what = "declaring exchanges and queues";
-        // Several calls, on a broker that has perhaps just started.
-        match tokio::time::timeout(limit * 2, this).await {
+        match tokio::time::timeout(limit, this).await {
             Ok(Ok(session)) => Ok(session),
             Ok(Err(error)) => {
                 let mut refused = Refused::new(what, &error);
+                // 3.10, killed in the second after the first stream of its life was declared, does
+                // not remember that it has any: the stream never comes back by itself.
+                if refused.message.contains("is down or inaccessible") {
+                    refused.message.push_str(
+                        "; this passes once the broker has recovered, but if it lasts for minutes, delete that queue: it is made anew, and the next run of the producer finds what is missing",
+                    );
+                }
                 if is_soft(&error, &AMQPSoftError::PRECONDITIONFAILED) {
                     refused.message.push_str(
                         "; another version made it: delete it once it is empty, or choose another --queue-prefix",
@@ -209,7 +215,10 @@ impl Session {
                 }
                 Err(refused)
             }
-            Err(_) => Err(Refused::passing(format!("{what}: no answer"))),
+            Err(_) => Err(Refused::passing(format!(
+                "{what}: no answer for {} s",
+                limit.as_secs()
+            ))),
         }
     }
 
