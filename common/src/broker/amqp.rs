@@ -1,6 +1,6 @@
 //! RabbitMQ, 3.10 and later. The only user of lapin.
 //!
-//! [`topology`] says what is declared, `session` keeps connections alive, and `publish`, `consume`,
+//! `topology` says what is declared, `session` keeps connections alive, and `publish`, `consume`,
 //! `ledger`, `dead` and `lock` each do one part of [`Broker`] on top of them. Publishing and
 //! consuming have a connection each: a broker that runs out of memory blocks the publishing one,
 //! and acknowledgements must still get through.

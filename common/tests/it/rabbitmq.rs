@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::broker::amqp::{AmqpBroker, Options};
@@ -123,7 +123,6 @@ async fn nothing_is_lost(url: &str, prefix: &str, disturb: impl AsyncFnOnce()) {
     let all = jobs(&run, 0..4000);
     let mut events = producer.events(Position::Now).await.unwrap();
     let stop = AtomicBool::new(false);
-    let done = AtomicUsize::new(0);
 
     let publishing = async {
         // In slices, so that the disturbance comes while there is still something to publish.
@@ -144,9 +143,8 @@ async fn nothing_is_lost(url: &str, prefix: &str, disturb: impl AsyncFnOnce()) {
                 .record(&outcome(&delivery.job, Outcome::Processed))
                 .await
                 .unwrap();
-            if delivery.settle(Settlement::Done).await.is_ok() {
-                done.fetch_add(1, Ordering::SeqCst);
-            }
+            // Where it cannot be settled it comes again.
+            _ = delivery.settle(Settlement::Done).await;
         }
     };
     // The follower's own end: each job has its outcome.
@@ -165,11 +163,8 @@ async fn nothing_is_lost(url: &str, prefix: &str, disturb: impl AsyncFnOnce()) {
     let ((), (), outcomes, ()) = tokio::join!(publishing, working, following, disturb());
 
     let twice = outcomes.values().filter(|count| **count > 1).count();
-    println!(
-        "{} jobs, {twice} done twice, {} settled",
-        all.len(),
-        done.load(Ordering::SeqCst)
-    );
+    // What was in flight at each disturbance: ten on loan, and the unconfirmed ones.
+    assert!(twice < 600, "{twice} of {} were done twice", all.len());
     waiting(&worker, |waiting| waiting == Waiting::default()).await;
     // The ledger tells it again from its start: a job before its outcome, all of both.
     let mut published = HashMap::new();
@@ -238,7 +233,7 @@ async fn a_connection_that_says_nothing_is_given_up() {
     options.call_limit = Duration::from_secs(2);
     let broker = AmqpBroker::connect(options).await.unwrap();
     let one = jobs(&RunId::new(), 0..1).remove(0);
-    enqueue(&broker, &[one.clone()]).await;
+    enqueue(&broker, std::slice::from_ref(&one)).await;
     let before = proxy.connections();
     proxy.stall();
     let dead = Event::Dead(one);
@@ -281,7 +276,7 @@ async fn a_ledger_that_is_deleted_ends_who_follows_it() {
     let broker = connect(&url, &prefix).await;
     let one = jobs(&RunId::new(), 0..1).remove(0);
     let mut events = broker.events(Position::Now).await.unwrap();
-    enqueue(&broker, &[one.clone()]).await;
+    enqueue(&broker, std::slice::from_ref(&one)).await;
     assert_eq!(event(&mut events).await, Event::Job(one.clone()));
 
     let (connection, channel) = raw(&url).await;
@@ -349,7 +344,7 @@ async fn what_is_no_job_is_recorded_and_buried() {
     publish_raw(&channel, &prefix, b"\xff{", BasicProperties::default()).await;
     publish_raw(&channel, &prefix, later.as_bytes(), properties(bad.id())).await;
     publish_raw(&channel, &prefix, b"", properties("no id".to_owned())).await;
-    enqueue(&broker, &[good.clone()]).await;
+    enqueue(&broker, std::slice::from_ref(&good)).await;
 
     let mut deliveries = broker.deliveries(1).await.unwrap();
     let delivery = next(&mut deliveries).await;

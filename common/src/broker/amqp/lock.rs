@@ -32,13 +32,6 @@ struct Owned {
     watching: Consumer,
 }
 
-/// What came of asking for the lock.
-enum Asked {
-    Owned(Owned),
-    /// Somebody else has it.
-    Refused,
-}
-
 /// Takes the lock, unless another has it.
 ///
 /// It has a connection of its own: to its own connection the broker never refuses it, so two
@@ -48,8 +41,7 @@ pub(super) async fn take(shared: &Arc<Shared>) -> Result<Option<ProducerLock>, F
     let mut pauses = retry::pauses(SHORTEST_PAUSE, LONGEST_PAUSE);
     loop {
         let fault = match shared.ask().await {
-            Ok(Asked::Owned(owned)) => return Ok(Some(keep(shared, owned))),
-            Ok(Asked::Refused) => return Ok(None),
+            Ok(owned) => return Ok(owned.map(|owned| keep(shared, owned))),
             Err(fault) => fault,
         };
         let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
@@ -93,8 +85,8 @@ fn keep(shared: &Arc<Shared>, mut owned: Owned) -> ProducerLock {
                 asked = again => asked,
             };
             match asked {
-                Asked::Owned(again) => owned = again,
-                Asked::Refused => {
+                Some(again) => owned = again,
+                None => {
                     error!(
                         operation = "lock",
                         "another producer has taken the lock meanwhile"
@@ -109,7 +101,8 @@ fn keep(shared: &Arc<Shared>, mut owned: Owned) -> ProducerLock {
 }
 
 impl Shared {
-    async fn ask(&self) -> Result<Asked, Fault> {
+    /// Asks once; `None` where somebody else has it.
+    async fn ask(&self) -> Result<Option<Owned>, Fault> {
         let limit = self.options.call_limit;
         let connection = connect_for_lock(&self.server, &self.names, limit).await?;
         let asked = async {
@@ -136,14 +129,14 @@ impl Shared {
         };
         let asked = super::session::within(limit, "taking the producer's lock", asked).await;
         match asked {
-            Ok(Some((channel, watching))) => Ok(Asked::Owned(Owned {
+            Ok(Some((channel, watching))) => Ok(Some(Owned {
                 connection,
                 _channel: channel,
                 watching,
             })),
             Ok(None) => {
                 close(&connection).await;
-                Ok(Asked::Refused)
+                Ok(None)
             }
             Err(why) => {
                 close(&connection).await;

@@ -109,8 +109,7 @@ impl Names {
     }
 }
 
-/// Declares everything, in an order that matters, and says whether the jobs queue was there
-/// before.
+/// Declares everything, in an order that matters.
 pub(super) async fn declare(channel: &Channel, names: &Names) -> lapin::Result<()> {
     let (exchange, dead) = (names.exchange(), names.dead());
     let durable = ExchangeDeclareOptions {
