@@ -73,15 +73,14 @@ impl Server {
         ))
     }
 
-    /// What went wrong, without anybody's password in it.
+    /// What went wrong, without anybody's name or password in it.
     fn scrub(&self, text: &str) -> String {
         let user = &self.uri.authority.userinfo;
-        let mut text = text.to_owned();
-        for secret in [&user.password, &user.username] {
-            // A secret of a letter or two would only garble the text.
-            if secret.len() > 2 {
-                text = text.replace(secret.as_str(), "(hidden)");
-            }
+        // As RabbitMQ writes it; elsewhere the word may be part of a queue's name.
+        let text = text.replace(&format!("user '{}'", user.username), "user (hidden)");
+        // One of a letter or two would only garble the text.
+        if user.password.len() > 2 {
+            return text.replace(&user.password, "(hidden)");
         }
         text
     }
@@ -540,7 +539,8 @@ mod tests {
             assert_eq!(server.to_string(), shown);
             assert_eq!(format!("{server:?}"), format!("Server({shown})"));
             let fault = server.unreachable("user 'user' with s3cr3t was refused");
-            assert!(!fault.message.contains("s3cr3t"), "{fault}");
+            let repeated = fault.message.contains("s3cr3t");
+            assert!(!repeated || !url.contains("s3cr3t"), "{fault}");
         }
     }
 
