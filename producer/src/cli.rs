@@ -28,7 +28,8 @@ pub struct Cli {
 const GRACE: Duration = Duration::from_secs(3);
 
 const AFTER_HELP: &str = "\
-Environment: GITHUB_TOKEN is sent to github.com, and to no other host.
+Environment: GITHUB_TOKEN is sent to github.com, and to no other host. A proxy (HTTPS_PROXY,
+ALL_PROXY) is for the feed and the cache API only: repositories are fetched directly.
 
 Exit codes:
   0    the run closed, failed repositories included; or it was stopped by SIGTERM
