@@ -17,6 +17,9 @@ command -v git >/dev/null || missing+=(git)
 command -v script >/dev/null || missing+=(bsdutils)
 command -v mount >/dev/null || missing+=(mount)
 [ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
+# Tests start nodes of their own from it.
+[ -n "${REPOFLEET_TEST_AMQP_URL:-}" ] || [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] ||
+    missing+=(rabbitmq-server)
 if [ ${#missing[@]} -gt 0 ]; then
     command -v apt-get >/dev/null || fail "please install: ${missing[*]}"
     as_root=()
@@ -26,6 +29,13 @@ if [ ${#missing[@]} -gt 0 ]; then
     fi
     echo "installing ${missing[*]}"
     "${as_root[@]}" apt-get update -qq
+    # Debian starts a service when it installs it, unless this file says not to.
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e "$policy" ]; then
+        trap '"${as_root[@]}" rm -f "$policy"' EXIT
+        printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
+        "${as_root[@]}" chmod +x "$policy"
+    fi
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
         apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 fi

@@ -5,14 +5,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use clap::Args;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
 
+use self::amqp::AmqpBroker;
+
+use crate::exit::{self, ExitError};
 use crate::fault::Fault;
 use crate::job::Job;
 use crate::outcome::OutcomeRecord;
 
 pub mod memory;
+
+pub mod amqp;
 
 /// A broker as the programs hold it.
 pub type SharedBroker = Arc<dyn Broker>;
@@ -25,7 +33,8 @@ pub type SharedBroker = Arc<dyn Broker>;
 /// - a delivery is on loan to one consumer only;
 /// - every job enqueued and every event recorded is in the ledger, in the order of the calls of
 ///   one caller, and a follower sees it exactly as it was recorded;
-/// - one [`ProducerLock`] exists at a time.
+/// - one [`ProducerLock`] exists at a time;
+/// - a dead letter stays until it is removed.
 #[async_trait]
 pub trait Broker: fmt::Debug + Send + Sync {
     /// Takes jobs; returns once each is safely with the broker.
@@ -37,11 +46,92 @@ pub trait Broker: fmt::Debug + Send + Sync {
     /// Appends to the ledger; returns once the event is safely there.
     async fn record(&self, event: &Event) -> Result<(), Fault>;
 
-    /// The ledger from `from` on, and then as it grows. Ends only with the broker.
-    async fn events(&self, from: Position) -> Result<BoxStream<'static, Event>, Fault>;
+    /// The ledger from `from` on, and then as it grows. Ends with the broker, or with an error when
+    /// the ledger is lost.
+    async fn events(&self, from: Position) -> Result<Entries, Fault>;
+
+    /// The ledger from `from` to where it ends now. An error is the last item, and says that what
+    /// came before it is not all.
+    async fn history(&self, from: Position) -> Result<Entries, Fault>;
 
     /// Makes this process the one producer; `None` while another is.
     async fn producer_lock(&self) -> Result<Option<ProducerLock>, Fault>;
+
+    /// How many jobs wait where. Jobs on loan are in none of the counts.
+    async fn waiting(&self) -> Result<Waiting, Fault>;
+
+    /// The dead letters, each on loan: those that are not removed are dead letters again once the
+    /// stream and all that came from it are dropped. Until then nobody else sees them.
+    async fn dead_letters(&self) -> Result<BoxStream<'static, Result<DeadLetter, Fault>>, Fault>;
+
+    /// Finds out whether the broker can be reached now.
+    async fn probe(&self) -> Result<(), Fault>;
+
+    /// Ends streams and connections; jobs on loan go back at once. Nothing works afterwards.
+    async fn close(&self);
+}
+
+/// Entries of the ledger, oldest first.
+pub type Entries = BoxStream<'static, Result<Entry, Fault>>;
+
+/// Which broker to use.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Broker")]
+pub struct BrokerConfig {
+    /// RabbitMQ's address, `amqp://USER:PASSWORD@HOST:PORT/VHOST` or `amqps://…`.
+    // Any text is taken here: clap repeats a value that it refuses, and this one holds a password.
+    #[arg(
+        long,
+        env = "BROKER_URL",
+        hide_env_values = true,
+        value_name = "URL",
+        value_parser = Secret::parse
+    )]
+    pub broker_url: Option<Secret>,
+    /// What the names of exchanges and queues begin with, so that several fleets share a broker.
+    #[arg(
+        long,
+        env = "QUEUE_PREFIX",
+        value_name = "PREFIX",
+        default_value = "repofleet"
+    )]
+    pub queue_prefix: String,
+}
+
+impl BrokerConfig {
+    /// Connects to the broker, if there is to be one; gives up after `patience`.
+    ///
+    /// # Errors
+    /// [`exit::USAGE`] where address or prefix are no such thing, [`exit::UNAVAILABLE`] where the
+    /// broker cannot be reached or refuses.
+    pub async fn connect(&self, patience: Duration) -> Result<Option<SharedBroker>, ExitError> {
+        let Some(url) = &self.broker_url else {
+            return Ok(None);
+        };
+        let mut options = amqp::Options::new(&url.0, &self.queue_prefix)
+            .map_err(|fault| ExitError::new(exit::USAGE, fault))?;
+        options.patience = patience;
+        let broker = AmqpBroker::connect(options)
+            .await
+            .map_err(|fault| ExitError::new(exit::UNAVAILABLE, fault))?;
+        Ok(Some(Arc::new(broker)))
+    }
+}
+
+/// A text that is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl Secret {
+    fn parse(text: &str) -> Result<Self, std::convert::Infallible> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
 }
 
 /// How many jobs a call of [`Broker::enqueue`] took.
@@ -56,8 +146,32 @@ pub struct Enqueued {
 pub enum Position {
     /// At its oldest event.
     Start,
+    /// With what was recorded then. Since clocks differ and a ledger is kept in chunks, what comes
+    /// first may be older; nothing that is newer is left out.
+    Since(OffsetDateTime),
     /// After its newest event.
     Now,
+}
+
+/// An event and when it was recorded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// By the clock of who recorded it, to the second; for a [`Event::Dead`], when its job was
+    /// enqueued.
+    pub at: OffsetDateTime,
+    /// What was recorded.
+    pub event: Event,
+}
+
+/// How many jobs wait, by what they wait for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Waiting {
+    /// For a worker.
+    pub ready: u64,
+    /// For their pause to end.
+    pub retry: u64,
+    /// For a person.
+    pub dead: u64,
 }
 
 /// An entry of the ledger.
@@ -133,16 +247,58 @@ pub enum Settlement {
     Dead,
 }
 
+/// A message that was given up, on loan. Dropped, it stays a dead letter.
+#[derive(Debug)]
+pub struct DeadLetter {
+    /// The message's id: that of its job, where it has one.
+    pub id: String,
+    /// The job; `None` where the message is none.
+    pub job: Option<Job>,
+    /// [`Delivery::attempt`] of its last delivery.
+    pub attempt: u32,
+    /// When its job was enqueued; `None` where the message does not say.
+    pub at: Option<OffsetDateTime>,
+    receipt: Box<dyn Receipt>,
+}
+
+impl DeadLetter {
+    /// For implementations of [`Broker`]: `receipt` is settled as [`Settlement::Done`] or not at
+    /// all.
+    pub fn new(
+        id: String,
+        job: Option<Job>,
+        attempt: u32,
+        at: Option<OffsetDateTime>,
+        receipt: Box<dyn Receipt>,
+    ) -> Self {
+        Self {
+            id,
+            job,
+            attempt,
+            at,
+            receipt,
+        }
+    }
+
+    /// Takes it from the dead letters for good.
+    pub async fn remove(self) -> Result<(), Fault> {
+        self.receipt.settle(Settlement::Done).await
+    }
+}
+
 /// Being the one producer, until dropped.
 #[derive(Debug)]
 pub struct ProducerLock {
+    /// Cancelled when the lock was lost: another may be the producer now.
+    pub lost: CancellationToken,
     _release: Box<dyn Send + Sync + fmt::Debug>,
 }
 
 impl ProducerLock {
     /// For implementations of [`Broker`]: dropping `release` gives the lock back.
-    pub fn new(release: impl Send + Sync + fmt::Debug + 'static) -> Self {
+    pub fn new(lost: CancellationToken, release: impl Send + Sync + fmt::Debug + 'static) -> Self {
         Self {
+            lost,
             _release: Box::new(release),
         }
     }

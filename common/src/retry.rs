@@ -7,6 +7,7 @@ use std::fmt;
 use std::future::Future;
 use std::time::Duration;
 
+use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff;
 use tracing::warn;
 
@@ -78,6 +79,19 @@ where
     .await
 }
 
+/// Pauses that double from `first` to `longest`, for ever, each made up to a third shorter or
+/// longer by chance, so that a fleet does not come back all at once.
+pub fn pauses(first: Duration, longest: Duration) -> impl Iterator<Item = Duration> + Send {
+    let mut pauses = ExponentialBackoffBuilder::new()
+        .with_initial_interval(first)
+        .with_max_interval(longest)
+        .with_multiplier(2.0)
+        .with_randomization_factor(1.0 / 3.0)
+        .with_max_elapsed_time(None)
+        .build();
+    std::iter::from_fn(move || pauses.next_backoff())
+}
+
 /// A fixed list of pauses, as `backoff` wants it.
 struct Pauses {
     all: Vec<Duration>,
@@ -120,6 +134,16 @@ mod tests {
         })
         .await;
         (result, calls.into_inner())
+    }
+
+    #[test]
+    fn pauses_grow_to_the_longest_and_never_end() {
+        let third = |millis: u64| millis / 3 + 1;
+        let pauses = pauses(Duration::from_millis(300), Duration::from_secs(3));
+        for (pause, expected) in pauses.zip([300, 600, 1200, 2400, 3000, 3000, 3000]) {
+            let millis = u64::try_from(pause.as_millis()).unwrap();
+            assert!(millis.abs_diff(expected) <= third(expected), "{pause:?}");
+        }
     }
 
     #[tokio::test]

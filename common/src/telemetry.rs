@@ -94,7 +94,9 @@ impl LogConfig {
     where
         W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
     {
-        let filter = EnvFilter::try_new(&self.log_level).map_err(|e| {
+        // lapin logs as errors what we ask for (is this queue there? is the lock free?), and the
+        // password at its most talkative. Who wants it all the same can name it.
+        let filter = EnvFilter::try_new(format!("lapin=off,{}", self.log_level)).map_err(|e| {
             let message = format!("--log-level {:?}: {e}", self.log_level);
             crate::exit::ExitError::new(crate::exit::USAGE, message)
         })?;

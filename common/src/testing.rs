@@ -11,3 +11,7 @@ pub mod http_server;
 pub mod repositories;
 
 pub mod small_disk;
+
+pub mod rabbitmq;
+
+pub mod tcp_proxy;

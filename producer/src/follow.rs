@@ -2,13 +2,13 @@
 
 use std::time::Instant;
 
-use common::broker::Event;
-use common::fault::FaultKind;
+use common::broker::{Entries, Entry, Event};
+use common::fault::{Fault, FaultKind};
 use common::outcome::{Outcome, OutcomeRecord};
 use common::run::Tally;
-use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
+use tracing::error;
 
 use crate::report::Reporter;
 
@@ -25,7 +25,7 @@ pub enum Ended {
 
 /// Counts outcomes into `tally` and reports them, until the run closes or `stop`.
 pub async fn follow(
-    mut events: BoxStream<'static, Event>,
+    mut events: Entries,
     tally: &mut Tally,
     reporter: &mut Reporter,
     stop: &CancellationToken,
@@ -44,10 +44,15 @@ pub async fn follow(
                 return Ended::Stopped;
             }
         };
-        let Some(event) = event else {
-            return Ended::Lost;
+        let entry = match event {
+            Some(Ok(entry)) => entry,
+            Some(Err(fault)) => {
+                error!(operation = "follow", "{fault}");
+                return Ended::Lost;
+            }
+            None => return Ended::Lost,
         };
-        if count(tally, event) {
+        if count(tally, entry.event) {
             reporter.update(Instant::now(), tally);
         }
     }
@@ -55,10 +60,10 @@ pub async fn follow(
 }
 
 /// Counts what is in the ledger already, without waiting for more.
-fn take_ready(events: &mut (impl Stream<Item = Event> + Unpin), tally: &mut Tally) {
+fn take_ready(events: &mut (impl Stream<Item = Result<Entry, Fault>> + Unpin), tally: &mut Tally) {
     use futures::FutureExt;
-    while let Some(Some(event)) = events.next().now_or_never() {
-        count(tally, event);
+    while let Some(Some(Ok(entry))) = events.next().now_or_never() {
+        count(tally, entry.event);
     }
 }
 

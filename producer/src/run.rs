@@ -273,7 +273,9 @@ mod tests {
     use std::sync::Arc;
 
     use async_trait::async_trait;
-    use common::broker::{Broker, Delivery, Enqueued, Event, ProducerLock};
+    use common::broker::{
+        Broker, DeadLetter, Delivery, Enqueued, Entries, Event, ProducerLock, Waiting,
+    };
     use common::job::{Job, PushedAt};
     use common::run::CacheReason;
     use common::store::fs::FsStore;
@@ -300,9 +302,29 @@ mod tests {
             unreachable!()
         }
 
-        async fn events(&self, _: Position) -> Result<BoxStream<'static, Event>, Fault> {
+        async fn events(&self, _: Position) -> Result<Entries, Fault> {
             Ok(Box::pin(futures::stream::pending()))
         }
+
+        async fn history(&self, _: Position) -> Result<Entries, Fault> {
+            unreachable!()
+        }
+
+        async fn waiting(&self) -> Result<Waiting, Fault> {
+            unreachable!()
+        }
+
+        async fn dead_letters(
+            &self,
+        ) -> Result<BoxStream<'static, Result<DeadLetter, Fault>>, Fault> {
+            unreachable!()
+        }
+
+        async fn probe(&self) -> Result<(), Fault> {
+            unreachable!()
+        }
+
+        async fn close(&self) {}
 
         async fn producer_lock(&self) -> Result<Option<ProducerLock>, Fault> {
             unreachable!()

@@ -7,10 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use time::OffsetDateTime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::{
-    Broker, DELIVERY_LIMIT, Delivery, Enqueued, Event, Position, ProducerLock, Receipt, Settlement,
+    Broker, DELIVERY_LIMIT, DeadLetter, Delivery, Enqueued, Entries, Entry, Event, Position,
+    ProducerLock, Receipt, Settlement, Waiting,
 };
 use crate::fault::Fault;
 use crate::job::Job;
@@ -29,12 +32,16 @@ struct Shared {
     /// The ledger's length.
     recorded: watch::Sender<usize>,
     producer: Arc<Semaphore>,
+    closed: CancellationToken,
 }
 
 #[derive(Debug, Default)]
 struct State {
     ready: VecDeque<Message>,
-    ledger: Vec<Event>,
+    /// How many messages wait for their pause to end.
+    retry: u64,
+    dead: VecDeque<Message>,
+    ledger: Vec<Entry>,
 }
 
 #[derive(Clone, Debug)]
@@ -44,6 +51,7 @@ struct Message {
     waits: u32,
     /// How often it came back unsettled.
     returns: u32,
+    enqueued: OffsetDateTime,
 }
 
 impl Default for Shared {
@@ -53,6 +61,7 @@ impl Default for Shared {
             ready: watch::Sender::new(0),
             recorded: watch::Sender::new(0),
             producer: Arc::new(Semaphore::new(1)),
+            closed: CancellationToken::new(),
         }
     }
 }
@@ -64,10 +73,10 @@ impl Shared {
             .expect("nothing that holds this lock can panic")
     }
 
-    fn record(&self, event: Event) {
+    fn record(&self, at: OffsetDateTime, event: Event) {
         let length = {
             let mut state = self.state();
-            state.ledger.push(event);
+            state.ledger.push(Entry { at, event });
             state.ledger.len()
         };
         // Two recorders may arrive here in the wrong order; the length must not shrink.
@@ -80,12 +89,36 @@ impl Shared {
         self.ready.send_modify(|count| *count += 1);
     }
 
+    fn bury(&self, message: Message) {
+        let event = Event::Dead(message.job.clone());
+        let enqueued = message.enqueued;
+        self.state().dead.push_back(message);
+        self.record(enqueued, event);
+    }
+
+    fn open(&self) -> Result<(), Fault> {
+        if self.closed.is_cancelled() {
+            return Err(Fault::infra("the memory broker is closed"));
+        }
+        Ok(())
+    }
+
+    /// The place in the ledger that `from` means.
+    fn place(&self, from: Position) -> usize {
+        let state = self.state();
+        match from {
+            Position::Start => 0,
+            Position::Since(since) => state.ledger.partition_point(|entry| entry.at < since),
+            Position::Now => state.ledger.len(),
+        }
+    }
+
     /// Takes back what its consumer dropped, as RabbitMQ does: to the front, counted, and dead
     /// when it comes back too often.
     fn take_back(&self, mut message: Message) {
         message.returns += 1;
         if message.returns > DELIVERY_LIMIT {
-            self.record(Event::Dead(message.job));
+            self.bury(message);
             return;
         }
         self.state().ready.push_front(message);
@@ -96,16 +129,19 @@ impl Shared {
 #[async_trait]
 impl Broker for MemoryBroker {
     async fn enqueue(&self, jobs: BoxStream<'_, Job>) -> Result<Enqueued, Fault> {
+        self.shared.open()?;
         let mut enqueued = Enqueued::default();
         let mut jobs = pin!(jobs);
         while let Some(job) = jobs.next().await {
+            let now = OffsetDateTime::now_utc();
             // Ledger first: no outcome may come before its job.
-            self.shared.record(Event::Job(job.clone()));
+            self.shared.record(now, Event::Job(job.clone()));
             self.shared.push(Message {
                 job,
                 attempt: 0,
                 waits: 0,
                 returns: 0,
+                enqueued: now,
             });
             enqueued.jobs += 1;
         }
@@ -113,6 +149,7 @@ impl Broker for MemoryBroker {
     }
 
     async fn deliveries(&self, prefetch: u16) -> Result<BoxStream<'static, Delivery>, Fault> {
+        self.shared.open()?;
         let loans = Arc::new(Semaphore::new(prefetch.into()));
         let ready = self.shared.ready.subscribe();
         let stream = stream::unfold(
@@ -142,34 +179,82 @@ impl Broker for MemoryBroker {
                 Some((delivery, (shared, loans, ready)))
             },
         );
-        Ok(stream.boxed())
+        let closed = self.shared.closed.clone();
+        Ok(stream.take_until(closed.cancelled_owned()).boxed())
     }
 
     async fn record(&self, event: &Event) -> Result<(), Fault> {
-        self.shared.record(event.clone());
+        self.shared.open()?;
+        self.shared.record(OffsetDateTime::now_utc(), event.clone());
         Ok(())
     }
 
-    async fn events(&self, from: Position) -> Result<BoxStream<'static, Event>, Fault> {
-        let next = match from {
-            Position::Start => 0,
-            Position::Now => self.shared.state().ledger.len(),
-        };
+    async fn events(&self, from: Position) -> Result<Entries, Fault> {
+        self.shared.open()?;
+        let next = self.shared.place(from);
         let recorded = self.shared.recorded.subscribe();
         let stream = stream::unfold(
             (Arc::clone(&self.shared), recorded, next),
             |(shared, mut recorded, next)| async move {
                 recorded.wait_for(|length| *length > next).await.ok()?;
-                let event = shared.state().ledger[next].clone();
-                Some((event, (shared, recorded, next + 1)))
+                let entry = shared.state().ledger[next].clone();
+                Some((Ok(entry), (shared, recorded, next + 1)))
             },
         );
-        Ok(stream.boxed())
+        let closed = self.shared.closed.clone();
+        Ok(stream.take_until(closed.cancelled_owned()).boxed())
+    }
+
+    async fn history(&self, from: Position) -> Result<Entries, Fault> {
+        let (next, end) = (self.shared.place(from), self.shared.place(Position::Now));
+        let events = self.events(from).await?;
+        Ok(events.take(end - next).boxed())
     }
 
     async fn producer_lock(&self) -> Result<Option<ProducerLock>, Fault> {
+        self.shared.open()?;
         let permit = Arc::clone(&self.shared.producer).try_acquire_owned();
-        Ok(permit.ok().map(ProducerLock::new))
+        // It cannot be lost: there is no server to be cut off from.
+        let lost = CancellationToken::new();
+        Ok(permit.ok().map(|permit| ProducerLock::new(lost, permit)))
+    }
+
+    async fn waiting(&self) -> Result<Waiting, Fault> {
+        self.shared.open()?;
+        let state = self.shared.state();
+        Ok(Waiting {
+            ready: state.ready.len() as u64,
+            retry: state.retry,
+            dead: state.dead.len() as u64,
+        })
+    }
+
+    async fn dead_letters(&self) -> Result<BoxStream<'static, Result<DeadLetter, Fault>>, Fault> {
+        self.shared.open()?;
+        let letters: Vec<_> = self.shared.state().dead.drain(..).collect();
+        let letters = letters.into_iter().map(|message| {
+            let receipt = DeadReceipt {
+                shared: Arc::downgrade(&self.shared),
+                message: Some(message.clone()),
+            };
+            Ok(DeadLetter::new(
+                message.job.id(),
+                Some(message.job),
+                message.attempt,
+                Some(message.enqueued),
+                Box::new(receipt),
+            ))
+        });
+        // All are made now, so that those that are never looked at go back too.
+        Ok(stream::iter(letters.collect::<Vec<_>>()).boxed())
+    }
+
+    async fn probe(&self) -> Result<(), Fault> {
+        self.shared.open()
+    }
+
+    async fn close(&self) {
+        self.shared.closed.cancel();
     }
 }
 
@@ -189,7 +274,8 @@ impl Receipt for MemoryReceipt {
             return Err(Fault::infra("the memory broker is gone"));
         };
         match settlement {
-            Settlement::Done | Settlement::Dead => {}
+            Settlement::Done => {}
+            Settlement::Dead => shared.bury(message),
             Settlement::Again {
                 after,
                 attempt,
@@ -200,11 +286,14 @@ impl Receipt for MemoryReceipt {
                     attempt,
                     waits,
                     returns: 0,
+                    enqueued: message.enqueued,
                 };
+                shared.state().retry += 1;
                 let shared = Arc::downgrade(&shared);
                 tokio::spawn(async move {
                     tokio::time::sleep(after).await;
                     if let Some(shared) = shared.upgrade() {
+                        shared.state().retry -= 1;
                         shared.push(message);
                     }
                 });
@@ -218,6 +307,29 @@ impl Drop for MemoryReceipt {
     fn drop(&mut self) {
         if let (Some(message), Some(shared)) = (self.message.take(), self.shared.upgrade()) {
             shared.take_back(message);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct DeadReceipt {
+    shared: Weak<Shared>,
+    /// `None` once removed.
+    message: Option<Message>,
+}
+
+#[async_trait]
+impl Receipt for DeadReceipt {
+    async fn settle(mut self: Box<Self>, _: Settlement) -> Result<(), Fault> {
+        self.message = None;
+        Ok(())
+    }
+}
+
+impl Drop for DeadReceipt {
+    fn drop(&mut self) {
+        if let (Some(message), Some(shared)) = (self.message.take(), self.shared.upgrade()) {
+            shared.state().dead.push_back(message);
         }
     }
 }

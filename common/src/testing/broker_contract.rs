@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use futures::stream::{self, BoxStream};
 use futures::{FutureExt, StreamExt};
+use time::OffsetDateTime;
 
 use crate::broker::{
-    Broker, DELIVERY_LIMIT, Delivery, Enqueued, Event, Position, Settlement, SharedBroker,
+    Broker, DELIVERY_LIMIT, Delivery, Enqueued, Entries, Entry, Event, Position, Settlement,
+    SharedBroker, Waiting,
 };
 use crate::fault::FaultKind;
 use crate::job::{Job, PushedAt, WIRE_VERSION};
@@ -30,6 +32,9 @@ where
     followers_see_what_comes_after(fresh().await).await;
     a_job_never_settled_is_given_up(fresh().await).await;
     one_producer_at_a_time(fresh().await).await;
+    a_dead_letter_stays_until_it_is_removed(fresh().await).await;
+    what_waits_is_counted(fresh().await).await;
+    a_closed_broker_ends_its_streams(fresh().await).await;
 }
 
 /// The job number `n` of `run`.
@@ -168,9 +173,17 @@ async fn the_ledger_has_jobs_before_outcomes(broker: SharedBroker) {
     }
     let expected: Vec<_> = jobs.into_iter().map(Event::Job).chain(ended).collect();
     let mut events = broker.events(Position::Start).await.expect("events");
-    for event in expected {
-        assert_eq!(next(&mut events, "event").await, event);
+    let earliest = OffsetDateTime::now_utc() - PROMPTLY;
+    for event in &expected {
+        let entry = next(&mut events, "entry").await.expect("no fault");
+        assert_eq!(&entry.event, event);
+        assert!(entry.at > earliest, "{}", entry.at);
     }
+    for from in [Position::Start, Position::Since(earliest)] {
+        let history = history(&*broker, from).await;
+        assert_eq!(history, expected, "{from:?}");
+    }
+    assert_eq!(history(&*broker, Position::Now).await, []);
 }
 
 async fn followers_see_what_comes_after(broker: SharedBroker) {
@@ -178,7 +191,7 @@ async fn followers_see_what_comes_after(broker: SharedBroker) {
     let mut events = broker.events(Position::Now).await.expect("events");
     let after = outcome(&before, Outcome::Unchanged);
     broker.record(&after).await.expect("record");
-    assert_eq!(next(&mut events, "event").await, after);
+    assert_eq!(event(&mut events).await, after);
 }
 
 async fn a_job_never_settled_is_given_up(broker: SharedBroker) {
@@ -188,8 +201,94 @@ async fn a_job_never_settled_is_given_up(broker: SharedBroker) {
     for _ in 0..=DELIVERY_LIMIT {
         drop(next(&mut stream, "delivery").await);
     }
-    assert_eq!(next(&mut events, "event").await, Event::Job(job.clone()));
-    assert_eq!(next(&mut events, "event").await, Event::Dead(job));
+    assert_eq!(event(&mut events).await, Event::Job(job.clone()));
+    assert_eq!(event(&mut events).await, Event::Dead(job));
+}
+
+async fn a_dead_letter_stays_until_it_is_removed(broker: SharedBroker) {
+    let jobs = enqueue(&*broker, 3).await;
+    let mut stream = deliveries(&*broker, 1).await;
+    for _ in &jobs {
+        let delivery = next(&mut stream, "delivery").await;
+        settle(delivery, Settlement::Dead).await;
+    }
+    waiting(&*broker, |waiting| waiting.dead == 3).await;
+    for left in [3, 2] {
+        let letters = broker.dead_letters().await.expect("dead letters");
+        let letters: Vec<_> = letters
+            .map(|letter| letter.expect("a letter"))
+            .collect()
+            .await;
+        assert_eq!(letters.len(), left);
+        for letter in letters {
+            let job = letter.job.clone().expect("a job");
+            assert_eq!((letter.id.clone(), letter.attempt), (job.id(), 0));
+            assert!(letter.at.is_some());
+            if job == jobs[1] {
+                letter.remove().await.expect("remove");
+            }
+        }
+        waiting(&*broker, |waiting| waiting.dead == 2).await;
+    }
+}
+
+async fn what_waits_is_counted(broker: SharedBroker) {
+    assert_eq!(broker.waiting().await.expect("waiting"), Waiting::default());
+    enqueue(&*broker, 4).await;
+    waiting(&*broker, |waiting| waiting.ready == 4).await;
+    let mut stream = deliveries(&*broker, 2).await;
+    let one = next(&mut stream, "delivery").await;
+    let again = Settlement::Again {
+        after: Duration::from_secs(60),
+        attempt: 1,
+        waits: 0,
+    };
+    settle(one, again).await;
+    let two = next(&mut stream, "delivery").await;
+    settle(two, Settlement::Dead).await;
+    waiting(&*broker, |waiting| (waiting.retry, waiting.dead) == (1, 1)).await;
+}
+
+async fn a_closed_broker_ends_its_streams(broker: SharedBroker) {
+    broker.probe().await.expect("probe");
+    let mut deliveries = deliveries(&*broker, 1).await;
+    let mut events = broker.events(Position::Now).await.expect("events");
+    broker.close().await;
+    let ended = async {
+        (
+            deliveries.next().await.is_none(),
+            events.next().await.is_none(),
+        )
+    };
+    let ended = tokio::time::timeout(PROMPTLY, ended).await;
+    assert_eq!(ended.expect("the streams end"), (true, true));
+    let fault = broker.probe().await.expect_err("closed");
+    assert_eq!(fault.kind, FaultKind::Infra);
+}
+
+/// Waits for counts that come true promptly, but not at once.
+async fn waiting(broker: &dyn Broker, expected: impl Fn(Waiting) -> bool) {
+    let start = std::time::Instant::now();
+    loop {
+        let waiting = broker.waiting().await.expect("waiting");
+        if expected(waiting) {
+            return;
+        }
+        assert!(start.elapsed() < PROMPTLY, "{waiting:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn event(events: &mut Entries) -> Event {
+    next(events, "event").await.expect("no fault").event
+}
+
+async fn history(broker: &dyn Broker, from: Position) -> Vec<Event> {
+    let history = broker.history(from).await.expect("history");
+    let entries = history.map(|entry: Result<Entry, _>| entry.expect("no fault").event);
+    tokio::time::timeout(PROMPTLY, entries.collect())
+        .await
+        .expect("the history ends")
 }
 
 async fn one_producer_at_a_time(broker: SharedBroker) {

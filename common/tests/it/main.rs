@@ -9,4 +9,5 @@ mod broker;
 mod fs_store;
 mod git_server;
 mod http_server;
+mod rabbitmq;
 mod raw_http;

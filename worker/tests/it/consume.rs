@@ -101,7 +101,7 @@ impl Work {
     /// The first `count` outcomes.
     async fn outcomes(&self, count: usize) -> Vec<OutcomeRecord> {
         let events = self.broker.events(Position::Start).await.unwrap();
-        let outcomes = events.filter_map(async |event| match event {
+        let outcomes = events.filter_map(async |entry| match entry.unwrap().event {
             Event::Outcome(record) => Some(record),
             Event::Dead(job) => panic!("{} is dead", job.repo),
             _ => None,
@@ -493,7 +493,7 @@ async fn a_panic_costs_one_job() {
     let mut events = work.broker.events(Position::Start).await.unwrap();
     let (mut processed, mut dead) = (0, 0);
     while processed + dead < 3 {
-        match events.next().await.unwrap() {
+        match events.next().await.unwrap().unwrap().event {
             Event::Outcome(record) => {
                 assert_eq!(record.outcome, Outcome::Processed);
                 processed += 1;

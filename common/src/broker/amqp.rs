@@ -1,0 +1,280 @@
+//! RabbitMQ, 3.10 and later. The only user of lapin.
+//!
+//! `topology` says what is declared, `session` keeps connections alive, and `publish`, `consume`,
+//! `ledger`, `dead` and `lock` each do one part of [`Broker`] on top of them. Publishing and
+//! consuming have a connection each: a broker that runs out of memory blocks the publishing one,
+//! and acknowledgements must still get through.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use lapin::types::{AMQPValue, FieldTable};
+use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
+
+use self::publish::Message;
+use self::session::{Link, Server, within};
+use self::topology::{Names, PAUSES, key, kind};
+use super::{
+    Broker, DeadLetter, Delivery, Enqueued, Entries, Event, Position, ProducerLock, Waiting,
+};
+use crate::fault::Fault;
+use crate::job::Job;
+
+mod topology;
+
+mod session;
+
+mod publish;
+
+mod consume;
+
+mod ledger;
+
+mod dead;
+
+mod lock;
+
+/// Names of our own headers.
+mod header {
+    pub(super) const ATTEMPT: &str = "attempt";
+    pub(super) const WAITS: &str = "waits";
+}
+
+/// How to use a RabbitMQ.
+#[derive(Clone)]
+pub struct Options {
+    server: Server,
+    names: Names,
+    /// How long to wait for a broker that is away, or full, before a call fails. Streams wait for
+    /// ever.
+    pub patience: Duration,
+    /// How long the broker may take to answer one call. An answer can be lost for ever.
+    pub call_limit: Duration,
+}
+
+impl Options {
+    /// For the broker at `url`, with names that begin with `prefix`.
+    ///
+    /// # Errors
+    /// Where either is not what it should be. No error repeats the URL.
+    pub fn new(url: &str, prefix: &str) -> Result<Self, Fault> {
+        Ok(Self {
+            server: Server::parse(url)?,
+            names: Names::new(prefix)?,
+            patience: Duration::from_secs(300),
+            call_limit: Duration::from_secs(10),
+        })
+    }
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("server", &self.server)
+            .field("names", &self.names)
+            .field("patience", &self.patience)
+            .field("call_limit", &self.call_limit)
+            .finish()
+    }
+}
+
+/// A [`Broker`] on RabbitMQ.
+#[derive(Debug)]
+pub struct AmqpBroker {
+    shared: Arc<Shared>,
+}
+
+/// What streams, deliveries and the broker itself share.
+#[derive(Debug)]
+struct Shared {
+    options: Options,
+    server: Server,
+    names: Names,
+    publishing: Link,
+    consuming: Link,
+    /// Cancelled by [`Broker::close`], and when the broker is dropped.
+    closed: CancellationToken,
+}
+
+impl AmqpBroker {
+    /// Connects, and declares exchanges and queues.
+    ///
+    /// # Errors
+    /// Where the broker refuses, or cannot be reached within [`Options::patience`].
+    pub async fn connect(options: Options) -> Result<Self, Fault> {
+        let closed = CancellationToken::new();
+        let link = |purpose| {
+            Link::new(
+                purpose,
+                options.server.clone(),
+                options.names.clone(),
+                options.call_limit,
+                closed.clone(),
+            )
+        };
+        let shared = Arc::new(Shared {
+            publishing: link("publishing"),
+            consuming: link("consuming"),
+            server: options.server.clone(),
+            names: options.names.clone(),
+            options,
+            closed,
+        });
+        let this = Self { shared };
+        // Dropped where this fails, and with it who tries to connect.
+        let deadline = this.shared.deadline();
+        this.shared.publishing.session(deadline).await?;
+        Ok(this)
+    }
+}
+
+impl Drop for AmqpBroker {
+    fn drop(&mut self) {
+        // Streams hold what they need of it, and would otherwise go on for ever.
+        self.shared.closed.cancel();
+    }
+}
+
+#[async_trait]
+impl Broker for AmqpBroker {
+    async fn enqueue(&self, jobs: BoxStream<'_, Job>) -> Result<Enqueued, Fault> {
+        self.shared.publish_all(jobs).await
+    }
+
+    async fn deliveries(&self, prefetch: u16) -> Result<BoxStream<'static, Delivery>, Fault> {
+        consume::deliveries(Arc::clone(&self.shared), prefetch).await
+    }
+
+    async fn record(&self, event: &Event) -> Result<(), Fault> {
+        self.shared
+            .publish(&self.shared.event_message(event)?)
+            .await
+    }
+
+    async fn events(&self, from: Position) -> Result<Entries, Fault> {
+        ledger::events(Arc::clone(&self.shared), from).await
+    }
+
+    async fn history(&self, from: Position) -> Result<Entries, Fault> {
+        ledger::history(Arc::clone(&self.shared), from).await
+    }
+
+    async fn producer_lock(&self) -> Result<Option<ProducerLock>, Fault> {
+        lock::take(&self.shared).await
+    }
+
+    async fn waiting(&self) -> Result<Waiting, Fault> {
+        self.shared.waiting().await
+    }
+
+    async fn dead_letters(&self) -> Result<BoxStream<'static, Result<DeadLetter, Fault>>, Fault> {
+        dead::letters(Arc::clone(&self.shared)).await
+    }
+
+    async fn probe(&self) -> Result<(), Fault> {
+        // Both connections must have been well; the count is a round trip.
+        self.shared.ready(self.shared.names.jobs()).await?;
+        Ok(())
+    }
+
+    async fn close(&self) {
+        self.shared.closed.cancel();
+        self.shared.consuming.close().await;
+        self.shared.publishing.close().await;
+    }
+}
+
+impl Shared {
+    /// When a call that begins now must have ended.
+    fn deadline(&self) -> Option<Instant> {
+        Some(Instant::now() + self.options.patience)
+    }
+
+    async fn waiting(&self) -> Result<Waiting, Fault> {
+        let mut waiting = Waiting {
+            ready: self.ready(self.names.jobs()).await?,
+            retry: 0,
+            dead: self.ready(self.names.dead()).await?,
+        };
+        for pause in PAUSES {
+            waiting.retry += self.ready(self.names.retry(pause)).await?;
+        }
+        Ok(waiting)
+    }
+
+    /// How many messages of `queue` are ready for somebody.
+    async fn ready(&self, queue: lapin::types::ShortString) -> Result<u64, Fault> {
+        let session = self.consuming.session(self.deadline()).await?;
+        let limit = self.options.call_limit;
+        let ready = async {
+            let channel = session.channel(limit).await?;
+            let what = format!("looking at {queue}");
+            within(limit, &what, topology::ready(&channel, queue)).await
+        };
+        // What is missing is declared again with the next connection.
+        ready.await.map_err(|why| {
+            session.fail(&why);
+            self.server.unreachable(&why)
+        })
+    }
+
+    fn event_message(&self, event: &Event) -> Result<Message, Fault> {
+        let now = OffsetDateTime::now_utc();
+        // By the default exchange: to the ledger alone.
+        let to_ledger = |kind, job: &Job| {
+            let ledger = self.names.ledger();
+            Message::new("".into(), ledger, kind, &job.id(), now, job.encode())
+        };
+        Ok(match event {
+            Event::Job(job) => to_ledger(kind::JOB, job),
+            Event::Dead(job) => to_ledger(kind::DEAD, job),
+            Event::Outcome(record) => Message::new(
+                self.names.exchange(),
+                key::OUTCOME.into(),
+                kind::OUTCOME,
+                &format!("{}/{}@{}", record.run, record.repo, record.pushed_at),
+                now,
+                serde_json::to_vec(record).map_err(Fault::infra)?,
+            ),
+        })
+    }
+}
+
+/// A header that is a count; absent or odd ones count as 0.
+fn count_of(headers: Option<&FieldTable>, name: &str) -> u32 {
+    let value = headers.and_then(|headers| headers.inner().get(name));
+    value
+        .and_then(integer)
+        .map_or(0, |count| u32::try_from(count.max(0)).unwrap_or(u32::MAX))
+}
+
+/// An integer of whatever width the broker sent it in.
+fn integer(value: &AMQPValue) -> Option<i64> {
+    Some(match value {
+        AMQPValue::ShortShortInt(n) => i64::from(*n),
+        AMQPValue::ShortShortUInt(n) => i64::from(*n),
+        AMQPValue::ShortInt(n) => i64::from(*n),
+        AMQPValue::ShortUInt(n) => i64::from(*n),
+        AMQPValue::LongInt(n) => i64::from(*n),
+        AMQPValue::LongUInt(n) => i64::from(*n),
+        AMQPValue::LongLongInt(n) => *n,
+        _ => return None,
+    })
+}
+
+/// The property `timestamp`.
+fn time_of(properties: &lapin::BasicProperties) -> Option<OffsetDateTime> {
+    let seconds = (*properties.timestamp())?;
+    OffsetDateTime::from_unix_timestamp(i64::try_from(seconds).ok()?).ok()
+}
+
+fn id_of(properties: &lapin::BasicProperties) -> &str {
+    properties
+        .message_id()
+        .as_ref()
+        .map_or("", |id| id.as_str())
+}

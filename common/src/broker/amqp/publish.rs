@@ -1,0 +1,315 @@
+//! Publishing: nothing counts before its confirm.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::future::BoxFuture;
+use futures::stream::{BoxStream, FuturesUnordered};
+use futures::{FutureExt, StreamExt};
+use lapin::options::BasicPublishOptions;
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
+use time::OffsetDateTime;
+use tracing::warn;
+
+use super::session::{Session, within};
+use super::topology::{self, key, kind};
+use super::{Shared, header};
+use crate::broker::Enqueued;
+use crate::fault::Fault;
+use crate::job::Job;
+use crate::retry;
+
+/// How many messages may be without their confirm: 390 a second one by one, 11,000 to 16,000 so.
+const WINDOW: usize = 512;
+/// Pauses before a message is published again grow from this …
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+/// … to this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// A message as it is published, once or more often.
+#[derive(Clone, Debug)]
+pub(super) struct Message {
+    exchange: ShortString,
+    routing_key: ShortString,
+    body: Vec<u8>,
+    properties: BasicProperties,
+}
+
+impl Message {
+    /// `kind` is the property `type`; `at` is what the message says of its age.
+    pub(super) fn new(
+        exchange: ShortString,
+        routing_key: ShortString,
+        kind: &str,
+        id: &str,
+        at: OffsetDateTime,
+        body: Vec<u8>,
+    ) -> Self {
+        let properties = BasicProperties::default()
+            .with_delivery_mode(2)
+            .with_content_type("application/json".into())
+            .with_type(kind.into())
+            .with_timestamp(u64::try_from(at.unix_timestamp()).unwrap_or_default())
+            .with_app_id("repofleet".into());
+        // An id that is too long to be one is left out: it only helps people.
+        let properties = match ShortString::try_new(id) {
+            Ok(id) => properties.with_message_id(id),
+            Err(_) => properties,
+        };
+        Self {
+            exchange,
+            routing_key,
+            body,
+            properties,
+        }
+    }
+
+    /// With the counts of a delivery. Their names do not begin with `x-`: RabbitMQ 4 drops what
+    /// clients say under such names.
+    pub(super) fn counted(mut self, attempt: u32, waits: u32) -> Self {
+        let mut headers = FieldTable::default();
+        for (name, count) in [(header::ATTEMPT, attempt), (header::WAITS, waits)] {
+            headers.insert(name.into(), AMQPValue::LongLongInt(count.into()));
+        }
+        self.properties = self.properties.with_headers(headers);
+        self
+    }
+}
+
+/// A message, the connection that it went by, and its confirm.
+type Sent = (Message, Arc<Session>, Result<(), Unconfirmed>);
+
+/// Why a message is not safely with the broker. It may be there all the same.
+#[derive(Debug)]
+enum Unconfirmed {
+    /// The broker would not take it: a queue is full.
+    Full,
+    /// Something is wrong with the connection or with what is declared.
+    Broken(String),
+}
+
+/// Sends a message off; its confirm is still to come.
+async fn send(
+    channel: &Channel,
+    message: &Message,
+    limit: Duration,
+) -> Result<PublisherConfirm, String> {
+    let mandatory = BasicPublishOptions {
+        mandatory: true,
+        ..Default::default()
+    };
+    let sending = channel.basic_publish(
+        message.exchange.clone(),
+        message.routing_key.clone(),
+        mandatory,
+        &message.body,
+        message.properties.clone(),
+    );
+    within(limit, "publishing", sending).await
+}
+
+/// `Ack(None)` is the only success: an unroutable message comes back as `Ack(Some(…))`.
+async fn confirmed(confirm: PublisherConfirm, limit: Duration) -> Result<(), Unconfirmed> {
+    let confirmation = within(limit, "a confirm", confirm).await;
+    match confirmation {
+        Ok(Confirmation::Ack(None)) => Ok(()),
+        Ok(Confirmation::Ack(Some(returned))) => Err(Unconfirmed::Broken(format!(
+            "a message found no queue: {} {}",
+            returned.reply_code, returned.reply_text
+        ))),
+        Ok(Confirmation::Nack(_)) => Err(Unconfirmed::Full),
+        Ok(Confirmation::NotRequested) => Err(Unconfirmed::Broken(
+            "the channel does not confirm".to_owned(),
+        )),
+        Err(why) => Err(Unconfirmed::Broken(why)),
+    }
+}
+
+impl Shared {
+    /// Publishes one message until it is confirmed, or patience ends.
+    pub(super) async fn publish(&self, message: &Message) -> Result<(), Fault> {
+        let deadline = Instant::now() + self.options.patience;
+        let mut pauses = retry::pauses(SHORTEST_PAUSE, LONGEST_PAUSE);
+        loop {
+            let session = self.publishing.session(Some(deadline)).await?;
+            let limit = self.options.call_limit;
+            let published = match send(&session.publishing, message, limit).await {
+                Ok(confirm) => confirmed(confirm, limit).await,
+                Err(why) => Err(Unconfirmed::Broken(why)),
+            };
+            let why = match published {
+                Ok(()) => return Ok(()),
+                Err(Unconfirmed::Full) => "a queue is full".to_owned(),
+                Err(Unconfirmed::Broken(why)) => {
+                    session.fail(&why);
+                    why
+                }
+            };
+            let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
+            if Instant::now() + pause >= deadline {
+                return Err(self.server.unreachable(&why));
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Publishes all jobs until each is confirmed, or there was no progress for too long.
+    pub(super) async fn publish_all(
+        &self,
+        mut jobs: BoxStream<'_, Job>,
+    ) -> Result<Enqueued, Fault> {
+        let limit = self.options.call_limit;
+        let mut enqueued = Enqueued::default();
+        let mut again = VecDeque::new();
+        let mut waiting = FuturesUnordered::<BoxFuture<'_, Sent>>::new();
+        let mut exhausted = false;
+        // One at a time while the queue is full, since the ledger keeps a copy of each that is
+        // refused; more again as soon as it takes them.
+        let mut window = WINDOW;
+        let mut progress = Instant::now();
+        let mut pauses = retry::pauses(SHORTEST_PAUSE, LONGEST_PAUSE);
+        let mut session = self.session_for(progress).await?;
+        loop {
+            if session.failed.is_cancelled() {
+                session = self.session_for(progress).await?;
+                if session.jobs_were_missing {
+                    return Err(self.jobs_lost());
+                }
+            }
+            let room = waiting.len() < window;
+            let message = tokio::select! {
+                biased;
+                Some((message, by, confirmed)) = waiting.next(), if !waiting.is_empty() => {
+                    match confirmed {
+                        Ok(()) => {
+                            enqueued.jobs += 1;
+                            progress = Instant::now();
+                            window = (window * 2).min(WINDOW);
+                            pauses = retry::pauses(SHORTEST_PAUSE, LONGEST_PAUSE);
+                            continue;
+                        }
+                        Err(why) => {
+                            again.push_back(message);
+                            let full = matches!(why, Unconfirmed::Full);
+                            // Of the connection that it went by, which may have been replaced.
+                            self.after_refusal(&by, why, progress, &mut window)?;
+                            // Once for all that were on their way.
+                            if full && waiting.is_empty() {
+                                tokio::time::sleep(pauses.next().unwrap_or(LONGEST_PAUSE)).await;
+                            }
+                            continue;
+                        }
+                    }
+                }
+                message = async { again.pop_front() }, if room && !again.is_empty() => message,
+                job = jobs.next(), if room && again.is_empty() && !exhausted => {
+                    exhausted = job.is_none();
+                    job.map(|job| self.job_message(&job))
+                }
+                else => None,
+            };
+            let Some(message) = message else {
+                if exhausted && again.is_empty() && waiting.is_empty() {
+                    break;
+                }
+                continue;
+            };
+            match send(&session.publishing, &message, limit).await {
+                Ok(confirm) => {
+                    let by = Arc::clone(&session);
+                    let confirmed = async move {
+                        let confirmed = confirmed(confirm, limit).await;
+                        (message, by, confirmed)
+                    };
+                    waiting.push(confirmed.boxed());
+                }
+                Err(why) => {
+                    again.push_front(message);
+                    let why = Unconfirmed::Broken(why);
+                    self.after_refusal(&session, why, progress, &mut window)?;
+                }
+            }
+        }
+        self.jobs_exist(&session).await?;
+        Ok(enqueued)
+    }
+
+    /// The connection, patience counting from the last progress.
+    async fn session_for(&self, progress: Instant) -> Result<Arc<Session>, Fault> {
+        let deadline = progress + self.options.patience;
+        self.publishing.session(Some(deadline)).await
+    }
+
+    /// What is to be done before a message that was not confirmed is published again.
+    fn after_refusal(
+        &self,
+        session: &Session,
+        why: Unconfirmed,
+        progress: Instant,
+        window: &mut usize,
+    ) -> Result<(), Fault> {
+        let idle = progress.elapsed() >= self.options.patience;
+        match why {
+            Unconfirmed::Broken(why) if idle => Err(self.server.unreachable(&why)),
+            Unconfirmed::Broken(why) => {
+                session.fail(&why);
+                Ok(())
+            }
+            Unconfirmed::Full if idle => Err(self.server.unreachable(
+                "the jobs queue is full, and has been for too long: are workers at work?",
+            )),
+            Unconfirmed::Full => {
+                if *window > 1 {
+                    warn!(
+                        operation = "enqueue",
+                        "the jobs queue is full: waiting for workers"
+                    );
+                }
+                *window = 1;
+                Ok(())
+            }
+        }
+    }
+
+    /// Confirms say nothing of the jobs queue, even with `mandatory`: the ledger is a route too. So
+    /// it is looked at after the last one.
+    async fn jobs_exist(&self, last: &Arc<Session>) -> Result<(), Fault> {
+        let session = self.session_for(Instant::now()).await?;
+        if !Arc::ptr_eq(&session, last) && session.jobs_were_missing {
+            return Err(self.jobs_lost());
+        }
+        let channel = session
+            .channel(self.options.call_limit)
+            .await
+            .map_err(|why| self.server.unreachable(&why))?;
+        let ready = topology::ready(&channel, self.names.jobs());
+        match within(self.options.call_limit, "looking at the jobs queue", ready).await {
+            Ok(_) => Ok(()),
+            Err(why) => {
+                session.fail(&why);
+                Err(self.jobs_lost())
+            }
+        }
+    }
+
+    fn jobs_lost(&self) -> Fault {
+        self.server.unreachable(
+            "the jobs queue was deleted while jobs were published; run the producer again: it finds what is missing",
+        )
+    }
+
+    /// To the jobs queue and the ledger, with one confirm for both.
+    fn job_message(&self, job: &Job) -> Message {
+        Message::new(
+            self.names.exchange(),
+            key::JOB.into(),
+            kind::JOB,
+            &job.id(),
+            OffsetDateTime::now_utc(),
+            job.encode(),
+        )
+        .counted(0, 0)
+    }
+}

@@ -1,0 +1,154 @@
+//! A TCP connection that can be cut, refused, or made to stall.
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+/// Passes connections on to another address, until it is dropped.
+#[derive(Debug)]
+pub struct TcpProxy {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    target: SocketAddr,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    mode: Mode,
+    /// Both ends of each connection; those that have ended too.
+    streams: Vec<TcpStream>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Mode {
+    #[default]
+    Flow,
+    Stall,
+    Refuse,
+    Gone,
+}
+
+impl TcpProxy {
+    /// Listens on a port of its own of 127.0.0.1.
+    ///
+    /// # Panics
+    /// When no port can be had.
+    pub fn start(target: SocketAddr) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port on 127.0.0.1");
+        let address = listener.local_addr().expect("a listener has an address");
+        let shared = Arc::new(Shared {
+            target,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        });
+        let accepting = Arc::clone(&shared);
+        thread::spawn(move || accepting.accept(&listener));
+        Self { address, shared }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Ends every connection; new ones are taken.
+    pub fn cut(&self) {
+        self.shared.cut(&mut self.shared.state());
+    }
+
+    /// Ends every connection, and every new one at once.
+    pub fn refuse(&self) {
+        self.set(Mode::Refuse);
+        self.cut();
+    }
+
+    /// Passes on nothing more, in either direction, without ending a connection.
+    pub fn stall(&self) {
+        self.set(Mode::Stall);
+    }
+
+    /// As at the start.
+    pub fn flow(&self) {
+        self.set(Mode::Flow);
+    }
+
+    /// Connections so far.
+    pub fn connections(&self) -> usize {
+        self.shared.state().streams.len() / 2
+    }
+
+    fn set(&self, mode: Mode) {
+        self.shared.state().mode = mode;
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Drop for TcpProxy {
+    fn drop(&mut self) {
+        self.set(Mode::Gone);
+        self.cut();
+        // Wakes the thread that accepts, which then sees that it is to end.
+        _ = TcpStream::connect(self.address);
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn cut(&self, state: &mut State) {
+        for stream in &state.streams {
+            _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn accept(self: &Arc<Self>, listener: &TcpListener) {
+        for client in listener.incoming() {
+            match self.state().mode {
+                Mode::Gone => return,
+                Mode::Refuse => continue,
+                Mode::Flow | Mode::Stall => {}
+            }
+            // What fails here fails for the client, as it would without us.
+            _ = client.and_then(|client| self.pass_on(client));
+        }
+    }
+
+    fn pass_on(self: &Arc<Self>, client: TcpStream) -> io::Result<()> {
+        let server = TcpStream::connect(self.target)?;
+        client.set_nodelay(true)?;
+        server.set_nodelay(true)?;
+        let mut state = self.state();
+        state.streams.push(client.try_clone()?);
+        state.streams.push(server.try_clone()?);
+        drop(state);
+        let there = (client.try_clone()?, server.try_clone()?);
+        for (from, to) in [there, (server, client)] {
+            let shared = Arc::clone(self);
+            thread::spawn(move || shared.copy(from, to));
+        }
+        Ok(())
+    }
+
+    fn copy(&self, mut from: TcpStream, mut to: TcpStream) {
+        let mut buffer = [0; 1 << 16];
+        while let Ok(length @ 1..) = from.read(&mut buffer) {
+            let stalled = |state: &mut State| state.mode == Mode::Stall;
+            let flowing = self.changed.wait_while(self.state(), stalled);
+            drop(flowing);
+            if to.write_all(&buffer[..length]).is_err() {
+                break;
+            }
+        }
+        _ = to.shutdown(Shutdown::Both);
+        _ = from.shutdown(Shutdown::Both);
+    }
+}

@@ -1,0 +1,724 @@
+//! What the RabbitMQ broker does beyond the contract: when the broker, the connection, or a
+//! message is not what it should be.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use common::broker::amqp::{AmqpBroker, Options};
+use common::broker::{
+    Broker, BrokerConfig, DELIVERY_LIMIT, Entries, Event, Position, Settlement, Waiting,
+};
+use common::exit;
+use common::fault::FaultKind;
+use common::job::Job;
+use common::outcome::Outcome;
+use common::run::RunId;
+use common::testing::broker_contract::{job, outcome};
+use common::testing::rabbitmq::{Node, fresh_prefix, shared_url};
+use common::testing::tcp_proxy::TcpProxy;
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeleteOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
+
+/// How long something may take that is sure to come.
+const PROMPTLY: Duration = Duration::from_secs(60);
+
+async fn connect(url: &str, prefix: &str) -> AmqpBroker {
+    AmqpBroker::connect(options(url, prefix)).await.unwrap()
+}
+
+fn options(url: &str, prefix: &str) -> Options {
+    let mut options = Options::new(url, prefix).unwrap();
+    options.patience = PROMPTLY;
+    options
+}
+
+/// A proxy in front of the shared broker, and the broker's URL through it.
+fn proxied() -> (TcpProxy, String) {
+    let url = shared_url();
+    let (before, authority) = url.rsplit_once('@').unwrap();
+    let (authority, after) = authority.split_once('/').unwrap_or((authority, ""));
+    let (host, port) = authority.split_once(':').unwrap_or((authority, "5672"));
+    let host: Ipv4Addr = host.parse().unwrap_or(Ipv4Addr::LOCALHOST);
+    let proxy = TcpProxy::start(SocketAddr::from((host, port.parse().unwrap())));
+    let url = format!("{before}@{}/{after}", proxy.address());
+    (proxy, url)
+}
+
+/// A client that says what we would never say.
+async fn raw(url: &str) -> (Connection, Channel) {
+    let connection = Connection::connect(url, ConnectionProperties::default())
+        .await
+        .unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    channel
+        .confirm_select(ConfirmSelectOptions::default())
+        .await
+        .unwrap();
+    (connection, channel)
+}
+
+async fn publish_raw(channel: &Channel, prefix: &str, body: &[u8], properties: BasicProperties) {
+    let publish = channel.basic_publish(
+        prefix.into(),
+        "job".into(),
+        BasicPublishOptions::default(),
+        body,
+        properties,
+    );
+    assert_eq!(
+        publish.await.unwrap().await.unwrap(),
+        Confirmation::Ack(None)
+    );
+}
+
+fn jobs(run: &RunId, range: std::ops::Range<usize>) -> Vec<Job> {
+    range.map(|n| job(run, n)).collect()
+}
+
+async fn enqueue(broker: &AmqpBroker, jobs: &[Job]) {
+    let enqueued = broker
+        .enqueue(stream::iter(jobs.to_vec()).boxed())
+        .await
+        .unwrap();
+    assert_eq!(enqueued.jobs, jobs.len() as u64);
+}
+
+async fn next<T>(stream: &mut BoxStream<'static, T>) -> T {
+    tokio::time::timeout(PROMPTLY, stream.next())
+        .await
+        .expect("promptly")
+        .expect("not the end")
+}
+
+async fn event(events: &mut Entries) -> Event {
+    next(events).await.unwrap().event
+}
+
+async fn waiting(broker: &AmqpBroker, expected: impl Fn(Waiting) -> bool) {
+    let start = Instant::now();
+    loop {
+        let waiting = broker.waiting().await.unwrap();
+        if expected(waiting) {
+            return;
+        }
+        assert!(start.elapsed() < PROMPTLY, "{waiting:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn history(broker: &AmqpBroker) -> Vec<Event> {
+    let history = broker.history(Position::Start).await.unwrap();
+    history.map(|entry| entry.unwrap().event).collect().await
+}
+
+/// Publishes and consumes while `disturb` does what it does; nothing may be missing afterwards.
+async fn nothing_is_lost(url: &str, prefix: &str, disturb: impl AsyncFnOnce()) {
+    let (producer, worker) = (connect(url, prefix).await, connect(url, prefix).await);
+    let run = RunId::new();
+    let all = jobs(&run, 0..4000);
+    let mut events = producer.events(Position::Now).await.unwrap();
+    let stop = AtomicBool::new(false);
+
+    let publishing = async {
+        // In slices, so that the disturbance comes while there is still something to publish.
+        for slice in all.chunks(100) {
+            enqueue(&producer, slice).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let working = async {
+        let mut deliveries = worker.deliveries(10).await.unwrap();
+        while !stop.load(Ordering::SeqCst) {
+            let wait = Duration::from_millis(100);
+            let Ok(delivery) = tokio::time::timeout(wait, deliveries.next()).await else {
+                continue;
+            };
+            let delivery = delivery.unwrap();
+            worker
+                .record(&outcome(&delivery.job, Outcome::Processed))
+                .await
+                .unwrap();
+            // Where it cannot be settled it comes again.
+            _ = delivery.settle(Settlement::Done).await;
+        }
+    };
+    // The follower's own end: each job has its outcome.
+    let following = async {
+        let mut outcomes: HashMap<_, usize> = HashMap::new();
+        while outcomes.len() < all.len() {
+            if let Event::Outcome(record) = event(&mut events).await
+                && record.run == run
+            {
+                *outcomes.entry(record.key()).or_default() += 1;
+            }
+        }
+        stop.store(true, Ordering::SeqCst);
+        outcomes
+    };
+    let ((), (), outcomes, ()) = tokio::join!(publishing, working, following, disturb());
+
+    let twice = outcomes.values().filter(|count| **count > 1).count();
+    // What was in flight at each disturbance: ten on loan, and the unconfirmed ones.
+    assert!(twice < 600, "{twice} of {} were done twice", all.len());
+    waiting(&worker, |waiting| waiting == Waiting::default()).await;
+    // The ledger tells it again from its start: a job before its outcome, all of both.
+    let mut published = HashMap::new();
+    for event in history(&producer).await {
+        match event {
+            Event::Job(job) if job.run != run => {}
+            Event::Outcome(record) if record.run != run => {}
+            Event::Job(job) => {
+                published.insert((job.repo.clone(), job.pushed_at.clone()), false);
+            }
+            Event::Outcome(record) => {
+                let known = published.get_mut(&record.key());
+                *known.expect("no outcome comes before its job") = true;
+            }
+            Event::Dead(job) => panic!("{} was given up", job.id()),
+        }
+    }
+    assert_eq!(published.len(), all.len());
+    assert!(published.values().all(|ended| *ended));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_when_the_broker_is_killed_or_restarted() {
+    let mut node = Node::start();
+    let (url, prefix) = (node.url(), fresh_prefix());
+    // A broker writes down a little later which queues it has. Killed in the first second of their
+    // lives, 3.10 forgets some of them, and its streams for good: not what is tried here.
+    connect(&url, &prefix).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    nothing_is_lost(&url, &prefix, async || {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        node.kill();
+        tokio::task::block_in_place(|| node.start_again());
+    })
+    .await;
+    nothing_is_lost(&url, &prefix, async || {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        tokio::task::block_in_place(|| {
+            node.shut_down();
+            node.start_again();
+        });
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_when_connections_are_cut() {
+    let (proxy, url) = proxied();
+    nothing_is_lost(&url, &fresh_prefix(), async || {
+        for _ in 0..4 {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            proxy.cut();
+        }
+        proxy.refuse();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        proxy.flow();
+    })
+    .await;
+    assert!(proxy.connections() > 8);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_says_nothing_is_given_up() {
+    let (proxy, url) = proxied();
+    let mut options = options(&url, &fresh_prefix());
+    options.call_limit = Duration::from_secs(2);
+    let broker = AmqpBroker::connect(options).await.unwrap();
+    let one = jobs(&RunId::new(), 0..1).remove(0);
+    enqueue(&broker, std::slice::from_ref(&one)).await;
+    let before = proxy.connections();
+    proxy.stall();
+    let dead = Event::Dead(one);
+    let recorded = broker.record(&dead);
+    let healed = async {
+        // The limit ends the first attempt; what is tried after that gets through.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        proxy.flow();
+    };
+    let (recorded, ()) = tokio::join!(recorded, healed);
+    recorded.unwrap();
+    assert!(proxy.connections() > before);
+    assert!(history(&broker).await.contains(&dead));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn following_goes_on_where_a_connection_left_off() {
+    let (proxy, url) = proxied();
+    let broker = connect(&url, &fresh_prefix()).await;
+    // Attached, and nothing seen yet: what comes while it is away is not lost either.
+    let mut events = broker.events(Position::Now).await.unwrap();
+    let run = RunId::new();
+    let all = jobs(&run, 0..1500);
+    for slice in all.chunks(500) {
+        proxy.cut();
+        enqueue(&broker, slice).await;
+        for job in slice {
+            assert_eq!(
+                event(&mut events).await,
+                Event::Job(job.clone()),
+                "once, in order"
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ledger_that_is_deleted_ends_who_follows_it() {
+    let (url, prefix) = (shared_url(), fresh_prefix());
+    let broker = connect(&url, &prefix).await;
+    let one = jobs(&RunId::new(), 0..1).remove(0);
+    let mut events = broker.events(Position::Now).await.unwrap();
+    enqueue(&broker, std::slice::from_ref(&one)).await;
+    assert_eq!(event(&mut events).await, Event::Job(one.clone()));
+
+    let (connection, channel) = raw(&url).await;
+    let ledger = format!("{prefix}.ledger");
+    channel
+        .queue_delete(ledger.as_str().into(), QueueDeleteOptions::default())
+        .await
+        .unwrap();
+    let fault = next(&mut events).await.unwrap_err();
+    assert_eq!(fault.kind, FaultKind::Infra);
+    assert!(fault.message.contains(&ledger), "{fault}");
+    assert!(events.next().await.is_none());
+
+    // It is declared again by whoever needs it next.
+    broker
+        .record(&outcome(&one, Outcome::Processed))
+        .await
+        .unwrap();
+    assert_eq!(history(&broker).await, [outcome(&one, Outcome::Processed)]);
+    connection.close(200, "".into()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ledger_that_was_emptied_meanwhile_is_noticed() {
+    let (url, prefix) = (shared_url(), fresh_prefix());
+    let (proxy, through) = proxied();
+    let broker = connect(&through, &prefix).await;
+    let run = RunId::new();
+    let mut events = broker.events(Position::Start).await.unwrap();
+    enqueue(&broker, &jobs(&run, 0..3)).await;
+    for _ in 0..3 {
+        event(&mut events).await;
+    }
+    proxy.refuse();
+    let (connection, channel) = raw(&url).await;
+    let ledger = format!("{prefix}.ledger");
+    channel
+        .queue_delete(ledger.as_str().into(), QueueDeleteOptions::default())
+        .await
+        .unwrap();
+    // Another process makes it anew, and more is recorded than was there before.
+    let other = connect(&url, &prefix).await;
+    enqueue(&other, &jobs(&run, 10..20)).await;
+    proxy.flow();
+    let fault = next(&mut events).await.unwrap_err();
+    assert!(fault.message.contains(&ledger), "{fault}");
+    connection.close(200, "".into()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_job_is_recorded_and_buried() {
+    let (url, prefix) = (shared_url(), fresh_prefix());
+    let broker = connect(&url, &prefix).await;
+    let (connection, channel) = raw(&url).await;
+    let run = RunId::new();
+    let (bad, good) = (job(&run, 1), job(&run, 2));
+    let later = String::from_utf8(bad.encode())
+        .unwrap()
+        .replace("\"version\":1", "\"version\":99");
+    let properties = |id: String| {
+        BasicProperties::default()
+            .with_type("job".into())
+            .with_message_id(id.as_str().into())
+    };
+    publish_raw(&channel, &prefix, b"\xff{", BasicProperties::default()).await;
+    publish_raw(&channel, &prefix, later.as_bytes(), properties(bad.id())).await;
+    publish_raw(&channel, &prefix, b"", properties("no id".to_owned())).await;
+    enqueue(&broker, std::slice::from_ref(&good)).await;
+
+    let mut deliveries = broker.deliveries(1).await.unwrap();
+    let delivery = next(&mut deliveries).await;
+    assert_eq!(delivery.job, good);
+    delivery.settle(Settlement::Done).await.unwrap();
+    waiting(&broker, |waiting| {
+        waiting
+            == Waiting {
+                ready: 0,
+                retry: 0,
+                dead: 3,
+            }
+    })
+    .await;
+
+    let events = history(&broker).await;
+    let [Event::Job(seen), Event::Outcome(record)] = &events[..] else {
+        panic!("{events:?}");
+    };
+    assert_eq!(*seen, good);
+    assert_eq!(record.key(), (bad.repo.clone(), bad.pushed_at.clone()));
+    assert_eq!(record.outcome, Outcome::Failed(FaultKind::Poison));
+    assert!(record.message.contains("99"), "{}", record.message);
+
+    let letters: Vec<_> = broker.dead_letters().await.unwrap().collect().await;
+    let ids: Vec<_> = letters
+        .iter()
+        .map(|letter| letter.as_ref().unwrap().id.clone())
+        .collect();
+    assert_eq!(ids, ["".to_owned(), bad.id(), "no id".to_owned()]);
+    assert!(
+        letters
+            .iter()
+            .all(|letter| letter.as_ref().unwrap().job.is_none())
+    );
+    connection.close(200, "".into()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn headers_of_others_do_no_harm() {
+    let (url, prefix) = (shared_url(), fresh_prefix());
+    let broker = connect(&url, &prefix).await;
+    let (connection, channel) = raw(&url).await;
+    let run = RunId::new();
+    for (n, value, expected) in [
+        (0, AMQPValue::LongUInt(3), 3),
+        (1, AMQPValue::ShortShortInt(2), 2),
+        (2, AMQPValue::LongLongInt(-1), 0),
+        (3, AMQPValue::LongString("many".into()), 0),
+        (4, AMQPValue::LongLongInt(i64::MAX), u32::MAX),
+    ] {
+        let mut headers = FieldTable::default();
+        headers.insert("attempt".into(), value.clone());
+        headers.insert("x-death".into(), AMQPValue::LongString("never".into()));
+        let properties = BasicProperties::default().with_headers(headers);
+        publish_raw(&channel, &prefix, &job(&run, n).encode(), properties).await;
+        let mut deliveries = broker.deliveries(1).await.unwrap();
+        let delivery = next(&mut deliveries).await;
+        assert_eq!(
+            (delivery.attempt, delivery.waits),
+            (expected, 0),
+            "{value:?}"
+        );
+        delivery.settle(Settlement::Done).await.unwrap();
+    }
+    connection.close(200, "".into()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn retries_wait_as_long_as_they_should_side_by_side() {
+    let broker = connect(&shared_url(), &fresh_prefix()).await;
+    enqueue(&broker, &jobs(&RunId::new(), 0..3)).await;
+    let mut deliveries = broker.deliveries(3).await.unwrap();
+    // The longest first: it must not hold up the others.
+    for (after, attempt) in [(4, 3), (2, 2), (1, 1)] {
+        let delivery = next(&mut deliveries).await;
+        let again = Settlement::Again {
+            after: Duration::from_secs(after),
+            attempt,
+            waits: 7,
+        };
+        delivery.settle(again).await.unwrap();
+    }
+    let start = Instant::now();
+    for (attempt, from, to) in [(1, 0.8, 2.0), (2, 1.7, 4.0), (3, 3.6, 8.0)] {
+        let delivery = next(&mut deliveries).await;
+        let seconds = start.elapsed().as_secs_f64();
+        assert_eq!((delivery.attempt, delivery.waits), (attempt, 7));
+        assert!(
+            (from..to).contains(&seconds),
+            "attempt {attempt} after {seconds} s"
+        );
+        delivery.settle(Settlement::Done).await.unwrap();
+    }
+    assert!(
+        history(&broker)
+            .await
+            .iter()
+            .all(|event| matches!(event, Event::Job(_)))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_queue_is_waited_for() {
+    let node = Node::start();
+    let (url, prefix) = (node.url(), fresh_prefix());
+    let pattern = format!("^{prefix}\\.jobs$");
+    let policy = r#"{"max-length":20}"#;
+    node.control(&[
+        "set_policy",
+        "--apply-to",
+        "queues",
+        "small",
+        &pattern,
+        policy,
+    ]);
+    let broker = connect(&url, &prefix).await;
+    // The limit is a soft one: what is on its way when it is reached still gets in.
+    let all = jobs(&RunId::new(), 0..1500);
+    let enqueued = broker.enqueue(stream::iter(all.clone()).boxed());
+    let worked = async {
+        waiting(&broker, |waiting| waiting.ready >= 20).await;
+        let mut deliveries = broker.deliveries(10).await.unwrap();
+        let mut seen = std::collections::HashSet::new();
+        while seen.len() < all.len() {
+            let delivery = next(&mut deliveries).await;
+            seen.insert(delivery.job.id());
+            delivery.settle(Settlement::Done).await.unwrap();
+        }
+    };
+    let (enqueued, ()) = tokio::join!(enqueued, worked);
+    assert_eq!(enqueued.unwrap().jobs, 1500);
+
+    // Nobody takes anything: that is said, not waited for, for ever.
+    let mut options = options(&url, &prefix);
+    options.patience = Duration::from_secs(2);
+    let impatient = AmqpBroker::connect(options).await.unwrap();
+    let fault = impatient
+        .enqueue(stream::iter(all).boxed())
+        .await
+        .unwrap_err();
+    assert_eq!(fault.kind, FaultKind::Infra);
+    assert!(fault.message.contains("full"), "{fault}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_jobs_queue_that_goes_while_jobs_are_published_is_noticed() {
+    let (url, prefix) = (shared_url(), fresh_prefix());
+    let broker = connect(&url, &prefix).await;
+    let (connection, channel) = raw(&url).await;
+    let jobs = stream::iter(jobs(&RunId::new(), 0..10)).then(async |job| {
+        if job.repo.name() == "name-5" {
+            let queue = format!("{prefix}.jobs");
+            let delete = channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default());
+            delete.await.unwrap();
+        }
+        job
+    });
+    let fault = broker.enqueue(Box::pin(jobs)).await.unwrap_err();
+    assert!(fault.message.contains("deleted"), "{fault}");
+    connection.close(200, "".into()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ending_a_consumer_hands_back_what_it_did_not_take_without_counting() {
+    let broker = connect(&shared_url(), &fresh_prefix()).await;
+    enqueue(&broker, &jobs(&RunId::new(), 0..2)).await;
+    for _ in 0..=DELIVERY_LIMIT {
+        let mut deliveries = broker.deliveries(2).await.unwrap();
+        let taken = next(&mut deliveries).await;
+        drop(deliveries);
+        // The one in hand can still be settled; the other one comes back by itself.
+        let again = Settlement::Again {
+            after: Duration::ZERO,
+            attempt: 0,
+            waits: 0,
+        };
+        taken.settle(again).await.unwrap();
+        waiting(&broker, |waiting| waiting.ready == 2).await;
+    }
+    waiting(&broker, |waiting| {
+        waiting
+            == Waiting {
+                ready: 2,
+                retry: 0,
+                dead: 0,
+            }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_whose_connection_was_lost_comes_back_and_cannot_be_settled() {
+    let (proxy, url) = proxied();
+    let broker = connect(&url, &fresh_prefix()).await;
+    enqueue(&broker, &jobs(&RunId::new(), 0..1)).await;
+    let mut deliveries = broker.deliveries(1).await.unwrap();
+    let first = next(&mut deliveries).await;
+    proxy.cut();
+    let again = next(&mut deliveries).await;
+    assert_eq!(again.job, first.job);
+    for (delivery, settlement) in [(
+        first,
+        Settlement::Again {
+            after: Duration::ZERO,
+            attempt: 1,
+            waits: 0,
+        },
+    )] {
+        let fault = delivery.settle(settlement).await.unwrap_err();
+        assert_eq!(fault.kind, FaultKind::Infra);
+    }
+    again.settle(Settlement::Done).await.unwrap();
+    // No second copy was made of it either.
+    waiting(&broker, |waiting| waiting == Waiting::default()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_lock_is_one_for_all_processes_and_can_be_lost() {
+    let prefix = fresh_prefix();
+    let (proxy, through) = proxied();
+    let (one, other) = (
+        connect(&through, &prefix).await,
+        connect(&shared_url(), &prefix).await,
+    );
+    let lock = one.producer_lock().await.unwrap().expect("free");
+    assert!(other.producer_lock().await.unwrap().is_none());
+
+    // Cut off for a moment, it is taken again.
+    let before = proxy.connections();
+    proxy.cut();
+    wait_until(|| proxy.connections() > before).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!lock.lost.is_cancelled());
+    assert!(other.producer_lock().await.unwrap().is_none());
+
+    // Cut off for long, another gets it, and that is noticed.
+    proxy.refuse();
+    let others = taken(&other).await;
+    proxy.flow();
+    tokio::time::timeout(PROMPTLY, lock.lost.cancelled())
+        .await
+        .expect("noticed");
+    drop(lock);
+    assert!(one.producer_lock().await.unwrap().is_none());
+    drop(others);
+    taken(&one).await;
+}
+
+async fn taken(broker: &AmqpBroker) -> common::broker::ProducerLock {
+    let start = Instant::now();
+    loop {
+        if let Some(lock) = broker.producer_lock().await.unwrap() {
+            return lock;
+        }
+        assert!(start.elapsed() < PROMPTLY, "the lock is not given back");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn wait_until(mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PROMPTLY, "it never came true");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn prefixes_keep_fleets_apart() {
+    let url = shared_url();
+    let (one, other) = (
+        connect(&url, &fresh_prefix()).await,
+        connect(&url, &fresh_prefix()).await,
+    );
+    enqueue(&one, &jobs(&RunId::new(), 0..3)).await;
+    let lock = one.producer_lock().await.unwrap();
+    assert!(lock.is_some());
+    assert_eq!(other.waiting().await.unwrap(), Waiting::default());
+    assert_eq!(history(&other).await, []);
+    assert!(other.producer_lock().await.unwrap().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_is_immediate_and_shows_no_secret() {
+    let url = shared_url();
+    let address = url.rsplit_once('@').unwrap().1.to_owned();
+    for (url, says) in [
+        (
+            format!("amqp://guest:s3cr3t-word@{address}"),
+            "ACCESS_REFUSED",
+        ),
+        (
+            format!("amqp://guest:guest@{address}/no-such-vhost"),
+            "no-such-vhost",
+        ),
+    ] {
+        let options = options(&url, "x");
+        let start = Instant::now();
+        let shown = format!("{options:?}");
+        let fault = AmqpBroker::connect(options).await.unwrap_err();
+        assert!(start.elapsed() < PROMPTLY / 2, "it waited");
+        assert!(fault.message.contains(says), "{fault}");
+        for text in [fault.message, shown] {
+            assert!(
+                !text.contains("s3cr3t") && !text.contains("guest"),
+                "{text}"
+            );
+        }
+    }
+    let broker = connect(&url, &fresh_prefix()).await;
+    let shown = format!("{broker:?}");
+    assert!(!shown.contains("guest"), "{shown}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn queues_of_another_shape_are_refused_with_advice() {
+    let (url, prefix) = (shared_url(), fresh_prefix());
+    let (connection, channel) = raw(&url).await;
+    let name = format!("{prefix}.jobs");
+    let durable = lapin::options::QueueDeclareOptions {
+        durable: true,
+        ..Default::default()
+    };
+    channel
+        .queue_declare(name.as_str().into(), durable, FieldTable::default())
+        .await
+        .unwrap();
+    let fault = AmqpBroker::connect(options(&url, &prefix))
+        .await
+        .unwrap_err();
+    assert!(
+        fault.message.contains(&name) && fault.message.contains("--queue-prefix"),
+        "{fault}"
+    );
+    connection.close(200, "".into()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_is_away_is_waited_for_then_reported() {
+    let nobody = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = nobody.local_addr().unwrap();
+    drop(nobody);
+    let config = |url: String, prefix: &str| BrokerConfig {
+        broker_url: Some(common::broker::Secret(url)),
+        queue_prefix: prefix.to_owned(),
+    };
+    let patience = Duration::from_secs(1);
+    let away = config(format!("amqp://me:s3cr3t-word@{address}"), "x");
+    let start = Instant::now();
+    let error = away.connect(patience).await.unwrap_err();
+    assert!(start.elapsed() >= patience);
+    assert_eq!(error.code, exit::UNAVAILABLE);
+    assert!(error.message.contains(&address.to_string()), "{error}");
+    assert!(
+        !format!("{error:?} {away:?}").contains("s3cr3t"),
+        "{error:?} {away:?}"
+    );
+
+    for (url, prefix) in [
+        ("amqp://me:s3cr3t-word", "x"),
+        ("http://me:s3cr3t-word@h", "x"),
+        ("amqp://h", "a b"),
+    ] {
+        let error = config(url.to_owned(), prefix)
+            .connect(patience)
+            .await
+            .unwrap_err();
+        assert_eq!(error.code, exit::USAGE, "{error}");
+        assert!(!error.message.contains("s3cr3t"), "{error}");
+    }
+    let none = BrokerConfig {
+        broker_url: None,
+        queue_prefix: String::new(),
+    };
+    assert!(none.connect(patience).await.unwrap().is_none());
+}
