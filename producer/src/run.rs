@@ -224,7 +224,7 @@ async fn write<T: Serialize>(
     document: Document,
     content: &T,
 ) -> Result<String, Fault> {
-    let key = DocumentKey {
+    let key = DocumentKey::OfRun {
         run: run.clone(),
         document,
     };

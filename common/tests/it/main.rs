@@ -10,3 +10,4 @@ mod fs_store;
 mod git_server;
 mod http_server;
 mod raw_http;
+mod s3_store;

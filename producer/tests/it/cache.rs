@@ -14,7 +14,7 @@ use common::repo::RepoRef;
 use common::retry::Policy;
 use common::run::{CacheReason, RunId};
 use common::store::fs::FsStore;
-use common::store::{Digest, DigestMeta, DigestStore, DocumentKey, Expected, Found, Put};
+use common::store::{Digest, DigestMeta, DigestStore, DocumentKey, Expected, Found, Listed, Put};
 use common::testing::http_server::{HttpServer, Request, Response};
 use futures::stream::BoxStream;
 use producer::cache::{self, CacheConfig, CacheSource, Checked};
@@ -92,7 +92,7 @@ where
         unreachable!("a check writes nothing")
     }
 
-    fn list(&self) -> BoxStream<'_, Result<RepoRef, Fault>> {
+    fn list(&self, _: &str) -> BoxStream<'_, Result<Listed, Fault>> {
         unreachable!("a check lists nothing")
     }
 
@@ -106,6 +106,10 @@ where
 
     async fn probe(&self) -> Result<(), Fault> {
         unreachable!("a check does not probe")
+    }
+
+    fn is_remote(&self) -> bool {
+        false
     }
 
     fn location(&self) -> String {
