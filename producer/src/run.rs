@@ -22,6 +22,7 @@ use crate::cache::{self, CacheConfig, Checked};
 use crate::embedded::{Embedded, EmbeddedConfig, only_one};
 use crate::feed::{self, Feed, FeedConfig, FilterConfig, Source};
 use crate::follow::{Ended, follow};
+use crate::index::Index;
 use crate::publish::publish;
 use crate::report::{self, Bar, Reporter};
 
@@ -50,6 +51,8 @@ pub struct RunConfig {
 struct Plan {
     feed: Feed,
     checked: Vec<Checked>,
+    /// What the cache check learned, if anything.
+    index: Option<Index>,
 }
 
 impl RunConfig {
@@ -82,6 +85,12 @@ impl RunConfig {
         write(&store, &run, Document::Manifest, &manifest)
             .await
             .map_err(unavailable)?;
+        if let Some(index) = &plan.index
+            && let Err(fault) = index.save(store.as_ref()).await
+        {
+            // The next run has to look at more digests, that is all.
+            warn!(operation = "run", "the index could not be stored: {fault}");
+        }
         info!(
             operation = "run",
             run_id = run.as_str(),
@@ -190,7 +199,7 @@ impl RunConfig {
     async fn plan(&self, store: &SharedStore, metrics: &Metrics) -> Result<Plan> {
         let mut feed = feed::load(&self.feed).await?;
         let selected = self.filter.select(std::mem::take(&mut feed.repositories));
-        let checked = cache::check(&self.cache, store.as_ref(), selected).await?;
+        let (checked, index) = cache::check(&self.cache, store.as_ref(), selected).await?;
         for (reason, count) in cache::counts(&checked) {
             metrics.cache_checked(reason, count);
         }
@@ -199,7 +208,11 @@ impl RunConfig {
         }
         let tally = report::opening_tally(&feed.invalid, &checked);
         report::cache_checked(&tally, &checked);
-        Ok(Plan { feed, checked })
+        Ok(Plan {
+            feed,
+            checked,
+            index,
+        })
     }
 
     fn manifest(&self, run: &RunId, started_at: String, plan: &Plan, tally: &Tally) -> Manifest {

@@ -17,7 +17,7 @@ use common::store::fs::FsStore;
 use common::store::{Digest, DigestMeta, DigestStore, DocumentKey, Expected, Found, Listed, Put};
 use common::testing::http_server::{HttpServer, Request, Response};
 use futures::stream::BoxStream;
-use producer::cache::{self, CacheConfig, CacheSource, Checked};
+use producer::cache::{self, CacheConfig, CacheSource, Check, Checked};
 use producer::feed::FeedRepo;
 use serde_json::{Value, json};
 use tokio::sync::Barrier;
@@ -29,6 +29,7 @@ const PUSHED: &str = "2026-01-01T00:00:00Z";
 fn config(cache: CacheSource, url: Option<&str>) -> CacheConfig {
     CacheConfig {
         cache,
+        check: Check::Index,
         cache_url: url.map(|url| url.parse().unwrap()),
         cache_timeout: Duration::from_secs(10),
         force: false,
@@ -62,7 +63,9 @@ async fn check(
     repositories: Vec<FeedRepo>,
 ) -> Result<Vec<Checked>, ExitError> {
     logs::prepare();
-    cache::check(config, store, repositories).await
+    let (checked, index) = cache::check(config, store, repositories).await?;
+    assert_eq!(index, None, "only a bucket has one");
+    Ok(checked)
 }
 
 /// A store of which only `head` is asked, answered by a closure.
