@@ -132,10 +132,11 @@ impl DigestCommand {
         self.slot.concurrency = Some(1);
         let policy = self.fetch.policy(std::env::var("GITHUB_TOKEN").ok());
         let max_text_bytes = limits.max_text_bytes;
-        let slots = Slots::new(self.slot, policy, limits, Metrics::new()).map_err(exit_error)?;
+        let slots = Slots::new(self.slot, policy, limits, Metrics::new())
+            .map_err(|fault| exit_error(&fault))?;
         let made = match slots.work(&self.source, subject, &shutdown.soft).await {
             Ok(made) => made,
-            Err(Unmade::Fault(fault)) => return Err(exit_error(fault).into()),
+            Err(Unmade::Fault(fault)) => return Err(exit_error(&fault).into()),
             Err(Unmade::Stopped) => return Ok(shutdown.code()),
         };
         let text = digest::assemble(&made.facts, &made.tree, &made.content, max_text_bytes);
@@ -169,7 +170,7 @@ fn repo_of(url: &Url) -> Result<RepoRef> {
     })
 }
 
-fn exit_error(fault: Fault) -> ExitError {
+fn exit_error(fault: &Fault) -> ExitError {
     let code = match fault.kind {
         FaultKind::Refused => exit::USAGE,
         FaultKind::Infra | FaultKind::Killed => exit::INTERNAL,

@@ -370,7 +370,7 @@ pub fn assemble(facts: &Facts, tree: &str, content: &str, max_text_bytes: Option
     let frame = facts.summary("").len() + "\n\n".len();
     let whole = frame + tree.len() + "\n".len() + content.len();
     if whole < max {
-        let tokens = tokens::count(&[tree, content].concat());
+        let tokens = tokens::count_both(tree, content);
         let label = tokens::label(tokens);
         if whole + label.len() <= max {
             let text = [&facts.summary(&label), "\n\n", tree, "\n", content].concat();
@@ -454,19 +454,6 @@ impl<'a> Visible<'a> {
         });
         before + tokens::count(&text[seam..])
     }
-}
-
-/// `1234567` as `1,234,567`.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut grouped = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            grouped.push(',');
-        }
-        grouped.push(digit);
-    }
-    grouped
 }
 
 #[cfg(test)]
@@ -566,18 +553,6 @@ mod tests {
         for limits in [Limits::default(), Limits::gitingest()] {
             let json = serde_json::to_string(&limits).unwrap();
             assert_eq!(serde_json::from_str::<Limits>(&json).unwrap(), limits);
-        }
-    }
-
-    #[test]
-    fn numbers_are_grouped_by_thousands() {
-        for (number, expected) in [
-            (0, "0"),
-            (999, "999"),
-            (1_000, "1,000"),
-            (1_234_567, "1,234,567"),
-        ] {
-            assert_eq!(grouped(number), expected);
         }
     }
 }

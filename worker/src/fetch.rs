@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Once};
 
-use common::fault::Fault;
+use common::fault::{Fault, FaultKind};
 use git2::{AutotagOption, ErrorClass, ErrorCode, FetchOptions, Oid, RemoteCallbacks, Repository};
 
 use crate::fetch::http::Session;
@@ -56,8 +56,16 @@ pub fn fetch(
         Place::Remote { url, named } => {
             let session = Session::new(url.clone(), named, policy, Arc::clone(&watch))?;
             let result = session.run(|| download(url.as_str(), scratch, watch));
-            let (repository, head) = result
-                .map_err(|error| session.take_fault().unwrap_or_else(|| fault("git", &error)))?;
+            let sort = |error| session.take_fault().unwrap_or_else(|| fault("git", &error));
+            let (repository, head) = result.map_err(|error| match sort(error) {
+                // libgit2 does not always say where.
+                Fault {
+                    kind: FaultKind::Infra,
+                    message,
+                    ..
+                } => Fault::infra(format!("in {}: {message}", scratch.display())),
+                other => other,
+            })?;
             Ok(Fetched {
                 source: Objects::new(repository, head.map(objects::object_id))?,
                 bytes: session.received(),

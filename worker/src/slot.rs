@@ -193,7 +193,7 @@ impl Slots {
     /// Makes the scratch folder and clears away what dead processes left there.
     ///
     /// # Errors
-    /// [`FaultKind::Infra`](common::fault::FaultKind::Infra) where it cannot be written.
+    /// [`FaultKind::Infra`] where it cannot be written.
     pub fn new(
         config: SlotConfig,
         policy: FetchPolicy,
@@ -426,7 +426,7 @@ impl Making {
                     digest: Duration::from_millis(millis),
                 })));
             }
-            Frame::Failed(fault) => return Ok(Some(Err(checked(fault)?))),
+            Frame::Failed(fault) => return Ok(Some(Err(checked(&fault)?))),
         }
         Ok(None)
     }
@@ -451,15 +451,15 @@ impl std::fmt::Display for Making {
 }
 
 /// A child's fault, if it is one that a child can meet.
-fn checked(fault: Fault) -> io::Result<Fault> {
+fn checked(fault: &Fault) -> io::Result<Fault> {
     match fault.kind {
         FaultKind::Poison | FaultKind::InvalidEntry => {
             Err(invalid("a fault that is not for it to find"))
         }
-        _ => Ok(Fault {
+        kind => Ok(Fault {
+            kind,
             message: printable(&fault.message),
             retry_after: fault.retry_after.map(|pause| pause.min(MAX_RETRY_AFTER)),
-            ..fault
         }),
     }
 }
@@ -507,8 +507,12 @@ impl Running {
         self.line.clear();
         let mut line = (&mut self.output).take(MAX_LINE);
         line.read_until(b'\n', &mut self.line).await?;
-        if self.line.pop() != Some(b'\n') {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+        match self.line.pop() {
+            Some(b'\n') => {}
+            Some(_) if self.line.len() as u64 >= MAX_LINE - 1 => {
+                return Err(invalid("a longer line than it may send"));
+            }
+            _ => return Err(io::ErrorKind::UnexpectedEof.into()),
         }
         let frame = serde_json::from_slice(&self.line)?;
         let mut text = Vec::new();
@@ -541,16 +545,18 @@ impl Running {
             }
             _ => None,
         };
+        let stderr = self.child.stderr.take();
+        self.kill().await;
         let mut evidence = Vec::new();
-        if let Some(stderr) = self.child.stderr.take() {
-            // A descendant may hold it open.
+        if let Some(stderr) = stderr {
+            // What it said is still in the pipe. A descendant that has left the group may hold
+            // that open.
             let mut stderr = stderr.take(EVIDENCE);
             let read = stderr.read_to_end(&mut evidence);
             tokio::time::timeout(Duration::from_secs(1), read)
                 .await
                 .ok();
         }
-        self.kill().await;
         let how = match status {
             Some(status) => ending(status),
             None => format!("broke the protocol: {error}"),

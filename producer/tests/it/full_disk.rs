@@ -155,22 +155,46 @@ fn a_full_scratch_folder_ends_the_run_and_room_lets_it_go_on() {
     where_mounting_is_allowed(name, || {
         let fleet = fleet();
         let scratch = fleet.scratch_folder();
-        let disk = SmallDisk::mount(&scratch, "200k");
+        let disk = SmallDisk::mount(&scratch, "3m");
+        fill(&scratch);
         let run = fleet.run(&["--patience", "2", "--concurrency", "1"]);
         let run = run.with(UNAVAILABLE);
         assert_given_up(&run, &scratch, "--scratch");
-        fleet.assert_nothing_left();
-        let summary = fleet.document(&run.run_id(), "summary.json");
-        assert!(
-            summary["open"]
-                .as_array()
-                .unwrap()
-                .contains(&json!("disk/large"))
-        );
 
         drop(disk);
         fleet.run(&[]).with(0);
         assert_all_there(&fleet);
+        fleet.assert_nothing_left();
+    });
+}
+
+/// The disk looks well whenever it is looked at, and no wait will make it larger.
+#[test]
+fn a_repository_larger_than_the_scratch_disk_fails_alone() {
+    let name = "full_disk::a_repository_larger_than_the_scratch_disk_fails_alone";
+    where_mounting_is_allowed(name, || {
+        let fleet = fleet();
+        let scratch = fleet.scratch_folder();
+        let disk = SmallDisk::mount(&scratch, "200k");
+        let run = fleet.run(&["--concurrency", "1"]).with(0);
+        let summary = run.summary();
+        assert_eq!(
+            (&summary["processed"], &summary["failed"]),
+            (&json!(2), &json!(1))
+        );
+        let summary = fleet.document(&run.run_id(), "summary.json");
+        let failure = &summary["failures"][0];
+        assert_eq!(
+            (&failure["repo"], &failure["class"]),
+            (&json!("disk/large"), &json!("infra"))
+        );
+        let message = failure["message"].as_str().unwrap();
+        assert!(message.contains("--scratch"), "{message}");
+
+        drop(disk);
+        fleet.run(&[]).with(0);
+        assert_all_there(&fleet);
+        fleet.assert_nothing_left();
     });
 }
 

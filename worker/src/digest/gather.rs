@@ -7,9 +7,10 @@ use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 
 use common::fault::Fault;
+use common::run::thousands;
 
-use super::grouped;
 use super::ignore::{MAX_PATTERNS, Rules};
+
 use super::walk::{MAX_ENTRIES, Trees};
 use crate::source::{EntryKind, ObjectId, Source};
 
@@ -48,8 +49,8 @@ pub(super) fn rules(
     let notice = cut.then(|| {
         format!(
             "Limit reached: {} ignore files or {} patterns; the rest of them is not applied",
-            grouped(MAX_FILES as u64),
-            grouped(MAX_PATTERNS as u64)
+            thousands(MAX_FILES as u64),
+            thousands(MAX_PATTERNS as u64)
         )
     });
     Ok((rules, notice))

@@ -8,9 +8,10 @@ use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use common::fault::Fault;
+use common::run::thousands;
 
+use super::Limits;
 use super::ignore::{Place, Rules, Verdict};
-use super::{Limits, grouped};
 use crate::source::{Entry, EntryKind, ObjectId, Source};
 
 /// Most tree entries that one walk looks at, by path: a tree seen twice counts twice.
@@ -421,19 +422,19 @@ impl<'a> Walk<'a, '_> {
         if self.reached.files {
             notices.push(format!(
                 "Limit reached: {} files; the rest of the repository is left out",
-                grouped(self.limits.max_files)
+                thousands(self.limits.max_files)
             ));
         }
         if self.reached.bytes {
             notices.push(format!(
                 "Limit reached: {} bytes of files; files that would exceed it are left out",
-                grouped(self.limits.max_total_bytes)
+                thousands(self.limits.max_total_bytes)
             ));
         }
         if self.reached.work {
             notices.push(format!(
                 "Limit reached: {} tree entries; the rest of the repository is left out",
-                grouped(self.visited)
+                thousands(self.visited)
             ));
         }
         notices

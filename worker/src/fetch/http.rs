@@ -26,6 +26,9 @@ use super::policy::{FetchPolicy, Place, authority, is_public, literal_address};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Redirects of the first request that are followed; none is after it, as git has it.
 const MAX_REDIRECTS: usize = 5;
+/// Most bytes of refs, some 900,000 of them. libgit2 keeps them in memory, in which they take more
+/// room than on the wire.
+const MAX_ADVERTISEMENT: u64 = 64 << 20;
 /// What is read of an answer that nobody wants to the end, so that its connection can be used
 /// again: without it each of a fetch's three requests makes a TLS connection of its own.
 const DRAINED: usize = 16 * 1024;
@@ -255,7 +258,7 @@ impl Session {
     }
 
     /// The next piece of an answer's body, counted; empty at its end.
-    fn chunk(&self, response: &mut Response) -> Result<bytes::Bytes, Fault> {
+    fn chunk(&self, service: Service, response: &mut Response) -> Result<bytes::Bytes, Fault> {
         let chunk = self
             .runtime
             .block_on(response.chunk())
@@ -270,6 +273,11 @@ impl Session {
             return Err(Fault::too_large(format!(
                 "more than {} bytes to download (--max-fetch-bytes)",
                 self.policy.max_bytes
+            )));
+        }
+        if service == Service::UploadPackLs && received > MAX_ADVERTISEMENT {
+            return Err(Fault::too_large(format!(
+                "more than {MAX_ADVERTISEMENT} bytes of refs"
             )));
         }
         self.watch.received(received);
@@ -347,7 +355,7 @@ impl Exchange {
                 _ => self.session.post(std::mem::take(&mut self.request))?,
             }),
         };
-        self.chunk = self.session.chunk(response)?;
+        self.chunk = self.session.chunk(self.service, response)?;
         Ok(())
     }
 }

@@ -14,13 +14,16 @@ use crate::fixture::{Fixture, TEXT, git, good, noise, work};
 
 use FaultKind::{Gone, Killed, Refused, Throttled, TooLarge, Transient};
 
-/// What is made of `owner/bad` with `trouble`, which is to be a fault of class `kind`.
-async fn fault_of(trouble: impl Into<Rule>, kind: FaultKind) -> Fault {
-    let fixture = Fixture::new();
-    fixture.server.fault("owner/bad", trouble);
-    let fault = fixture.fault().await;
-    assert_eq!(fault.kind, kind, "{fault}");
-    fault
+impl Fixture {
+    /// What is made of `owner/bad` with `trouble` alone, which is to be a fault of class `kind`.
+    async fn fault_of(&self, trouble: impl Into<Rule>, kind: FaultKind) -> Fault {
+        let trouble = trouble.into();
+        self.server.clear_faults();
+        self.server.fault("owner/bad", trouble.clone());
+        let fault = self.fault().await;
+        assert_eq!(fault.kind, kind, "{trouble:?}: {fault}");
+        fault
+    }
 }
 
 #[tokio::test]
@@ -140,6 +143,7 @@ async fn a_local_repository_is_read_in_place_if_that_is_allowed() {
 
 #[tokio::test]
 async fn statuses_have_their_class_at_either_request() {
+    let fixture = Fixture::new();
     let seconds = |s| Some(Duration::from_secs(s));
     for (trouble, kind, retry_after) in [
         (Trouble::status(401), Gone, None),
@@ -161,7 +165,7 @@ async fn statuses_have_their_class_at_either_request() {
         (Trouble::WrongContentType, Transient, None),
     ] {
         for at in [Kind::InfoRefs, Kind::UploadPack] {
-            let fault = fault_of(trouble.clone().on(at), kind).await;
+            let fault = fixture.fault_of(trouble.clone().on(at), kind).await;
             assert_eq!(fault.retry_after, retry_after, "{trouble:?} at {at:?}");
             if let Trouble::Status { code, .. } = trouble {
                 assert!(fault.message.contains(&code.to_string()), "{fault}");
@@ -210,6 +214,7 @@ async fn a_redirect_may_lead_to_another_host_that_is_allowed() {
 
 #[tokio::test]
 async fn redirects_to_anywhere_else_are_not_followed() {
+    let fixture = Fixture::new();
     let tail = "info/refs?service=git-upload-pack";
     for (location, kind) in [
         (format!("https://evil.example/owner/bad/{tail}"), Refused),
@@ -230,18 +235,21 @@ async fn redirects_to_anywhere_else_are_not_followed() {
             code: 302,
             location: location.clone(),
         };
-        let fault = fault_of(redirect, kind).await;
+        let fault = fixture.fault_of(redirect, kind).await;
         assert!(!fault.message.contains("secret"), "{fault}");
     }
 }
 
 #[tokio::test]
 async fn a_redirected_post_is_refused() {
+    let fixture = Fixture::new();
     let location = "/owner/good/git-upload-pack".to_owned();
     for code in [302, 307] {
         let location = location.clone();
         let redirect = Trouble::Redirect { code, location };
-        fault_of(redirect.on(Kind::UploadPack), Refused).await;
+        fixture
+            .fault_of(redirect.on(Kind::UploadPack), Refused)
+            .await;
     }
 }
 
@@ -394,6 +402,7 @@ async fn a_fetch_that_goes_on_for_too_long_is_too_large() {
 
 #[tokio::test]
 async fn what_is_cut_or_damaged_on_its_way_is_transient() {
+    let fixture = Fixture::new();
     for trouble in [
         Rule::from(Trouble::Reset),
         Trouble::Reset.on(Kind::UploadPack),
@@ -409,18 +418,20 @@ async fn what_is_cut_or_damaged_on_its_way_is_transient() {
         Rule::from(Trouble::Corrupt { at: 40 }),
         Rule::from(Trouble::Corrupt { at: 200 }),
     ] {
-        fault_of(trouble, Transient).await;
+        fixture.fault_of(trouble, Transient).await;
     }
 }
 
 #[tokio::test]
 async fn a_pack_that_claims_four_billion_objects_is_ended_by_the_memory_limit() {
-    let fault = fault_of(Trouble::Corrupt { at: 8 }, Killed).await;
+    let fixture = Fixture::new();
+    let fault = fixture.fault_of(Trouble::Corrupt { at: 8 }, Killed).await;
     assert!(fault.message.contains("memory limit"), "{fault}");
 }
 
 #[tokio::test]
 async fn an_answer_that_is_not_gits_is_no_harm() {
+    let mut fixture = Fixture::new();
     for body in [
         "",
         "0000",
@@ -436,16 +447,23 @@ async fn an_answer_that_is_not_gits_is_no_harm() {
                 "application/x-git-upload-pack-advertisement",
             )
         });
-        let mut fixture = Fixture::new();
-        fixture
-            .policy
-            .hosts
-            .push(server.authority().parse().unwrap());
+        let host = server.authority().parse().unwrap();
+        fixture.policy.hosts.push(host);
         let url = format!("{}/owner/bad", server.url());
         let fault = fixture.make_url(&url).await.unwrap_err();
         assert_eq!(fault.kind, Transient, "{body:?}: {fault}");
         assert!(!fault.message.contains(char::is_control), "{fault:?}");
     }
+}
+
+#[tokio::test]
+async fn refs_have_a_budget_of_their_own_since_they_are_kept_in_memory() {
+    let mut fixture = Fixture::new();
+    fixture.policy.max_bytes = 1 << 30;
+    fixture.server.fault("owner/bad", Trouble::Flood);
+    let fault = fixture.fault().await;
+    assert_eq!(fault.kind, TooLarge, "{fault}");
+    assert!(fault.message.contains("67108864 bytes of refs"), "{fault}");
 }
 
 #[tokio::test]

@@ -1,18 +1,20 @@
 //! The worker's parts, tested together.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "the helpers of tests fail like tests; .clippy.toml only reaches the tests themselves"
-)]
-
+// `cfg(test)` tells clippy that all of a module is test code.
+#[cfg(test)]
 mod fixture;
 
+#[cfg(test)]
 mod fetch;
 
+#[cfg(test)]
 mod slots;
 
+#[cfg(test)]
 mod consume;
 
+#[cfg(test)]
 mod hostile_trees;
 
+#[cfg(test)]
 mod parity;
