@@ -42,7 +42,7 @@ pub trait DigestStore: fmt::Debug + Send + Sync {
     async fn put(&self, repo: &RepoRef, digest: &Digest, expected: &Expected)
     -> Result<Put, Fault>;
 
-    /// Every repository of which the store holds something and whose `owner/name` begins with
+    /// Every repository of which the store holds something and whose `owner/name/` begins with
     /// `prefix`, in no particular order.
     fn list(&self, prefix: &str) -> BoxStream<'_, Result<Listed, Fault>>;
 

@@ -314,7 +314,7 @@ async fn ask_store(
 ) -> Result<Vec<Answer>, ExitError> {
     let mut answers = vec![Answer::from(CacheReason::Miss); repositories.len()];
     let all: Vec<_> = (0..repositories.len()).collect();
-    look(store, repositories, &all, &mut answers, |_, _| {}).await?;
+    look(store, repositories, all, &mut answers, |_, _| {}).await?;
     Ok(answers)
 }
 
@@ -367,11 +367,12 @@ async fn ask_index(
 
     let mut learned = index.clone();
     learned.retain(&listing);
+    let looked_at = unconfirmed.len();
     let settled = (now - index::SETTLED).unix_timestamp_nanos() / 1_000_000;
     look(
         store,
         repositories,
-        &unconfirmed,
+        unconfirmed,
         &mut answers,
         |repo, found| {
             if let (Found::Stored { meta, version }, Sight::Listed(listed)) =
@@ -396,9 +397,9 @@ async fn ask_index(
     debug!(
         operation = "cache-check",
         indexed = learned.len(),
-        looked_at = unconfirmed.len(),
+        looked_at,
         "looked at {} digests that the index did not know",
-        thousands(unconfirmed.len() as u64)
+        thousands(looked_at as u64)
     );
     let changed = learned != index;
     Ok((answers, changed.then_some(learned)))
@@ -408,13 +409,14 @@ async fn ask_index(
 async fn look(
     store: &dyn DigestStore,
     repositories: &[FeedRepo],
-    places: &[usize],
+    places: Vec<usize>,
     answers: &mut [Answer],
     mut learn: impl FnMut(&RepoRef, &Found),
 ) -> Result<(), ExitError> {
     let (mut failed, mut in_a_row) = (0, 0);
+    let width = places.len().min(STORE_WIDTH);
     let mut heads = stream::iter(places)
-        .map(|&place| head(store, place, &repositories[place]))
+        .map(|place| head(store, place, &repositories[place]))
         .buffer_unordered(STORE_WIDTH);
     while let Some((place, found)) = heads.next().await {
         let FeedRepo {
@@ -429,7 +431,7 @@ async fn look(
             Err(fault) => {
                 failed += 1;
                 in_a_row += 1;
-                if in_a_row == places.len().min(STORE_WIDTH) {
+                if in_a_row == width {
                     return Err(ExitError::new(
                         exit::UNAVAILABLE,
                         format!(

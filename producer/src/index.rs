@@ -30,8 +30,9 @@ pub const SETTLED: Duration = Duration::from_secs(20 * 60);
 
 /// Version of the document. Another one is as good as none.
 const VERSION: u32 = 1;
-/// Repositories that one lane of a listing should have at most: less than a page, which is 1,000.
-const LANE_REPOSITORIES: usize = 800;
+/// Repositories that one lane of a listing should have at most: two pages, which have 1,000 each.
+/// Shorter ones would be many more, and each costs at least one request.
+const LANE_REPOSITORIES: usize = 1600;
 /// How many lanes are listed at the same time.
 const LANES_WIDTH: usize = 64;
 
@@ -198,7 +199,7 @@ fn sha256(text: &str) -> String {
 #[derive(Debug, Default)]
 pub struct Listing {
     listed: HashMap<RepoRef, Listed>,
-    /// Beginnings of `owner/name` that were listed to their ends, sorted.
+    /// Beginnings of `owner/name/` that were listed to their ends, sorted.
     whole: Vec<String>,
     /// Why the others were not.
     faults: Vec<Fault>,
@@ -242,7 +243,7 @@ impl Listing {
         }
         // No lane is the beginning of another, so the last one that is not after the name is the
         // only one that can be its beginning.
-        let name = repo.to_string();
+        let name = format!("{repo}/");
         let after = self.whole.partition_point(|lane| *lane <= name);
         match self.whole[..after].last() {
             Some(lane) if name.starts_with(lane) => Sight::Absent,
@@ -261,13 +262,14 @@ async fn list(store: &dyn DigestStore, lane: String) -> (String, Result<Vec<List
     (lane, listed)
 }
 
-/// Beginnings of `owner/name` that together cover `repositories`, none of them the beginning of
-/// another, each of about a page.
+/// Beginnings of `owner/name/` that together cover `repositories`, none of them the beginning of
+/// another, each of a page or two.
 ///
 /// S3 gives a page at a time, and the next one's place only with it; so many short lists are read
 /// in the time of one page.
 pub fn lanes<'a>(repositories: impl Iterator<Item = &'a RepoRef>) -> Vec<String> {
-    let mut names: Vec<_> = repositories.map(ToString::to_string).collect();
+    // With the slash, no name is the beginning of another.
+    let mut names: Vec<_> = repositories.map(|repo| format!("{repo}/")).collect();
     names.sort();
     names.dedup();
     let mut lanes = Vec::new();
@@ -275,13 +277,13 @@ pub fn lanes<'a>(repositories: impl Iterator<Item = &'a RepoRef>) -> Vec<String>
     lanes
 }
 
-/// `names` are sorted and agree in their first `depth` bytes, which are ASCII.
+/// `names` are sorted, agree in their first `depth` bytes, which are ASCII, and none is the
+/// beginning of another.
 fn split(names: &[String], depth: usize, lanes: &mut Vec<String>) {
     let Some(first) = names.first() else {
         return;
     };
-    // Sorted, so only the first can be no longer than what all begin with.
-    if names.len() <= LANE_REPOSITORIES || first.len() == depth {
+    if names.len() <= LANE_REPOSITORIES {
         lanes.push(first[..depth].to_owned());
         return;
     }
@@ -428,7 +430,9 @@ mod tests {
 
     #[test]
     fn lanes_cover_all_and_none_begins_another() {
-        let few: Vec<_> = (0..800).map(|i| repo(&format!("a/{i}"))).collect();
+        let few: Vec<_> = (0..LANE_REPOSITORIES)
+            .map(|i| repo(&format!("a/{i}")))
+            .collect();
         assert_eq!(lanes(few.iter()), [""]);
         assert_eq!(lanes([].into_iter()), [""; 0]);
         let one_owner = |i| format!("alphagov/service-{i}");
@@ -449,6 +453,7 @@ mod tests {
                 assert!(!pair[1].starts_with(&pair[0]), "{pair:?}");
             }
             for name in &names {
+                let name = format!("{name}/");
                 let of = lanes.iter().filter(|lane| name.starts_with(&**lane));
                 assert_eq!(of.count(), 1, "{name}");
             }
@@ -456,7 +461,9 @@ mod tests {
             distinct.sort();
             distinct.dedup();
             for lane in &lanes {
-                let held = distinct.iter().filter(|name| name.starts_with(lane));
+                let held = distinct
+                    .iter()
+                    .filter(|name| format!("{name}/").starts_with(lane));
                 assert!(held.count() <= LANE_REPOSITORIES, "{lane}");
             }
         }

@@ -163,7 +163,7 @@ impl DigestStore for FsStore {
                     let Ok(repo) = RepoRef::new(&owner, &name) else {
                         continue;
                     };
-                    if repo.to_string().starts_with(&prefix) {
+                    if format!("{repo}/").starts_with(&prefix) {
                         listed.extend(listed_of(root, repo)?);
                     }
                 }

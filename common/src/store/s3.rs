@@ -47,9 +47,6 @@ mod failure;
 
 mod metadata;
 
-/// How often the SDK sends a request, the first time included.
-const ATTEMPTS: u32 = 3;
-
 /// A [`DigestStore`] in a bucket.
 pub struct S3Store {
     client: Client,
@@ -106,7 +103,7 @@ impl S3Store {
             )
             .retry_config(
                 RetryConfig::standard()
-                    .with_max_attempts(ATTEMPTS)
+                    .with_max_attempts(limits.attempts)
                     .with_initial_backoff(limits.first_pause),
             );
         if let Some(endpoint) = &config.endpoint {
@@ -476,13 +473,12 @@ fn code<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> Option<&s
     error.as_service_error()?.code()
 }
 
-/// 412: the condition does not hold; 409: somebody else is writing just now; 404 without
-/// NoSuchBucket: If-Match, and nothing there.
+/// 412: the condition does not hold; 409: somebody else is writing just now; 404: If-Match, and
+/// nothing there.
 fn is_conflict<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> bool {
     match status(error) {
-        Some(412) => true,
-        Some(409) => code(error) == Some("ConditionalRequestConflict"),
-        Some(404) => code(error) == Some("NoSuchKey"),
+        Some(412 | 409) => true,
+        Some(404) => code(error) != Some("NoSuchBucket"),
         _ => false,
     }
 }

@@ -13,7 +13,7 @@ use futures::future::BoxFuture;
 use futures::stream;
 use http_body_util::BodyExt;
 use hyper::body::Bytes;
-use s3s::auth::SimpleAuth;
+use s3s::auth::{S3Auth, SecretKey};
 use s3s::dto::{
     DeleteObjectInput, DeleteObjectOutput, ETag, ETagCondition, GetObjectInput, GetObjectOutput,
     HeadObjectInput, HeadObjectOutput, ListObjectsV2Input, ListObjectsV2Output, Metadata,
@@ -106,6 +106,7 @@ struct State {
     objects: BTreeMap<String, StoredObject>,
     ignores_conditions: bool,
     calls: BTreeMap<String, usize>,
+    writes: BTreeMap<String, Vec<BTreeMap<String, String>>>,
 }
 
 impl fmt::Debug for Shared {
@@ -125,7 +126,7 @@ impl S3Server {
             decide: Mutex::new(Box::new(|_| Fate::Answered)),
         });
         let mut builder = S3ServiceBuilder::new(Backend(Arc::clone(&shared)));
-        builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
+        builder.set_auth(Doorkeeper);
         let service = builder.build();
         let handler = {
             let shared = Arc::clone(&shared);
@@ -184,6 +185,12 @@ impl S3Server {
     /// All that is in the bucket.
     pub fn objects(&self) -> BTreeMap<String, StoredObject> {
         locked(&self.shared.state).objects.clone()
+    }
+
+    /// The metadata of everything that was ever put at `key`, oldest first.
+    pub fn writes(&self, key: &str) -> Vec<BTreeMap<String, String>> {
+        let state = locked(&self.shared.state);
+        state.writes.get(key).cloned().unwrap_or_default()
     }
 
     /// Puts something in the bucket, past all rules.
@@ -303,6 +310,19 @@ async fn serve(service: &S3Service, request: Request) -> Response {
     response
 }
 
+/// Knows one key. `s3s` checks the signatures.
+struct Doorkeeper;
+
+#[async_trait::async_trait]
+impl S3Auth for Doorkeeper {
+    async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
+        match access_key {
+            ACCESS_KEY => Ok(SecretKey::from(SECRET_KEY)),
+            _ => Err(s3_error!(InvalidAccessKeyId)),
+        }
+    }
+}
+
 /// The bucket, as `s3s` sees it.
 struct Backend(Arc<Shared>);
 
@@ -354,6 +374,8 @@ impl S3 for Backend {
                 e_tag: Some(ETag::Strong(object.etag())),
                 ..PutObjectOutput::default()
             };
+            let writes = state.writes.entry(input.key.clone()).or_default();
+            writes.push(object.metadata.clone());
             state.objects.insert(input.key, object);
             Ok(S3Response::new(output))
         })

@@ -118,6 +118,7 @@ async fn a_listing_shows_what_is_there(store: &dyn DigestStore) {
         ("ab", &all[..3]),
         ("ab/", &all[..2]),
         ("ab/c", &all[..2]),
+        ("ab/c/", &all[..1]),
         ("ab/cd", &all[1..2]),
         ("A", &all[3..4]),
         ("b", &all[4..]),

@@ -11,6 +11,7 @@ mod feed;
 mod fleet;
 mod full_disk;
 mod hostile;
+mod index;
 mod log_lines;
 mod logs;
 mod metrics;

@@ -16,16 +16,18 @@ pub struct S3Config {
     pub endpoint: Option<String>,
     /// The region; servers that have none take any.
     pub region: String,
-    /// How long to wait for the server.
+    /// How long to wait for the server, and how often.
     pub limits: Limits,
     credentials: [String; 2],
     session_token: Option<String>,
     names: Names,
 }
 
-/// How long to wait for the server.
+/// How long to wait for the server, and how often.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
+    /// How often a request is sent, the first time included.
+    pub attempts: u32,
     /// For a connection.
     pub connect: Duration,
     /// For the answer to one attempt.
@@ -39,6 +41,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            attempts: 3,
             connect: Duration::from_secs(3),
             attempt: Duration::from_secs(20),
             operation: Duration::from_secs(60),
@@ -210,21 +213,16 @@ impl fmt::Debug for S3Config {
 }
 
 /// Why `value`, of the variable or option `name`, cannot be meant as it stands.
-pub(super) fn unsubstituted_part(name: &str, value: &str) -> Option<String> {
+pub fn unsubstituted(name: &str, value: &str) -> Option<String> {
     let (_, rest) = value.split_once("${")?;
     rest.contains('}').then(|| unsubstituted_message(name))
 }
 
-/// [`unsubstituted_part`] for values in which `${` may well stand.
+/// [`unsubstituted`] for values in which `${` may well stand.
 fn unsubstituted_whole(name: &str, value: &str) -> Option<String> {
     let variable = value.strip_prefix("${")?.strip_suffix('}')?;
     let named = variable.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
     (named && !variable.contains(['{', '}'])).then(|| unsubstituted_message(name))
-}
-
-/// See [`unsubstituted_part`].
-pub fn unsubstituted(name: &str, value: &str) -> Option<String> {
-    unsubstituted_part(name, value)
 }
 
 fn unsubstituted_message(name: &str) -> String {
@@ -272,7 +270,7 @@ impl<F: Fn(&str) -> Option<String>> Environment<F> {
         ];
         let plain = PLAIN
             .iter()
-            .filter_map(|name| unsubstituted_part(name, &self.get(name)?));
+            .filter_map(|name| unsubstituted(name, &self.get(name)?));
         let secret = SECRET
             .iter()
             .filter_map(|name| unsubstituted_whole(name, &self.get(name)?));
@@ -281,7 +279,7 @@ impl<F: Fn(&str) -> Option<String>> Environment<F> {
 }
 
 fn bucket_and_prefix(url: &str) -> Result<(String, String), String> {
-    if let Some(why) = unsubstituted_part("the store's URL", url) {
+    if let Some(why) = unsubstituted("the store's URL", url) {
         return Err(why);
     }
     let Some(rest) = url.strip_prefix("s3://") else {
