@@ -28,7 +28,8 @@ pub struct Cli {
 const GRACE: Duration = Duration::from_secs(3);
 
 const AFTER_HELP: &str = "\
-Environment: GITHUB_TOKEN is sent to github.com, and to no other host.
+Environment: GITHUB_TOKEN is sent to github.com, and to no other host. AWS_* or R2_* variables
+say how to reach a store in a bucket; .env.example lists them.
 
 Exit codes:
   0    the run closed, failed repositories included; or it was stopped by SIGTERM

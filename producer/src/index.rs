@@ -33,6 +33,9 @@ const VERSION: u32 = 1;
 /// Repositories that one lane of a listing should have at most: two pages, which have 1,000 each.
 /// Shorter ones would be many more, and each costs at least one request.
 const LANE_REPOSITORIES: usize = 1600;
+/// Into about how many lanes a listing is cut in any case: a few repositories may be spread over
+/// all of a large bucket, and a lane lists what lies between them as well.
+const LANES: usize = 16;
 /// How many lanes are listed at the same time.
 const LANES_WIDTH: usize = 64;
 
@@ -272,23 +275,27 @@ pub fn lanes<'a>(repositories: impl Iterator<Item = &'a RepoRef>) -> Vec<String>
     let mut names: Vec<_> = repositories.map(|repo| format!("{repo}/")).collect();
     names.sort();
     names.dedup();
+    let most = (names.len() / LANES).clamp(1, LANE_REPOSITORIES);
     let mut lanes = Vec::new();
-    split(&names, 0, &mut lanes);
+    split(&names, 0, most, &mut lanes);
     lanes
 }
 
 /// `names` are sorted, agree in their first `depth` bytes, which are ASCII, and none is the
 /// beginning of another.
-fn split(names: &[String], depth: usize, lanes: &mut Vec<String>) {
-    let Some(first) = names.first() else {
+fn split(names: &[String], depth: usize, most: usize, lanes: &mut Vec<String>) {
+    let (Some(first), Some(last)) = (names.first(), names.last()) else {
         return;
     };
-    if names.len() <= LANE_REPOSITORIES {
-        lanes.push(first[..depth].to_owned());
+    if names.len() <= most {
+        // Sorted, so what these two agree in, all do.
+        let alike = first.bytes().zip(last.bytes());
+        let alike = alike.take_while(|(a, b)| a == b).count();
+        lanes.push(first[..alike].to_owned());
         return;
     }
     for names in names.chunk_by(|a, b| a.as_bytes()[depth] == b.as_bytes()[depth]) {
-        split(names, depth + 1, lanes);
+        split(names, depth + 1, most, lanes);
     }
 }
 
@@ -430,11 +437,21 @@ mod tests {
 
     #[test]
     fn lanes_cover_all_and_none_begins_another() {
-        let few: Vec<_> = (0..LANE_REPOSITORIES)
-            .map(|i| repo(&format!("a/{i}")))
-            .collect();
-        assert_eq!(lanes(few.iter()), [""]);
         assert_eq!(lanes([].into_iter()), [""; 0]);
+        let few = ["b/a", "a/b", "a/bc", "a/b"].map(repo);
+        assert_eq!(lanes(few.iter()), ["a/b/", "a/bc/", "b/a/"]);
+        let owner: Vec<_> = (100..200).map(|i| repo(&format!("alphagov/{i}"))).collect();
+        let tens: Vec<_> = (10..20).map(|ten| format!("alphagov/{ten}")).collect();
+        assert_eq!(
+            lanes(owner[..90].iter()).len(),
+            90,
+            "five or fewer each: one by one"
+        );
+        assert_eq!(lanes(owner.iter().chain(&few)).len(), 102);
+        let many: Vec<_> = (0..16 * 10)
+            .map(|i| repo(&format!("alphagov/{:03}", i + 100)))
+            .collect();
+        assert_eq!(lanes(many.iter())[..10], tens);
         let one_owner = |i| format!("alphagov/service-{i}");
         let many_owners = |i| format!("org-{}/service-{i}", i % 300);
         let long_name = |i: usize| format!("o/{}", "x".repeat(i % 90 + 1));
@@ -447,7 +464,7 @@ mod tests {
         ] {
             let repositories: Vec<_> = names.iter().map(|name| repo(name)).collect();
             let lanes = lanes(repositories.iter());
-            assert!(lanes.len() <= 150, "{} lanes", lanes.len());
+            assert!(lanes.len() <= 200, "{} lanes", lanes.len());
             assert!(lanes.is_sorted());
             for pair in lanes.windows(2) {
                 assert!(!pair[1].starts_with(&pair[0]), "{pair:?}");

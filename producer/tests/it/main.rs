@@ -4,6 +4,7 @@
     reason = "a test that finds something missing should fail at that line"
 )]
 
+mod bucket;
 mod cache;
 mod crash;
 mod exits;
