@@ -16,6 +16,8 @@ pub const NOT_CLOSED: u8 = 70;
 pub const BUSY: u8 = 75;
 /// Stopped by SIGINT.
 pub const INTERRUPTED: u8 = 130;
+/// Stopped by SIGTERM, with nothing to show for it.
+pub const TERMINATED: u8 = 143;
 
 /// An error that says with which code the program ends.
 #[derive(Debug, thiserror::Error)]

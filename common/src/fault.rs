@@ -24,7 +24,8 @@ pub enum FaultKind {
     Killed,
     /// The message does not decode.
     Poison,
-    /// The machine, broker or store is at fault. Never charged to a repository.
+    /// The machine, broker or store is at fault, not the repository: work pauses until they are
+    /// well. Ends a job only where they look well each time and this job alone goes on failing.
     Infra,
     /// The feed's entry names no usable repository.
     InvalidEntry,
@@ -76,7 +77,8 @@ pub struct Fault {
     pub kind: FaultKind,
     /// What happened, for a person.
     pub message: String,
-    /// How long the host asked us to wait ([`FaultKind::Throttled`] only).
+    /// How long the host asked us to wait ([`FaultKind::Throttled`] only); `None` where it turned us
+    /// away without asking.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after: Option<Duration>,
 }

@@ -12,11 +12,15 @@ use crate::run::RunId;
 
 /// Attempts after the first that a transient fault gets, after 1, 2 and 4 seconds.
 pub const RETRIES: u32 = 3;
-/// How often a job is sent to wait for a throttling host before it fails as `throttled`.
-///
-/// With a minute each this is a quarter of an hour; without a bound, a repository that its host
-/// answers with a bare 403 for ever would keep a run open for ever.
+/// How often a job is sent to wait for a host that asks for patience before it fails as
+/// `throttled`. With a minute each this is a quarter of an hour.
 pub const WAITS: u32 = 15;
+/// The same where the host does not ask, but turns the job away with a bare 403: most likely that
+/// is about this repository alone, and for good. GitHub answers so for what its staff disabled.
+pub const BARE_WAITS: u32 = 2;
+/// However short a host says that its patience lasts, the pause before the n-th wait is no shorter
+/// than 2ⁿ seconds, up to this.
+const LONGEST_FLOOR: Duration = Duration::from_secs(32);
 /// How long a throttling host that names no time is left alone.
 pub const THROTTLE_PAUSE: Duration = Duration::from_secs(60);
 
@@ -117,8 +121,9 @@ pub fn decide(result: Result<Outcome, &Fault>, attempt: u32, waits: u32) -> Deci
     match fault.kind {
         FaultKind::Transient if attempt < RETRIES => Decision::Retry(retry_delay(attempt)),
         FaultKind::Killed if attempt == 0 => Decision::Retry(retry_delay(attempt)),
-        FaultKind::Throttled if waits < WAITS => {
-            Decision::Wait(fault.retry_after.unwrap_or(THROTTLE_PAUSE))
+        FaultKind::Throttled if waits < fault.retry_after.map_or(BARE_WAITS, |_| WAITS) => {
+            let floor = Duration::from_secs(1 << waits.min(16)).min(LONGEST_FLOOR);
+            Decision::Wait(fault.retry_after.unwrap_or(THROTTLE_PAUSE).max(floor))
         }
         FaultKind::Infra => Decision::Pause,
         FaultKind::Poison => Decision::Bury,
@@ -155,7 +160,12 @@ mod tests {
             (Transient, None, 2, 9, Retry(seconds(4))),
             (Transient, None, 3, 0, failed(Transient)),
             (Throttled, None, 3, 0, Wait(seconds(60))),
-            (Throttled, Some(7), 0, 14, Wait(seconds(7))),
+            (Throttled, None, 0, 1, Wait(seconds(60))),
+            (Throttled, None, 0, 2, failed(Throttled)),
+            (Throttled, Some(7), 0, 0, Wait(seconds(7))),
+            (Throttled, Some(0), 0, 0, Wait(seconds(1))),
+            (Throttled, Some(0), 0, 3, Wait(seconds(8))),
+            (Throttled, Some(7), 0, 14, Wait(seconds(32))),
             (Throttled, Some(7), 0, 15, failed(Throttled)),
             (Gone, None, 0, 0, failed(Gone)),
             (Refused, None, 0, 0, failed(Refused)),

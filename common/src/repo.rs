@@ -17,7 +17,8 @@ const NAME_MAX: usize = 100;
 ///
 /// Made only by [`RepoRef::new`] and [`str::parse`], which follow GitHub's rules, so a value is
 /// safe as two path components and inside an object key: ASCII letters, digits, `-`, `_` and `.`,
-/// and never `.`, `..` or anything that begins with a dash.
+/// and never `.` or `..`. A name may begin with a dash, as some of GitHub's do, but an owner never
+/// does, so that `owner/name` cannot be taken for a program's option.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RepoRef {
@@ -138,6 +139,7 @@ mod tests {
             ("a", "b"),
             ("UK-Home_Office", ".github"),
             ("legacy-", "..."),
+            ("a", "-dash"),
             ("0", "_"),
             (&"o".repeat(39), &"n".repeat(100)),
         ] {

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -11,7 +12,7 @@ use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::core::Collector;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
@@ -22,6 +23,7 @@ use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use time::macros::format_description;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -33,6 +35,11 @@ use tracing_subscriber::registry::LookupSpan;
 use crate::fault::FaultKind;
 use crate::outcome::Outcome;
 use crate::run::CacheReason;
+
+/// Most connections that are served at a time: nobody who looks may use up what work needs.
+const MAX_CONNECTIONS: usize = 32;
+/// For a request to come, also the next one of a connection.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How to log.
 #[derive(Args, Clone, Debug)]
@@ -433,8 +440,13 @@ impl MetricsConfig {
             "Metrics: http://{address}/metrics; liveness: http://{address}/health"
         );
         let metrics = metrics.clone();
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let server = tokio::spawn(async move {
             loop {
+                // Those beyond wait in the listener's queue, and cost no file descriptor.
+                let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+                    return;
+                };
                 let Ok((stream, _)) = listener.accept().await else {
                     // Out of file descriptors, most likely: let others close some.
                     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -448,9 +460,12 @@ impl MetricsConfig {
                     });
                     // A client that goes away is its own business.
                     hyper::server::conn::http1::Builder::new()
+                        .timer(TokioTimer::new())
+                        .header_read_timeout(REQUEST_TIMEOUT)
                         .serve_connection(TokioIo::new(stream), service)
                         .await
                         .ok();
+                    drop(place);
                 });
             }
         });

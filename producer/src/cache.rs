@@ -88,7 +88,7 @@ pub enum CacheSource {
     /// The store: exact.
     Store,
     /// An HTTP API: `POST {"repos":[{"org","name","pushedAt","url"}]}`, answered by
-    /// `{"org/name": needs processing}`.
+    /// `{"org/name": needs processing}`. What it calls for is digested whatever is stored.
     Api,
     /// Nobody.
     None,
@@ -140,6 +140,8 @@ pub struct Checked {
     pub reason: CacheReason,
     /// What the reason rests on, for a person; empty where the reason says it all.
     pub detail: String,
+    /// Somebody called for it: to be digested although the store may hold this very push.
+    pub force: bool,
 }
 
 impl Checked {
@@ -185,15 +187,16 @@ pub async fn check(
         }
         CacheSource::Store => ask_store(store, &repositories).await?,
         CacheSource::Api => ask_api(config, &repositories).await?,
-        CacheSource::None => vec![CacheReason::Forced.into(); repositories.len()],
+        CacheSource::None => vec![Answer::called_for(CacheReason::Forced); repositories.len()],
     };
     let checked = repositories
         .into_iter()
         .zip(answers)
-        .map(|(entry, Answer { reason, detail })| Checked {
+        .map(|(entry, answer)| Checked {
             entry,
-            reason,
-            detail,
+            reason: answer.reason,
+            detail: answer.detail,
+            force: answer.force,
         })
         .collect();
     Ok((checked, index))
@@ -267,7 +270,10 @@ impl Held<'_> {
             CacheReason::Unreadable => "it is empty".to_owned(),
             _ => String::new(),
         };
-        Answer { reason, detail }
+        Answer {
+            detail,
+            ..reason.into()
+        }
     }
 }
 
@@ -276,6 +282,7 @@ impl Held<'_> {
 struct Answer {
     reason: CacheReason,
     detail: String,
+    force: bool,
 }
 
 impl From<CacheReason> for Answer {
@@ -283,26 +290,35 @@ impl From<CacheReason> for Answer {
         Self {
             reason,
             detail: String::new(),
+            force: false,
         }
     }
 }
 
 impl Answer {
+    fn called_for(reason: CacheReason) -> Self {
+        Self {
+            force: true,
+            ..reason.into()
+        }
+    }
+
     fn of_store(found: &Found, pushed_at: &PushedAt) -> Self {
         match found {
             Found::Absent => CacheReason::Miss.into(),
             Found::Unreadable { why, .. } => Self {
-                reason: CacheReason::Unreadable,
                 detail: why.clone(),
+                ..CacheReason::Unreadable.into()
             },
             Found::Stored { meta, .. } => Held::from(meta).answer(pushed_at),
         }
     }
 
+    /// A miss that nobody called for: if the store holds this push, the worker leaves it there.
     fn unknown(why: impl fmt::Display) -> Self {
         Self {
-            reason: CacheReason::Miss,
             detail: format!("not known: {why}"),
+            ..CacheReason::Miss.into()
         }
     }
 }
@@ -530,7 +546,7 @@ impl Api {
                 .iter()
                 .map(|entry| match needed.get(&entry.repo.to_string()) {
                     Some(Value::Bool(false)) => CacheReason::Hit.into(),
-                    Some(Value::Bool(true)) => CacheReason::Miss.into(),
+                    Some(Value::Bool(true)) => Answer::called_for(CacheReason::Miss),
                     Some(_) => Answer::unknown("the API said neither true nor false"),
                     None => Answer::unknown("the API did not speak of it"),
                 })
@@ -693,7 +709,7 @@ mod tests {
             ),
         ] {
             assert_eq!(reason(&found, &pushed(NOW)), expected, "{found:?}");
-            let Answer { reason, detail } = Answer::of_store(&found, &pushed(NOW));
+            let answer = Answer::of_store(&found, &pushed(NOW));
             let checked = Checked {
                 entry: FeedRepo {
                     repo: "a/b".parse().unwrap(),
@@ -701,9 +717,11 @@ mod tests {
                     pushed_at: pushed(NOW),
                     archived: false,
                 },
-                reason,
-                detail,
+                reason: answer.reason,
+                detail: answer.detail,
+                force: answer.force,
             };
+            assert!(!checked.force, "the worker may look again");
             assert_eq!(checked.to_string(), line);
             assert_eq!(checked.is_cached(), expected == CacheReason::Hit);
         }

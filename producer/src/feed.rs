@@ -85,7 +85,7 @@ pub struct FeedRepo {
     /// Which.
     pub repo: RepoRef,
     /// Where to fetch it from: `https://…` or `http://…` without credentials, or an absolute path
-    /// (local feeds only). At most 1,024 bytes of ASCII.
+    /// (of a local feed, or by `--allow-local`). At most 1,024 bytes of ASCII.
     pub url: String,
     /// Its last push.
     pub pushed_at: PushedAt,
@@ -158,7 +158,16 @@ pub enum InvalidGlob {
     NoSlash(String),
 }
 
-/// Reads the feed.
+/// Whether a feed from a server may name repositories of this machine, by absolute paths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LocalPaths {
+    /// It may.
+    Allowed,
+    /// It may not.
+    Refused,
+}
+
+/// Reads the feed. One from a file may name local paths whatever `local_paths` says.
 ///
 /// What is wrong with single entries is in the result and in the log; an empty feed is a warning.
 ///
@@ -166,11 +175,14 @@ pub enum InvalidGlob {
 /// [`exit::UNAVAILABLE`] where the feed cannot be had (three attempts; a status of 4xx other than
 /// 408 and 429 is final), [`exit::BAD_FEED`] where what was had is too large or no JSON array,
 /// [`exit::USAGE`] for plain http that is not allowed.
-pub async fn load(config: &FeedConfig) -> Result<Feed, ExitError> {
+pub async fn load(config: &FeedConfig, local_paths: LocalPaths) -> Result<Feed, ExitError> {
     let started = Instant::now();
     let origin = config.feed.to_string();
     let (bytes, folder) = match &config.feed {
-        Source::Url(url) => (fetch(config, url).await?, None),
+        Source::Url(url) => {
+            let folder = (local_paths == LocalPaths::Allowed).then(PathBuf::new);
+            (fetch(config, url).await?, folder)
+        }
         Source::File(path) => {
             let (bytes, folder) = read(path, config.max_feed_bytes).await?;
             (bytes, Some(folder))
@@ -185,8 +197,8 @@ pub async fn load(config: &FeedConfig) -> Result<Feed, ExitError> {
     Ok(feed)
 }
 
-/// Makes a feed of its bytes. `folder` is what its relative local addresses are relative to;
-/// without one, local addresses are invalid.
+/// Makes a feed of its bytes. `folder` is what its relative local addresses are relative to; in an
+/// empty one these are invalid, without one all local addresses are.
 ///
 /// # Errors
 /// [`exit::BAD_FEED`], saying what was found instead of a feed.
@@ -523,14 +535,16 @@ async fn read(path: &Path, limit: u64) -> Result<(Vec<u8>, PathBuf), ExitError> 
     Ok((bytes, folder))
 }
 
-/// Joins the entries of the same repository: the newest push counts. Where two cannot be compared,
-/// or are the same moment, the later entry does.
+/// Joins the entries of the same repository, which upper and lower case do not tell apart: the
+/// newest push counts, as its entry spells it. Where two cannot be compared, or are the same moment,
+/// the later entry does.
 fn once_each(entries: Vec<FeedRepo>) -> (Vec<FeedRepo>, Vec<Repetition>) {
     let mut once: Vec<FeedRepo> = Vec::with_capacity(entries.len());
     let mut repeated = Vec::new();
     let mut places = HashMap::with_capacity(entries.len());
     for mut entry in entries {
-        let place = *places.entry(entry.repo.clone()).or_insert(once.len());
+        let key = entry.repo.to_string().to_ascii_lowercase();
+        let place = *places.entry(key).or_insert(once.len());
         let Some(kept) = once.get_mut(place) else {
             once.push(entry);
             continue;
@@ -644,9 +658,10 @@ mod tests {
             entry("c/d", "2026-01-01T00:00:00Z", false),
             entry("a/b", "2026-01-01T00:00:00Z", true),
             entry("a/b", "2026-01-03T00:00:00Z", true),
+            // Upper and lower case are the same to GitHub.
+            entry("A/B", "2026-01-02T00:00:00Z", false),
             entry("c/d", "yesterday", false),
-            entry("c/d", "2025-01-01T00:00:00Z", false),
-            entry("A/B", "1", false),
+            entry("C/d", "2025-01-01T00:00:00Z", false),
         ]);
         let kept: Vec<_> = once
             .iter()
@@ -654,8 +669,7 @@ mod tests {
             .collect();
         let expected = [
             ("a/b", "2026-01-03T00:00:00Z"),
-            ("c/d", "2025-01-01T00:00:00Z"),
-            ("A/B", "1"),
+            ("C/d", "2025-01-01T00:00:00Z"),
         ];
         assert_eq!(
             kept,
@@ -668,11 +682,13 @@ mod tests {
             [
                 "2026-01-01T00:00:00Z",
                 "2026-01-02T00:00:00Z",
+                "2026-01-02T00:00:00Z",
                 "2026-01-01T00:00:00Z",
                 "yesterday"
             ]
         );
         assert_eq!(repeated[0].kept.as_str(), "2026-01-02T00:00:00Z");
+        assert_eq!(repeated[2].repo.to_string(), "A/B", "as that entry had it");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use common::broker::{Enqueued, SharedBroker};
 use common::fault::Fault;
 use common::job::{Job, WIRE_VERSION};
-use common::run::{CacheReason, RunId};
+use common::run::RunId;
 use futures::StreamExt;
 use futures::stream;
 
@@ -33,6 +33,6 @@ fn job(run: &RunId, checked: &Checked) -> Job {
         repo: entry.repo.clone(),
         url: entry.url.clone(),
         pushed_at: entry.pushed_at.clone(),
-        force: checked.reason == CacheReason::Forced,
+        force: checked.force,
     }
 }

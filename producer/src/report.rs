@@ -295,11 +295,16 @@ pub struct RateWindow {
     marks: VecDeque<(Instant, u64)>,
     now: Instant,
     done: u64,
+    /// When `done` last grew.
+    grown: Instant,
 }
 
 impl RateWindow {
     /// Marks in a window: its length is exact to a hundredth, whatever happens how often.
     const MARKS: u32 = 100;
+    /// After this part of the window without anything done its rate is that of others: what is
+    /// still open may wait for a host that wants to be left alone.
+    const SILENCE: u32 = 5;
 
     /// A window over the last `span`, beginning `now` with `done` things done by others.
     pub fn new(span: Duration, now: Instant, done: u64) -> Self {
@@ -308,11 +313,15 @@ impl RateWindow {
             marks: VecDeque::from([(now, done)]),
             now,
             done,
+            grown: now,
         }
     }
 
     /// Takes note that `done` things are done `now`.
     pub fn record(&mut self, now: Instant, done: u64) {
+        if done > self.done {
+            self.grown = now;
+        }
         (self.now, self.done) = (now, done);
         let age = |mark: &(Instant, u64)| now.duration_since(mark.0);
         if self
@@ -328,10 +337,13 @@ impl RateWindow {
     }
 
     /// How long `open` more things will take at the recent rate; `None` while nothing was done
-    /// within the window.
+    /// within the window, or within its last fifth.
     pub fn eta(&self, open: u64) -> Option<Duration> {
         if open == 0 {
             return Some(Duration::ZERO);
+        }
+        if self.now.duration_since(self.grown) >= self.span / Self::SILENCE {
+            return None;
         }
         let (since, before) = *self.marks.front()?;
         let done = self.done.checked_sub(before).filter(|done| *done > 0)?;
@@ -396,7 +408,7 @@ impl Bar {
 }
 
 /// Writes whole lines, with the bar out of the way. What is left of a line is written when the
-/// writer is flushed or dropped.
+/// writer is flushed or dropped. A pipe that nobody reads any more swallows what is written.
 #[derive(Debug)]
 pub struct BarWriter<W: Write> {
     bar: ProgressBar,
@@ -411,10 +423,10 @@ impl<W: Write> BarWriter<W> {
             return Ok(());
         }
         let pending = std::mem::take(&mut self.pending);
-        self.bar.suspend(|| {
+        unless_closed(self.bar.suspend(|| {
             self.writer.write_all(&pending)?;
             self.writer.flush()
-        })
+        }))
     }
 }
 
@@ -429,7 +441,7 @@ impl<W: Write> Write for BarWriter<W> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.write_pending()?;
-        self.writer.flush()
+        unless_closed(self.writer.flush())
     }
 }
 
@@ -437,6 +449,14 @@ impl<W: Write> Drop for BarWriter<W> {
     fn drop(&mut self) {
         // Nobody is left to tell.
         _ = self.write_pending();
+    }
+}
+
+/// Nobody reads any more, as after `| head`: no reason to complain of each line that follows.
+fn unless_closed(written: io::Result<()>) -> io::Result<()> {
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
     }
 }
 
@@ -474,6 +494,7 @@ mod tests {
             },
             reason,
             detail: String::new(),
+            force: false,
         }
     }
 
@@ -657,16 +678,16 @@ mod tests {
             rate.marks.len()
         );
 
-        // Then nothing more, looked at every half minute: the estimate grows, and ends in ignorance.
-        for second in (1430..=1550).step_by(30) {
-            rate.record(start + SECOND * second, done);
-        }
+        // Then nothing more: the estimate grows, until what is open seems to wait for something.
+        rate.record(start + SECOND * 1459, done);
         let eta = rate.eta(500).unwrap();
-        assert!((98 * SECOND..=102 * SECOND).contains(&eta), "{eta:?}");
-        for second in (1580..=1760).step_by(30) {
-            rate.record(start + SECOND * second, done);
-        }
+        assert!((60 * SECOND..=64 * SECOND).contains(&eta), "{eta:?}");
+        rate.record(start + SECOND * 1460, done);
         assert_eq!(rate.eta(500), None);
+        // It goes on, at the rate of the window with its pause.
+        rate.record(start + SECOND * 1760, done + 10);
+        let eta = rate.eta(5).unwrap();
+        assert!((150 * SECOND..=160 * SECOND).contains(&eta), "{eta:?}");
         assert_eq!(
             RateWindow::new(SECOND, start, 5).eta(u64::MAX),
             None,

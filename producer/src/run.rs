@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use common::broker::Position;
+use common::broker::{Position, SharedBroker};
 use common::exit::{self, ExitError};
 use common::fault::Fault;
 use common::repo::DIGEST_PATTERN;
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::cache::{self, CacheConfig, Checked};
-use crate::embedded::{Embedded, EmbeddedConfig, only_one};
+use crate::embedded::{Embedded, EmbeddedConfig, OnlyOne};
 use crate::feed::{self, Feed, FeedConfig, FilterConfig, Source};
 use crate::follow::{Ended, follow};
 use crate::index::Index;
@@ -65,8 +65,16 @@ impl RunConfig {
         let run = RunId::new();
         let started_at = OffsetDateTime::now_utc().format(&Rfc3339)?;
         let metrics = Metrics::new();
-        let _server = self.metrics.serve(&metrics).await?;
         let store = self.store.open()?;
+        // First of all: whoever is not to run is told at once, and has touched nothing.
+        let _only_one = match self.store.folder() {
+            Some(folder) if !self.dry_run => Some(OnlyOne::on(folder)?),
+            _ => None,
+        };
+        let _server = self.metrics.serve(&metrics).await?;
+        if !self.dry_run {
+            EmbeddedConfig::warn_of_proxy();
+        }
 
         let plan = tokio::select! {
             plan = self.plan(&store, &metrics) => plan?,
@@ -79,8 +87,12 @@ impl RunConfig {
             report::dry_run(&run, &plan.feed.invalid, &plan.checked, started.elapsed());
             return Ok(exit::OK);
         }
-        let _only_one = self.store.folder().map(only_one).transpose()?;
-        let mut tally = report::opening_tally(&plan.feed.invalid, &plan.checked);
+        let local_feed = matches!(self.feed.feed, Source::File(_));
+        let slots = self
+            .embedded
+            .slots(local_feed, &metrics)
+            .map_err(unavailable)?;
+        let tally = report::opening_tally(&plan.feed.invalid, &plan.checked);
         let manifest = self.manifest(&run, started_at, &plan, &tally);
         write(&store, &run, Document::Manifest, &manifest)
             .await
@@ -101,103 +113,22 @@ impl RunConfig {
             thousands(tally.open())
         );
 
-        let mut reporter = Reporter::start(run.clone(), started, Instant::now(), &tally, bar);
-        let code = self
-            .work(
-                &run,
-                &plan.checked,
-                &mut tally,
-                &mut reporter,
-                &store,
-                &metrics,
-                shutdown,
-            )
-            .await?;
-        let summary = reporter.finish(Instant::now(), &tally);
-        self.conclude(&store, &run, &summary).await;
-        Ok(code)
-    }
-
-    /// Has the jobs done, and gives the exit code of how that ended.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the parts of a run, each used once"
-    )]
-    async fn work(
-        &self,
-        run: &RunId,
-        checked: &[Checked],
-        tally: &mut Tally,
-        reporter: &mut Reporter,
-        store: &SharedStore,
-        metrics: &Metrics,
-        shutdown: &Shutdown,
-    ) -> Result<u8> {
-        let local_feed = matches!(self.feed.feed, Source::File(_));
-        let inner = shutdown.child();
-        let Embedded { broker, worker } = self
+        let reporter = Reporter::start(run.clone(), started, Instant::now(), &tally, bar);
+        let embedded = self
             .embedded
-            .start(
-                local_feed,
-                SharedStore::clone(store),
-                metrics.clone(),
-                &inner,
-            )
-            .map_err(unavailable)?;
-        let events = broker.events(Position::Now).await.map_err(unavailable)?;
-        publish(&broker, run, checked).await.map_err(unavailable)?;
-
-        // The worker ends before the run closes when it is told to stop, or gives up.
-        let gone = CancellationToken::new();
-        let worker = {
-            let gone = gone.clone().drop_guard();
-            tokio::spawn(async move {
-                let _gone = gone;
-                worker.await
-            })
+            .start(slots, SharedStore::clone(&store), metrics, shutdown);
+        let begun = Begun {
+            run,
+            store,
+            tally,
+            reporter,
         };
-        let ended = follow(events, tally, reporter, &gone).await;
-        inner.soft.cancel();
-        let worker = worker.await?.context("the worker's task")?;
-        Ok(match (ended, worker) {
-            (Ended::Closed, _) => exit::OK,
-            (_, Err(fault)) => {
-                error!(operation = "run", "gave up: {fault}");
-                exit::UNAVAILABLE
-            }
-            (Ended::Stopped, Ok(())) if shutdown.soft.is_cancelled() => shutdown.code(),
-            (Ended::Stopped | Ended::Lost, Ok(())) => exit::NOT_CLOSED,
-        })
-    }
-
-    /// Leaves word in the store and in the log.
-    async fn conclude(&self, store: &SharedStore, run: &RunId, summary: &RunSummary) {
-        let store_location = store.location();
-        let this_run = match write(store, run, Document::Summary, summary).await {
-            Ok(key) => format!("{store_location}/{key}"),
-            // The log has it all; what was digested is stored, and that is what counts.
-            Err(fault) => {
-                warn!(
-                    operation = "run",
-                    "the run's summary could not be stored: {fault}"
-                );
-                "in this log only".to_owned()
-            }
-        };
-        let digests = format!("{store_location}/{DIGEST_PATTERN}");
-        info!(
-            operation = "run",
-            run_id = run.as_str(),
-            digests,
-            summary = this_run,
-            "Digests: {digests}; this run: {this_run}"
-        );
-        report::completed(summary);
+        begun.finish(&plan.checked, embedded, shutdown).await
     }
 
     /// Steps 2 and 3: what the feed asks for and what the cache makes of it.
     async fn plan(&self, store: &SharedStore, metrics: &Metrics) -> Result<Plan> {
-        let mut feed = feed::load(&self.feed).await?;
+        let mut feed = feed::load(&self.feed, self.embedded.local_paths()).await?;
         let selected = self.filter.select(std::mem::take(&mut feed.repositories));
         let (checked, index) = cache::check(&self.cache, store.as_ref(), selected).await?;
         for (reason, count) in cache::counts(&checked) {
@@ -230,6 +161,106 @@ impl RunConfig {
     }
 }
 
+/// A run whose manifest is stored: whatever comes now, it says how it ended.
+#[derive(Debug)]
+struct Begun {
+    run: RunId,
+    store: SharedStore,
+    tally: Tally,
+    reporter: Reporter,
+}
+
+impl Begun {
+    /// Has the jobs done, leaves word, and gives the exit code of how that ended.
+    async fn finish(
+        mut self,
+        checked: &[Checked],
+        embedded: Embedded,
+        shutdown: &Shutdown,
+    ) -> Result<u8> {
+        let worked = self.work(checked, embedded, shutdown).await;
+        let Self {
+            run,
+            store,
+            tally,
+            reporter,
+        } = self;
+        let summary = reporter.finish(Instant::now(), &tally);
+        conclude(&store, &run, &summary).await;
+        worked
+    }
+
+    async fn work(
+        &mut self,
+        checked: &[Checked],
+        embedded: Embedded,
+        shutdown: &Shutdown,
+    ) -> Result<u8> {
+        let Embedded {
+            broker,
+            worker,
+            stop,
+        } = embedded;
+        // The worker ends before the run closes when it is told to stop, or gives up.
+        let gone = CancellationToken::new();
+        let worker = {
+            let gone = gone.clone().drop_guard();
+            tokio::spawn(async move {
+                let _gone = gone;
+                worker.await
+            })
+        };
+        let ended = self.publish_and_follow(&broker, checked, &gone).await;
+        stop.cancel();
+        let worker = worker.await?.context("the worker's task")?;
+        Ok(match (ended.map_err(unavailable)?, worker) {
+            (Ended::Closed, _) => exit::OK,
+            (_, Err(fault)) => {
+                error!(operation = "run", "gave up: {fault}");
+                exit::UNAVAILABLE
+            }
+            (Ended::Stopped, Ok(())) if shutdown.soft.is_cancelled() => shutdown.code(),
+            (Ended::Stopped | Ended::Lost, Ok(())) => exit::NOT_CLOSED,
+        })
+    }
+
+    async fn publish_and_follow(
+        &mut self,
+        broker: &SharedBroker,
+        checked: &[Checked],
+        gone: &CancellationToken,
+    ) -> Result<Ended, Fault> {
+        let events = broker.events(Position::Now).await?;
+        publish(broker, &self.run, checked).await?;
+        Ok(follow(events, &mut self.tally, &mut self.reporter, gone).await)
+    }
+}
+
+/// Leaves word in the store and in the log.
+async fn conclude(store: &SharedStore, run: &RunId, summary: &RunSummary) {
+    let store_location = store.location();
+    let this_run = match write(store, run, Document::Summary, summary).await {
+        Ok(key) => format!("{store_location}/{key}"),
+        // The log has it all; what was digested is stored, and that is what counts.
+        Err(fault) => {
+            warn!(
+                operation = "run",
+                "the run's summary could not be stored: {fault}"
+            );
+            "in this log only".to_owned()
+        }
+    };
+    let digests = format!("{store_location}/{DIGEST_PATTERN}");
+    info!(
+        operation = "run",
+        run_id = run.as_str(),
+        digests,
+        summary = this_run,
+        "Digests: {digests}; this run: {this_run}"
+    );
+    report::completed(summary);
+}
+
 /// Writes a document of the run and says where.
 async fn write<T: Serialize>(
     store: &SharedStore,
@@ -248,4 +279,96 @@ async fn write<T: Serialize>(
 
 fn unavailable(fault: Fault) -> ExitError {
     ExitError::new(exit::UNAVAILABLE, fault)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use async_trait::async_trait;
+    use common::broker::{Broker, Delivery, Enqueued, Event, ProducerLock};
+    use common::job::{Job, PushedAt};
+    use common::run::CacheReason;
+    use common::store::fs::FsStore;
+    use futures::stream::BoxStream;
+
+    use super::*;
+    use crate::feed::FeedRepo;
+
+    /// A broker that goes away before it takes a job.
+    #[derive(Debug)]
+    struct Away;
+
+    #[async_trait]
+    impl Broker for Away {
+        async fn enqueue(&self, _: BoxStream<'_, Job>) -> Result<Enqueued, Fault> {
+            Err(Fault::infra("the broker is away"))
+        }
+
+        async fn deliveries(&self, _: u16) -> Result<BoxStream<'static, Delivery>, Fault> {
+            unreachable!()
+        }
+
+        async fn record(&self, _: &Event) -> Result<(), Fault> {
+            unreachable!()
+        }
+
+        async fn events(&self, _: Position) -> Result<BoxStream<'static, Event>, Fault> {
+            Ok(Box::pin(futures::stream::pending()))
+        }
+
+        async fn producer_lock(&self) -> Result<Option<ProducerLock>, Fault> {
+            unreachable!()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_run_that_breaks_off_says_how_far_it_got() {
+        let folder = tempfile::tempdir().unwrap();
+        let store: SharedStore = Arc::new(FsStore::new(folder.path()));
+        let checked = [Checked {
+            entry: FeedRepo {
+                repo: "a/b".parse().unwrap(),
+                url: "https://github.com/a/b".to_owned(),
+                pushed_at: PushedAt::new("1").unwrap(),
+                archived: false,
+            },
+            reason: CacheReason::Miss,
+            detail: String::new(),
+            force: false,
+        }];
+        let run = RunId::new();
+        let tally = report::opening_tally(&[], &checked);
+        let now = Instant::now();
+        let begun = Begun {
+            run: run.clone(),
+            store: SharedStore::clone(&store),
+            reporter: Reporter::start(run.clone(), now, now, &tally, Bar::hidden()),
+            tally,
+        };
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let embedded = Embedded {
+            broker: Arc::new(Away),
+            worker: tokio::spawn(async move {
+                stopped.cancelled().await;
+                Ok(())
+            }),
+            stop,
+        };
+        let shutdown = Shutdown::default();
+        let error = begun.finish(&checked, embedded, &shutdown).await;
+        let error = error.unwrap_err();
+        assert_eq!(exit::code_of(&error), exit::UNAVAILABLE);
+        assert!(error.to_string().contains("the broker is away"), "{error}");
+
+        let key = DocumentKey::OfRun {
+            run,
+            document: Document::Summary,
+        };
+        let summary = store.document(&key).await.unwrap().unwrap();
+        let summary: RunSummary = serde_json::from_slice(&summary).unwrap();
+        assert!(!summary.closed);
+        assert_eq!(summary.open, ["a/b"]);
+    }
 }

@@ -36,7 +36,8 @@ Exit codes:
   1    a fault of this program or machine
   2    the command line is wrong, or the source is not allowed
   69   the repository cannot be had: gone, throttled, too large, or its host is away
-  130  stopped by SIGINT";
+  130  stopped by SIGINT
+  143  stopped by SIGTERM";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -46,6 +47,8 @@ enum Command {
 
 /// Writes the digest of one repository to standard output or a file.
 #[derive(Args, Debug)]
+// There is one repository, and whoever names a path means it.
+#[command(mut_arg("concurrency", |arg| arg.hide(true)), mut_arg("allow_local", |arg| arg.hide(true)))]
 #[command(after_long_help = "\
 Examples:
   worker digest https://github.com/octocat/Hello-World
@@ -107,8 +110,10 @@ impl DigestCommand {
         let shutdown = Shutdown::on_signals().context("cannot listen to signals")?;
         let url = Url::parse(&self.source).ok();
         if url.is_none() {
-            let path = fs::canonicalize(&self.source)
-                .with_context(|| format!("{:?} is neither a URL nor a path here", self.source))?;
+            let path = fs::canonicalize(&self.source).map_err(|error| {
+                let message = format!("{:?} is neither a URL nor a path: {error}", self.source);
+                ExitError::new(exit::USAGE, message)
+            })?;
             // Whoever names a path here means it.
             self.fetch.allow_local = true;
             let path = path.into_os_string().into_string();
@@ -137,7 +142,13 @@ impl DigestCommand {
         let made = match slots.work(&self.source, subject, &shutdown.soft).await {
             Ok(made) => made,
             Err(Unmade::Fault(fault)) => return Err(exit_error(&fault).into()),
-            Err(Unmade::Stopped) => return Ok(shutdown.code()),
+            // Unlike a run, this has nothing to show that was stopped.
+            Err(Unmade::Stopped) => {
+                return Ok(match shutdown.code() {
+                    exit::INTERRUPTED => exit::INTERRUPTED,
+                    _ => exit::TERMINATED,
+                });
+            }
         };
         let text = digest::assemble(&made.facts, &made.tree, &made.content, max_text_bytes);
         match &self.output {

@@ -1,12 +1,12 @@
 //! The consuming loop: takes deliveries, has them worked on, records outcomes, settles.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use common::broker::{Delivery, Event, Settlement, SharedBroker};
 use common::fault::{Fault, FaultKind};
 use common::outcome::{Decision, Outcome, OutcomeRecord, decide};
+use common::run::words;
 use common::shutdown::Shutdown;
 use common::store::SharedStore;
 use common::telemetry::Metrics;
@@ -17,6 +17,7 @@ use tracing::{debug, error, info, warn};
 use url::Url;
 
 use crate::fetch::policy::authority;
+use crate::hosts::{Hosts, Turn};
 use crate::job::{Attempt, attempt};
 use crate::slot::{Slots, Unmade};
 
@@ -55,8 +56,8 @@ pub struct Worker {
 /// What the jobs of one worker share.
 #[derive(Debug, Default)]
 struct Shared {
-    /// Hosts to be left alone until then.
-    paused: Mutex<HashMap<String, Instant>>,
+    /// Hosts to be left alone.
+    hosts: Mutex<Hosts>,
     /// When machine and store were last found well again. Written while they are not well: nobody
     /// starts a job then, and one looks after them.
     well: tokio::sync::RwLock<Option<Instant>>,
@@ -139,9 +140,26 @@ impl Worker {
     ) {
         let host = host_of(&delivery.job.url);
         let start = Instant::now();
-        if let Some(pause) = shared.pause_left(&host) {
-            debug!(repo = %delivery.job.repo, host, "waits for its host");
-            return self.again(delivery, pause, Counts::Neither).await;
+        let turn = shared.hosts().turn(&host, start);
+        match turn {
+            Turn::Go => {}
+            Turn::Wait(pause) => {
+                debug!(repo = %delivery.job.repo, host, "waits for its host");
+                return self.again(delivery, pause, Counts::Neither).await;
+            }
+            Turn::GiveUp(duration) => {
+                let fault = Fault::throttled(
+                    format!(
+                        "not asked: {host} has turned everybody away for {}",
+                        words(duration)
+                    ),
+                    None,
+                );
+                let outcome = Outcome::Failed(fault.kind);
+                return self
+                    .finish(delivery, outcome, &Err(fault), start, Settlement::Done)
+                    .await;
+            }
         }
         let mut ill = Ill::default();
         let result = loop {
@@ -202,6 +220,12 @@ impl Worker {
         let repo = delivery.job.repo.clone();
         let outcome = result.as_ref().map(|attempt| attempt.outcome);
         let class = result.as_ref().err().map(|fault| fault.kind);
+        if !matches!(
+            class,
+            Some(FaultKind::Throttled | FaultKind::Transient | FaultKind::Killed)
+        ) {
+            shared.hosts().answered(host);
+        }
         match decide(outcome, delivery.attempt, delivery.waits) {
             Decision::Finish(outcome) => {
                 self.finish(delivery, outcome, &result, start, Settlement::Done)
@@ -227,13 +251,19 @@ impl Worker {
             }
             Decision::Wait(pause) => {
                 self.metrics.retried(FaultKind::Throttled);
-                let pause = shared.pause(host, pause);
+                // And a little more, so that not all come back at once.
+                let pause = pause.mul_f64(1.0 + fastrand::f64() / 4.0);
+                let asked = result.is_err_and(|fault| fault.retry_after.is_some());
+                let now = Instant::now();
+                let paused = shared.hosts().turned_away(host, &repo, asked, pause, now);
+                let what = if paused { host } else { repo.name() };
                 warn!(
                     operation = "throttled",
                     repo = %repo,
                     host,
+                    host_paused = paused,
                     pause_seconds = pause.as_secs(),
-                    "{host} wants to be left alone: pausing it for {} s",
+                    "{host} turned {repo} away: leaving {what} alone for {} s",
                     pause.as_secs()
                 );
                 self.again(delivery, pause, Counts::Wait).await;
@@ -282,6 +312,14 @@ impl Worker {
                 millis,
                 "{repo} {outcome}: {message}"
             ),
+            // Nothing was done, though the feed asked for it.
+            Outcome::Superseded => info!(
+                operation = "job",
+                repo = %repo,
+                pushed_at = delivery.job.pushed_at.as_str(),
+                "{repo} {outcome}: the store has a newer push than {}",
+                delivery.job.pushed_at
+            ),
             _ => debug!(operation = "job", repo = %repo, millis, "{repo} {outcome}"),
         }
         let event = Event::Outcome(record);
@@ -321,7 +359,7 @@ impl Worker {
         let mut pause = SHORTEST_PAUSE * 2_u32.pow(ill.well_but_failed);
         loop {
             tokio::time::sleep(pause).await;
-            let looked = match self.slots.probe() {
+            let looked = match self.slots.probe().await {
                 Ok(()) => self.store.probe().await,
                 unwell => unwell,
             };
@@ -365,23 +403,8 @@ enum Counts {
 }
 
 impl Shared {
-    /// Leaves `host` alone for `pause` and a little more, so that not all come back at once.
-    fn pause(&self, host: &str, pause: Duration) -> Duration {
-        let pause = pause.mul_f64(1.0 + fastrand::f64() / 4.0);
-        let until = Instant::now() + pause;
-        let mut paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = paused.entry(host.to_owned()).or_insert(until);
-        *known = until.max(*known);
-        pause
-    }
-
-    /// How long `host` is still to be left alone.
-    fn pause_left(&self, host: &str) -> Option<Duration> {
-        let paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
-        paused
-            .get(host)?
-            .checked_duration_since(Instant::now())
-            .filter(|left| !left.is_zero())
+    fn hosts(&self) -> MutexGuard<'_, Hosts> {
+        self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -6,6 +6,8 @@
 
 pub mod consume;
 
+mod hosts;
+
 pub mod job;
 
 pub mod slot;

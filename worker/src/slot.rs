@@ -16,7 +16,7 @@ use std::time::Duration;
 use clap::Args;
 use common::fault::{Fault, FaultKind};
 use common::telemetry::Metrics;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{DumpableBehavior, Pid, Signal, kill_process_group, set_dumpable_behavior};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
@@ -42,6 +42,10 @@ const ADDRESS_SPACE: u64 = 512 << 20;
 const LOCAL_ADDRESS_SPACE: u64 = 32 << 30;
 /// A pack's index is smaller than its pack but for packs of very small objects.
 const INDEX_BYTES: u64 = 64 << 20;
+/// A day: the longest time limit of a slot, in seconds.
+const MAX_SECONDS: u64 = 86_400;
+/// For a child with nothing to do to end.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest line of the child's that is read.
 const MAX_LINE: u64 = 1 << 20;
 /// Longest piece of text in one frame.
@@ -61,10 +65,10 @@ pub struct SlotConfig {
     #[arg(long, env = "CONCURRENCY", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub concurrency: Option<u16>,
     /// Seconds for one repository; over it the repository fails as too_large.
-    #[arg(long, env = "TIMEOUT", value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, env = "TIMEOUT", value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=MAX_SECONDS))]
     pub timeout: u64,
     /// Seconds without progress (1,000 bytes count as progress) after which an attempt is given up.
-    #[arg(long, env = "STALL", value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, env = "STALL", value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=MAX_SECONDS))]
     pub stall: u64,
     /// Folder for what is fetched, removed after each job [default: the system's temporary folder]
     #[arg(long, env = "SCRATCH", value_name = "DIR")]
@@ -200,6 +204,9 @@ impl Slots {
         limits: Limits,
         metrics: Metrics,
     ) -> Result<Arc<Self>, Fault> {
+        // Children share this process's user: without this, one that was taken over could read
+        // this one's memory and environment.
+        set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(Fault::infra)?;
         let parent = config.scratch.clone().unwrap_or_else(std::env::temp_dir);
         metrics.slots.set(config.slots().into());
         Ok(Arc::new(Self {
@@ -218,9 +225,25 @@ impl Slots {
         &self.limits
     }
 
-    /// Whether the scratch folder can be written.
-    pub fn probe(&self) -> Result<(), Fault> {
-        self.scratch.probe()
+    /// Finds out whether the scratch folder can be written and a child can be started.
+    ///
+    /// # Errors
+    /// [`FaultKind::Infra`], saying what is wrong.
+    pub async fn probe(&self) -> Result<(), Fault> {
+        self.scratch.probe()?;
+        let folder = self.scratch.folder()?;
+        let mut command = self.command(folder.path());
+        // With nothing to do it ends at once.
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let mut child = self.spawner.spawn(command).await?;
+        let ended = tokio::time::timeout(PROBE_TIMEOUT, child.wait()).await;
+        ended
+            .map_err(|_| Fault::infra("a slot with nothing to do does not end"))?
+            .map_err(Fault::infra)?;
+        Ok(())
     }
 
     /// Fetches and digests `url`, when a slot is free, until `stop`.

@@ -200,12 +200,10 @@ impl DigestStore for FsStore {
     async fn probe(&self) -> Result<(), Fault> {
         self.blocking(|root| {
             make_folder(root)?;
-            let directory = File::open(root).map_err(|e| fault("open", root, &e))?;
-            let name = format!("probe-{}", std::process::id());
-            // As large as a digest may be: a disk without room for one more is not well.
-            Pending::write(root, &name, &vec![0; 600_000])?.put_in_place(&directory)?;
-            let probe = root.join(name);
-            fs::remove_file(&probe).map_err(|e| fault("remove", &probe, &e))
+            // As large as a digest may be: a disk without room for one more is not well. Never put
+            // in place, so that nothing is left to be removed but what a killed process leaves.
+            Pending::write(root, "probe", &vec![0; 600_000])?;
+            Ok(())
         })
         .await
     }
@@ -340,7 +338,10 @@ fn names(folder: &Path) -> Result<Vec<String>, Fault> {
 }
 
 /// Makes a folder, and sees to it that it survives a crash.
-fn make_folder(folder: &Path) -> Result<(), Fault> {
+///
+/// # Errors
+/// [`FaultKind::Infra`](crate::fault::FaultKind::Infra) where it cannot be made.
+pub fn make_folder(folder: &Path) -> Result<(), Fault> {
     if folder.is_dir() {
         return Ok(());
     }
@@ -423,4 +424,20 @@ fn fault(verb: &str, path: &Path, error: &io::Error) -> Fault {
         "store: cannot {verb} {}: {error}{remedy}",
         path.display()
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file that nobody removes would take the room of a digest, and another after each crash.
+    #[tokio::test]
+    async fn a_probe_takes_away_what_one_that_was_killed_left() {
+        let root = tempfile::tempdir().unwrap();
+        let left = root.path().join(".probe.tmp");
+        fs::write(&left, vec![0; 700_000]).unwrap();
+        FsStore::new(root.path()).probe().await.unwrap();
+        let names = names(root.path()).unwrap();
+        assert!(names.is_empty(), "{names:?}");
+    }
 }

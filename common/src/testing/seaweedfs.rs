@@ -4,7 +4,7 @@ use std::env;
 use std::fs::{self, File};
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -53,16 +53,20 @@ impl SeaweedFs {
     /// Where there is no `weed`, with a sentence that says how to get one; when it does not start.
     pub async fn start() -> Self {
         let weed = weed();
+        let mut why = String::new();
         // Somebody else may take a port between our look and its start.
         for _ in 0..3 {
-            if let Some(server) = Self::try_start(&weed).await {
-                return server;
+            match Self::try_start(&weed).await {
+                Ok(server) => return server,
+                Err(log) => why = log,
             }
         }
-        panic!("{} does not start; its log is above", weed.display());
+        panic!("{} does not start: {why}", weed.display());
     }
 
-    async fn try_start(weed: &PathBuf) -> Option<Self> {
+    /// # Errors
+    /// With what it wrote before it ended.
+    async fn try_start(weed: &Path) -> Result<Self, String> {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let ports = free_ports(PORTS.len()).expect("free ports");
         let log = File::create(folder.path().join("log")).expect("a log");
@@ -102,13 +106,12 @@ impl SeaweedFs {
         let (store, started) = (S3Store::new(&server.config()), Instant::now());
         loop {
             let Err(fault) = store.probe().await else {
-                return Some(server);
+                return Ok(server);
             };
             let ended = server.process.try_wait().expect("a child's state");
             if ended.is_some() || started.elapsed() > PATIENCE {
                 let log = fs::read_to_string(server.folder.path().join("log"));
-                eprintln!("{fault}\n{}", log.unwrap_or_default());
-                return None;
+                return Err(format!("{fault}\n{}", log.unwrap_or_default()));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

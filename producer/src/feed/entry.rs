@@ -35,8 +35,9 @@ pub(super) struct Entries {
 /// Reads a feed's bytes. Bytes that are not UTF-8 count as U+FFFD, as they do in a browser, so
 /// that a stray one in a description harms nothing and one in a name makes that entry invalid.
 ///
-/// `folder` is what relative local addresses are relative to; `None` where the feed came from a
-/// server, which has no business to name local paths.
+/// `folder` is what relative local addresses are relative to. Where the feed came from a server,
+/// which has no business to name local paths, it is `None`; or empty where the operator allows
+/// absolute ones.
 ///
 /// # Errors
 /// What was found instead of a JSON array of at most [`MAX_ENTRIES`] entries.
@@ -230,9 +231,15 @@ fn local_address(text: &str, folder: Option<&Path>) -> Result<String, String> {
         return Err("url is not of https or http".to_owned());
     }
     let Some(folder) = folder else {
-        return Err("url is a local path, which only a local feed may name".to_owned());
+        return Err(
+            "url is a local path, which only a local feed may name, or any with --allow-local"
+                .to_owned(),
+        );
     };
     let path = folder.join(text);
+    if path.is_relative() {
+        return Err("url is a relative path, which only a local feed may name".to_owned());
+    }
     // Where it does not exist the fetch will say so, with the path.
     let path = path.canonicalize().unwrap_or_else(|_| tidied(&path));
     match path.into_os_string().into_string() {
@@ -481,6 +488,13 @@ mod tests {
         assert_eq!(local("/srv/absent/git"), "/srv/absent/git");
         assert!(address("file:///srv/git", Some(&folder)).is_err());
         assert!(address("git@github.com:a/b", Some(&folder)).is_err());
+
+        // Allowed, but relative to nothing.
+        let allowed = |text: &str| address(text, Some(Path::new("")));
+        assert_eq!(allowed("/srv/x/../absent").unwrap(), "/srv/absent");
+        for text in ["repo", "./repo", "..", "~/repo", "file:///srv/git"] {
+            assert!(allowed(text).is_err(), "{text}");
+        }
     }
 
     #[test]

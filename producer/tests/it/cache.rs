@@ -309,6 +309,8 @@ async fn the_api_is_asked_500_at_a_time() {
     let checked = check_api(&server, all.clone()).await.unwrap();
     use CacheReason::{Hit, Miss};
     assert_eq!(reasons(&checked), [Hit, Miss, Miss, Miss].repeat(301));
+    let forced: Vec<_> = checked.iter().map(|checked| checked.force).collect();
+    assert_eq!(forced, [false, true, false, false].repeat(301));
     assert_eq!(
         checked[2].to_string(),
         "example-org/2: miss (not known: the API said neither true nor false)"
@@ -366,6 +368,7 @@ async fn an_api_that_fails_makes_misses_and_a_warning() {
         let server = HttpServer::start(move |_| fault());
         let checked = check_api(&server, repositories(0..20)).await.unwrap();
         assert_eq!(reasons(&checked), [CacheReason::Miss; 20]);
+        assert!(checked.iter().all(|checked| !checked.force));
         assert!(checked[0].detail.contains(why), "{}", checked[0]);
         assert_eq!(server.request_count(), requests, "{why}");
         assert_eq!(

@@ -1,6 +1,7 @@
 //! The exit codes that a scheduler acts on, and what is said with each.
 
 use std::fs;
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
@@ -161,6 +162,20 @@ fn what_is_no_feed_is_65_and_nothing_is_touched() {
     }
     assert_eq!(names_in(fleet.path()), ["git", "repos.json", "scratch"]);
     assert_eq!(names_in(&fleet.scratch_folder()), [""; 0]);
+
+    // What was there before stays: a folder, and a folder with something in it.
+    let store = fleet.store_folder();
+    let deep = store.join("a/b/c");
+    fs::write(fleet.feed_file(), "no feed").unwrap();
+    for made in [store.join("a/b"), store.clone(), deep.join("runs")] {
+        fs::create_dir_all(&made).unwrap();
+        let run = fleet.run(&["--store", deep.to_str().unwrap()]);
+        run.with(BAD_FEED);
+        assert!(made.is_dir());
+        assert_eq!(names_in(&made), [""; 0]);
+        assert_eq!(files_below(&store).len(), 0);
+        fs::remove_dir_all(&store).unwrap();
+    }
 }
 
 #[test]
@@ -173,7 +188,8 @@ fn a_feed_that_cannot_be_had_is_69() {
 
     // Where nobody ever listens.
     let address = "127.0.0.1:1";
-    let refused = fleet.start(&["--feed", &format!("http://{address}/repos.json")]);
+    let other = Fleet::new();
+    let refused = other.start(&["--feed", &format!("http://{address}/repos.json")]);
     let broken = HttpServer::start(|_| Response::new(500, "down for maintenance"));
     let run = fleet.run(&["--feed", &broken.url()]).with(UNAVAILABLE);
     assert_says(
@@ -240,6 +256,10 @@ fn a_store_that_cannot_be_written_is_69() {
     fs::write(&store, "a file").unwrap();
     let run = fleet.run(&[]).with(UNAVAILABLE);
     assert_says(&run, &[&path, "--store"]);
+    // The store's own words, as it is the store that makes its folder.
+    let below = store.join("folder").display().to_string();
+    let below = fleet.run(&["--store", &below]).with(UNAVAILABLE);
+    assert_says(&below, &["store: cannot create", &path, "--store"]);
     assert_eq!(fs::read_to_string(&store).unwrap(), "a file");
     assert_eq!(fleet.requests(), 0);
 }
@@ -251,6 +271,8 @@ fn a_scratch_folder_that_cannot_be_written_is_69() {
     let path = scratch.to_str().unwrap();
     let run = fleet.run(&["--scratch", path]).with(UNAVAILABLE);
     assert_says(&run, &[path, "--scratch"]);
+    // A run that could not begin leaves no word of itself.
+    assert_eq!(names_in(fleet.path()), ["git", "repos.json", "scratch"]);
 }
 
 /// Two runs on one store would do everything twice.
@@ -261,9 +283,15 @@ fn a_second_run_on_a_store_is_75() {
     let first = fleet.start(&["--drain", "0"]);
     fleet.server.wait_for_requests("a/b", 1);
     let requests = fleet.requests();
-    let second = fleet.run(&[]).with(BUSY);
+    // Told at once: it need not wait for a feed, nor find its metrics' address taken.
+    let feed = HttpServer::start(|_| Response::hang());
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let second = fleet.run(&["--feed", &feed.url(), "--metrics-addr", &address]);
+    let second = second.with(BUSY);
     let store = fleet.store_folder().display().to_string();
     assert_says(&second, &["another run", &store]);
+    assert_eq!(feed.request_count(), 0);
     assert_eq!(fleet.requests(), requests);
     // To look on is allowed.
     fleet.run(&["--dry-run"]).with(OK);

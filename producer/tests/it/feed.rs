@@ -8,7 +8,7 @@ use clap::Parser;
 use common::exit::{self, ExitError};
 use common::testing::http_server::{HttpServer, Request, Response};
 use producer::cache::CacheConfig;
-use producer::feed::{self, Feed, FeedConfig, FilterConfig};
+use producer::feed::{self, Feed, FeedConfig, FilterConfig, LocalPaths};
 
 use crate::logs::{self, Logs};
 
@@ -34,7 +34,7 @@ fn config(arguments: &[&str]) -> FeedConfig {
 
 async fn load(arguments: &[&str]) -> Result<Feed, ExitError> {
     logs::prepare();
-    feed::load(&config(arguments)).await
+    feed::load(&config(arguments), LocalPaths::Refused).await
 }
 
 fn entry(name: &str, url: &str) -> String {

@@ -176,7 +176,7 @@ fn a_repository_larger_than_the_scratch_disk_fails_alone() {
         let fleet = fleet();
         let scratch = fleet.scratch_folder();
         let disk = SmallDisk::mount(&scratch, "200k");
-        let run = fleet.run(&["--concurrency", "1"]).with(0);
+        let run = fleet.run(&["--concurrency", "4"]).with(0);
         let summary = run.summary();
         assert_eq!(
             (&summary["processed"], &summary["failed"]),

@@ -333,3 +333,16 @@ fn a_terminal_shows_a_bar_that_does_not_tear_the_lines() {
         "{bars:#?}"
     );
 }
+
+/// `producer run | head -1`: whoever read the log has seen enough; the run has not.
+#[test]
+fn a_log_that_nobody_reads_any_more_is_no_matter() {
+    let fleet = Fleet::of(&["log/a", "log/b"]);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = fleet.producer(&[]);
+    let output = command.stdout(writer).output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+    assert_eq!(fleet.stored(), ["log/a", "log/b"]);
+}

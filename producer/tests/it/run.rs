@@ -320,6 +320,22 @@ fn an_api_may_say_what_is_cached() {
     assert_eq!(fleet.stored(), ["a/new", "a/unheard-of"]);
 }
 
+/// What the API calls for is made although the store holds that push; what it does not speak of is
+/// the store's to decide.
+#[test]
+fn an_api_may_call_for_a_digest_that_is_stored() {
+    let fleet = Fleet::of(&["a/called-for", "a/unheard-of"]);
+    let first = fleet.run(&[]).with(0);
+    let api = HttpServer::start(|_| Response::json(&json!({"a/called-for": true})));
+    let run = fleet.run(&["--cache", "api", "--cache-url", &api.url()]);
+    let run = run.with(0);
+    assert_eq!(run.summary()["processed"], 2);
+    assert_eq!(run.summary()["unchanged"], 1);
+    let made_by = |repo: &str| fleet.meta(repo).run.as_str().to_owned();
+    assert_eq!(made_by("a/called-for"), run.run_id());
+    assert_eq!(made_by("a/unheard-of"), first.run_id());
+}
+
 /// Another program's digest, a damaged one, an empty one: each is made anew, and said why.
 #[test]
 fn what_is_not_ours_or_damaged_is_made_anew() {
@@ -506,17 +522,53 @@ fn a_feed_file_may_list_repositories_on_this_machine() {
         )
     );
 
-    // The same from a server may not reach into this machine, allowed or not.
-    for url in ["../..", checkout.to_str().unwrap()] {
+    // The same from a server may reach into this machine only by whole paths, and only where that
+    // is allowed.
+    let absolute = checkout.to_str().unwrap();
+    for (url, more, reason) in [
+        ("../..", &[][..], Some("--allow-local")),
+        (absolute, &[], Some("--allow-local")),
+        ("../..", &["--allow-local"], Some("relative path")),
+        (absolute, &["--allow-local"], None),
+    ] {
         let body: Value = json!([entry(url)]);
         let server = HttpServer::start(move |_| Response::json(&body));
         let feed = format!("{}/repos.json", server.url());
-        for more in [&[][..], &["--allow-local"]] {
-            let run = fleet.run(&[&["--feed", &feed][..], more].concat()).with(0);
-            let summary = fleet.document(&run.run_id(), "summary.json");
-            assert_eq!(failures(&summary)[0].1, "invalid_entry", "{summary}");
-        }
+        let run = fleet.run(&[&["--force", "--feed", &feed][..], more].concat());
+        let run = run.with(0);
+        let summary = fleet.document(&run.run_id(), "summary.json");
+        let failed = failures(&summary);
+        let Some(reason) = reason else {
+            assert_eq!(failed, []);
+            assert_eq!(summary["processed"], 1);
+            assert_eq!(fleet.meta("sample/here").run.as_str(), run.run_id());
+            assert_eq!(fleet.digest("sample/here").unwrap().text, digest);
+            continue;
+        };
+        assert_eq!(failed[0].1, "invalid_entry", "{summary}");
+        assert!(failed[0].2.contains(reason), "{summary}");
     }
+}
+
+/// The feed may come by a proxy, but repositories do not, which an operator should know.
+#[test]
+fn a_proxy_for_the_feed_only_is_warned_of() {
+    let fleet = Fleet::of(&["a/b"]);
+    assert_eq!(fleet.run(&[]).with(0).messages("proxy"), [""; 0]);
+    let mut command = fleet.producer(&["--force", "--log-level", "trace"]);
+    command.env("https_proxy", "http://me:pa55word@127.0.0.1:1");
+    command.env("ALL_PROXY", "http://me:pa55word@127.0.0.1:1");
+    command.env("HTTPS_PROXY", "");
+    let run = crate::fleet::Running::start(&mut command).wait().with(0);
+    assert_eq!(run.summary()["processed"], 1);
+    let warned = run.messages("proxy");
+    assert_eq!(warned.len(), 1, "{warned:?}");
+    assert!(
+        warned[0].starts_with("https_proxy and ALL_PROXY"),
+        "{warned:?}"
+    );
+    assert!(warned[0].contains("fetched directly"), "{warned:?}");
+    assert!(!(run.stdout + &run.stderr).contains("pa55word"));
 }
 
 /// The token is for github.com; no other host, no log and no slot's environment gets it, and

@@ -1,38 +1,53 @@
 //! Counts tokens as OpenAI's models of the 4o family do (`o200k_base`).
 
-use std::collections::HashMap;
+use std::hash::BuildHasher;
 
 use foldhash::fast::RandomState;
-
-/// Most words whose counts are remembered: two megabytes.
-const REMEMBERED: usize = 1 << 16;
 
 /// The number of tokens of `text`, in which special tokens are ordinary text.
 ///
 /// The table is built into the program and unpacked at first use: 50 ms and 68 MB, once a process.
-/// Each word that comes again is counted only once: that takes a third off the time of a usual
-/// digest, and half off that of a very large one. What remains is splitting the text into words.
+/// Words come again and again, so the counts of recent ones are remembered: that takes a third off
+/// the time of a usual digest, and half off that of a very large one. Most of what remains is the
+/// splitting of the text into words.
 pub(super) fn count(text: &str) -> u64 {
     let tokenizer = bpe_openai::o200k_base();
-    // Most words are shorter than the standard library's hash takes to set up.
-    let mut remembered: HashMap<u128, u64, RandomState> = HashMap::default();
+    let mut remembered = Remembered::for_text(text);
     let count = |word: &str| tokenizer.bpe.count(word.as_bytes()) as u64;
-    tokenizer
-        .split(text)
-        .map(|word| {
-            let Some(packed) = packed(word) else {
-                return count(word);
-            };
-            if let Some(known) = remembered.get(&packed) {
-                return *known;
-            }
-            let tokens = count(word);
-            if remembered.len() < REMEMBERED {
-                remembered.insert(packed, tokens);
-            }
-            tokens
+    let words = tokenizer.split(text);
+    words
+        .map(|word| match packed(word) {
+            Some(packed) => remembered.get_or(packed, || count(word)),
+            None => count(word),
         })
         .sum()
+}
+
+/// The counts of recent words: one for each place, the last one that fell there.
+struct Remembered {
+    hash: RandomState,
+    /// A power of two of them. An empty place has a key that no word packs to.
+    places: Vec<(u128, u64)>,
+}
+
+impl Remembered {
+    /// With as many places as make up for the time to clear them: 4 MB at most.
+    fn for_text(text: &str) -> Self {
+        let places = (text.len() / 64).next_power_of_two().clamp(1 << 6, 1 << 17);
+        Self {
+            hash: RandomState::default(),
+            places: vec![(u128::MAX, 0); places],
+        }
+    }
+
+    fn get_or(&mut self, key: u128, count: impl FnOnce() -> u64) -> u64 {
+        let at = self.hash.hash_one(key) as usize & (self.places.len() - 1);
+        let place = &mut self.places[at];
+        if place.0 != key {
+            *place = (key, count());
+        }
+        place.1
+    }
 }
 
 /// A word and its length in one number; `None` for one of more than 15 bytes, which are few.

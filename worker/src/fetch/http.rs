@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use common::fault::Fault;
+use common::outcome::THROTTLE_PAUSE;
 use git2::transport::{Service, SmartSubtransport, SmartSubtransportStream, Transport};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, LOCATION, RETRY_AFTER};
@@ -442,14 +443,23 @@ fn expect(response: Response, content_type: &str) -> Result<Response, Fault> {
             seen.unwrap_or("of no type")
         )));
     }
-    let retry_after = retry_after(response.headers(), OffsetDateTime::now_utc());
+    let headers = response.headers();
+    // GitHub's way to say that a quota is used up; when it ends is another header's matter.
+    let quota = headers
+        .get("x-ratelimit-remaining")
+        .is_some_and(|left| left == "0");
+    let retry_after =
+        retry_after(headers, OffsetDateTime::now_utc()).or_else(|| quota.then_some(THROTTLE_PAUSE));
     Err(status_fault(status, retry_after))
 }
 
+/// `retry_after` of a throttled answer is `None` only where the host did not say that it wants to
+/// be left alone: a bare 403 may be about this repository alone.
 fn status_fault(status: StatusCode, retry_after: Option<Duration>) -> Fault {
     let message = format!("HTTP status {status}");
     match status.as_u16() {
-        429 | 403 => Fault::throttled(message, retry_after),
+        429 => Fault::throttled(message, retry_after.or(Some(THROTTLE_PAUSE))),
+        403 => Fault::throttled(message, retry_after),
         503 if retry_after.is_some() => Fault::throttled(message, retry_after),
         408 | 425 | 500..=599 => Fault::transient(message),
         _ => Fault::gone(message),

@@ -18,6 +18,7 @@ use common::store::fs::FsStore;
 use common::store::{Digest, DigestStore, DocumentKey, Expected, Found, Listed, Put, SharedStore};
 use common::telemetry::Metrics;
 use common::testing::git_server::{Fault as Trouble, GitServer, Kind};
+use common::testing::small_disk::SmallDisk;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use rustix::process::{Signal, kill_process};
@@ -25,7 +26,7 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use worker::consume::Worker;
 
-use crate::fixture::{Fixture, SmallDisk, TEXT, good, until};
+use crate::fixture::{Fixture, TEXT, good, until, with_small_disks};
 
 use FaultKind::{Gone, Infra, Killed, TooLarge, Transient};
 
@@ -241,6 +242,47 @@ async fn a_host_that_asks_for_patience_gets_it_for_all_of_its_repositories() {
     work.stop(&fixture).await;
 }
 
+/// As GitHub turns away whoever asks for a repository that its staff disabled.
+#[tokio::test]
+async fn one_repository_turned_away_without_a_word_keeps_nobody_waiting() {
+    let mut fixture = Fixture::new();
+    fixture.config.concurrency = Some(1);
+    good(fixture.root.path(), "later");
+    fixture.server.fault("owner/bad", Trouble::status(403));
+    let work = Work::start(&fixture, &Choice::default());
+    work.enqueue(["bad", "good", "later"].map(|name| fixture.url(name)))
+        .await;
+    assert_eq!(
+        work.named_outcomes(2).await,
+        [done("good", 0), done("later", 0)]
+    );
+    assert!(
+        work.start.elapsed() < Duration::from_secs(50),
+        "they did not wait with it"
+    );
+    assert_eq!(fixture.server.repo_stats("owner/bad").info_refs, 1);
+    assert!(work.shows(r#"repofleet_retries_total{class="throttled"} 1"#));
+    work.stop(&fixture).await;
+}
+
+/// Not one job after another is charged with it, however long it lasts.
+#[tokio::test]
+async fn a_machine_that_starts_no_slots_is_no_repositorys_fault() {
+    let mut fixture = Fixture::new();
+    fixture.config.child.program = "/nowhere/worker".into();
+    let choice = Choice {
+        patience: Duration::from_secs(1),
+        ..Choice::default()
+    };
+    let work = Work::start(&fixture, &choice);
+    work.enqueue(["bad", "good"].map(|name| fixture.url(name)))
+        .await;
+    let fault = work.worker.await.unwrap().unwrap_err();
+    assert_eq!(fault.kind, Infra);
+    assert!(fault.message.contains("/nowhere/worker"), "{fault}");
+    assert_eq!(handed_back(&work.broker).await, ["bad", "good"]);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_slot_gets_one_retry() {
     let fixture = Fixture::new();
@@ -270,46 +312,53 @@ async fn a_killed_slot_gets_one_retry() {
     work.stop(&fixture).await;
 }
 
-#[tokio::test]
-async fn a_full_disk_is_waited_out() {
-    let fixture = Fixture::new();
-    let _disk = SmallDisk::mount(fixture.scratch.path());
-    let work = Work::start(&fixture, &Choice::default());
-    let other = fixture.scratch.path().join("other");
-    fs::write(&other, vec![0; 4 << 20]).unwrap_err();
-    let names: Vec<String> = (0..8).map(|i| format!("repo-{i}")).collect();
-    for name in &names {
-        good(fixture.root.path(), name);
-    }
-    work.enqueue(names.iter().map(|name| fixture.url(name)))
-        .await;
-    // Nobody can be seen to wait; a little time gives a worker that does not the time to fail.
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    assert!(!work.worker.is_finished());
-    fs::remove_file(&other).unwrap();
-    let outcomes = work.named_outcomes(8).await;
-    let expected: Vec<_> = names.iter().map(|name| done(name, 0)).collect();
-    assert_eq!(outcomes, expected);
-    work.stop(&fixture).await;
+#[test]
+fn a_full_disk_is_waited_out() {
+    with_small_disks("consume::a_full_disk_is_waited_out", async {
+        let fixture = Fixture::new();
+        let _disk = SmallDisk::mount(fixture.scratch.path(), "2m");
+        let work = Work::start(&fixture, &Choice::default());
+        let other = fixture.scratch.path().join("other");
+        fs::write(&other, vec![0; 4 << 20]).unwrap_err();
+        let names: Vec<String> = (0..8).map(|i| format!("repo-{i}")).collect();
+        for name in &names {
+            good(fixture.root.path(), name);
+        }
+        work.enqueue(names.iter().map(|name| fixture.url(name)))
+            .await;
+        // Nobody can be seen to wait; a little time gives a worker that does not the time to fail.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert!(!work.worker.is_finished());
+        fs::remove_file(&other).unwrap();
+        let outcomes = work.named_outcomes(8).await;
+        let expected: Vec<_> = names.iter().map(|name| done(name, 0)).collect();
+        assert_eq!(outcomes, expected);
+        work.stop(&fixture).await;
+    });
 }
 
-#[tokio::test]
-async fn patience_with_a_full_disk_has_an_end_and_no_job_is_lost() {
-    let fixture = Fixture::new();
-    let _disk = SmallDisk::mount(fixture.scratch.path());
-    let choice = Choice {
-        patience: Duration::from_secs(1),
-        ..Choice::default()
-    };
-    let work = Work::start(&fixture, &choice);
-    let other = fixture.scratch.path().join("other");
-    fs::write(&other, vec![0; 4 << 20]).unwrap_err();
-    work.enqueue(["bad", "good"].map(|name| fixture.url(name)))
-        .await;
-    let fault = work.worker.await.unwrap().unwrap_err();
-    assert_eq!(fault.kind, Infra);
-    assert!(fault.message.contains("--scratch"), "{fault}");
-    assert_eq!(handed_back(&work.broker).await, ["bad", "good"]);
+#[test]
+fn patience_with_a_full_disk_has_an_end_and_no_job_is_lost() {
+    with_small_disks(
+        "consume::patience_with_a_full_disk_has_an_end_and_no_job_is_lost",
+        async {
+            let fixture = Fixture::new();
+            let _disk = SmallDisk::mount(fixture.scratch.path(), "2m");
+            let choice = Choice {
+                patience: Duration::from_secs(1),
+                ..Choice::default()
+            };
+            let work = Work::start(&fixture, &choice);
+            let other = fixture.scratch.path().join("other");
+            fs::write(&other, vec![0; 4 << 20]).unwrap_err();
+            work.enqueue(["bad", "good"].map(|name| fixture.url(name)))
+                .await;
+            let fault = work.worker.await.unwrap().unwrap_err();
+            assert_eq!(fault.kind, Infra);
+            assert!(fault.message.contains("--scratch"), "{fault}");
+            assert_eq!(handed_back(&work.broker).await, ["bad", "good"]);
+        },
+    );
 }
 
 #[tokio::test]
@@ -465,8 +514,7 @@ async fn a_panic_costs_one_job() {
     work.stop(&fixture).await;
 }
 
-/// Time is tokio's own here: it passes whenever everybody waits.
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_job_that_alone_finds_the_store_ill_fails_for_good() {
     let fixture = Fixture::new();
     let choice = Choice {

@@ -150,7 +150,7 @@ async fn statuses_have_their_class_at_either_request() {
         (Trouble::status(403), Throttled, None),
         (Trouble::status(404), Gone, None),
         (Trouble::status(410), Gone, None),
-        (Trouble::status(429), Throttled, None),
+        (Trouble::status(429), Throttled, seconds(60)),
         (Trouble::retry_after(429, 7), Throttled, seconds(7)),
         // No host may send a worker to sleep for days.
         (

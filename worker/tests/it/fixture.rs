@@ -10,6 +10,7 @@ use common::fault::Fault;
 use common::telemetry::Metrics;
 use common::testing::git_server::GitServer;
 use common::testing::repositories::Builder;
+use common::testing::small_disk::where_mounting_is_allowed;
 use rustix::process::Pid;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -210,31 +211,13 @@ pub(crate) fn noise(count: usize) -> Vec<u8> {
     (0..count).map(|_| random.u8(..)).collect()
 }
 
-/// A file system of 2 MiB.
-pub(crate) struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    pub(crate) fn mount(at: &Path) -> Self {
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"])
-            .arg(at)
-            .status()
-            .unwrap();
-        assert!(
-            mounted.success(),
-            "mounting a small tmpfs needs root: run the tests as root, or in a user namespace \
-             (unshare --user --map-root-user --mount deploy/test.sh)"
-        );
-        Self(at.to_owned())
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        Command::new("umount")
-            .arg("--lazy")
-            .arg(&self.0)
-            .status()
-            .ok();
-    }
+/// Runs a test that mounts small disks, see [`where_mounting_is_allowed`].
+pub(crate) fn with_small_disks(name: &str, test: impl Future<Output = ()>) {
+    where_mounting_is_allowed(name, || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(test);
+    });
 }

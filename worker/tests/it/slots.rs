@@ -19,7 +19,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use worker::slot::{Made, Slots, Unmade};
 
-use crate::fixture::{Fixture, SmallDisk, TEXT, exists, git, noise, subject, until, work};
+use crate::fixture::{Fixture, TEXT, exists, git, noise, subject, until, with_small_disks, work};
+use common::testing::small_disk::SmallDisk;
 
 use FaultKind::{Infra, Killed, TooLarge, Transient};
 
@@ -117,34 +118,36 @@ async fn files_have_a_limit() {
     assert!(fault.message.contains("file limit"), "{fault}");
 }
 
-#[tokio::test]
-async fn a_full_disk_is_no_repositorys_fault() {
-    let fixture = Fixture::new();
-    let disk = SmallDisk::mount(fixture.scratch.path());
-    Builder::new()
-        .file("noise", noise(4 << 20))
-        .build(fixture.root.path(), "owner", "larger");
-    let slots = fixture.slots();
-    let fault = work(&slots, &fixture.url("larger")).await.unwrap_err();
-    assert_eq!(fault.kind, Infra, "{fault}");
-    for part in ["No space left on device", "make room", "--scratch"] {
-        assert!(fault.message.contains(part), "{fault}");
-    }
-    slots.probe().expect("what it left was removed");
-    assert!(work(&slots, &fixture.url("good")).await.is_ok());
+#[test]
+fn a_full_disk_is_no_repositorys_fault() {
+    with_small_disks("slots::a_full_disk_is_no_repositorys_fault", async {
+        let fixture = Fixture::new();
+        let disk = SmallDisk::mount(fixture.scratch.path(), "2m");
+        Builder::new()
+            .file("noise", noise(4 << 20))
+            .build(fixture.root.path(), "owner", "larger");
+        let slots = fixture.slots();
+        let fault = work(&slots, &fixture.url("larger")).await.unwrap_err();
+        assert_eq!(fault.kind, Infra, "{fault}");
+        for part in ["No space left on device", "make room", "--scratch"] {
+            assert!(fault.message.contains(part), "{fault}");
+        }
+        slots.probe().await.expect("what it left was removed");
+        assert!(work(&slots, &fixture.url("good")).await.is_ok());
 
-    // Full with something else.
-    let other = fixture.scratch.path().join("other");
-    fs::write(&other, vec![0; 4 << 20]).unwrap_err();
-    assert_eq!(slots.probe().unwrap_err().kind, Infra);
-    let fault = work(&slots, &fixture.url("good")).await.unwrap_err();
-    assert_eq!(fault.kind, Infra, "{fault}");
-    assert!(fault.message.contains("--scratch"), "{fault}");
-    fs::remove_file(&other).unwrap();
-    assert!(work(&slots, &fixture.url("good")).await.is_ok());
-    drop(slots);
-    fixture.assert_nothing_left();
-    drop(disk);
+        // Full with something else.
+        let other = fixture.scratch.path().join("other");
+        fs::write(&other, vec![0; 4 << 20]).unwrap_err();
+        assert_eq!(slots.probe().await.unwrap_err().kind, Infra);
+        let fault = work(&slots, &fixture.url("good")).await.unwrap_err();
+        assert_eq!(fault.kind, Infra, "{fault}");
+        assert!(fault.message.contains("--scratch"), "{fault}");
+        fs::remove_file(&other).unwrap();
+        assert!(work(&slots, &fixture.url("good")).await.is_ok());
+        drop(slots);
+        fixture.assert_nothing_left();
+        drop(disk);
+    });
 }
 
 /// `worker digest` of `owner/bad`, on which it hangs.
@@ -213,7 +216,7 @@ async fn a_slot_dies_with_its_worker_and_the_next_start_clears_up() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_is_told_to_stop_leaves_nothing() {
-    for (signal, code) in [(Signal::TERM, 0), (Signal::INT, 130)] {
+    for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130)] {
         let fixture = Fixture::new();
         let mut worker = worker_on_hanging(&fixture);
         let child = fixture.child_at_work();
