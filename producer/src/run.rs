@@ -22,6 +22,7 @@ use crate::cache::{self, CacheConfig, Checked};
 use crate::embedded::{Embedded, EmbeddedConfig, OnlyOne};
 use crate::feed::{self, Feed, FeedConfig, FilterConfig, Source};
 use crate::follow::{Ended, follow};
+use crate::index::Index;
 use crate::publish::publish;
 use crate::report::{self, Bar, Reporter};
 
@@ -50,6 +51,8 @@ pub struct RunConfig {
 struct Plan {
     feed: Feed,
     checked: Vec<Checked>,
+    /// What the cache check learned, if anything.
+    index: Option<Index>,
 }
 
 impl RunConfig {
@@ -94,6 +97,12 @@ impl RunConfig {
         write(&store, &run, Document::Manifest, &manifest)
             .await
             .map_err(unavailable)?;
+        if let Some(index) = &plan.index
+            && let Err(fault) = index.save(store.as_ref()).await
+        {
+            // The next run has to look at more digests, that is all.
+            warn!(operation = "run", "the index could not be stored: {fault}");
+        }
         info!(
             operation = "run",
             run_id = run.as_str(),
@@ -121,7 +130,7 @@ impl RunConfig {
     async fn plan(&self, store: &SharedStore, metrics: &Metrics) -> Result<Plan> {
         let mut feed = feed::load(&self.feed, self.embedded.local_paths()).await?;
         let selected = self.filter.select(std::mem::take(&mut feed.repositories));
-        let checked = cache::check(&self.cache, store.as_ref(), selected).await?;
+        let (checked, index) = cache::check(&self.cache, store.as_ref(), selected).await?;
         for (reason, count) in cache::counts(&checked) {
             metrics.cache_checked(reason, count);
         }
@@ -130,7 +139,11 @@ impl RunConfig {
         }
         let tally = report::opening_tally(&feed.invalid, &checked);
         report::cache_checked(&tally, &checked);
-        Ok(Plan { feed, checked })
+        Ok(Plan {
+            feed,
+            checked,
+            index,
+        })
     }
 
     fn manifest(&self, run: &RunId, started_at: String, plan: &Plan, tally: &Tally) -> Manifest {
@@ -255,7 +268,7 @@ async fn write<T: Serialize>(
     document: Document,
     content: &T,
 ) -> Result<String, Fault> {
-    let key = DocumentKey {
+    let key = DocumentKey::OfRun {
         run: run.clone(),
         document,
     };
@@ -371,7 +384,7 @@ mod tests {
         assert_eq!(exit::code_of(&error), exit::UNAVAILABLE);
         assert!(error.to_string().contains("the broker is away"), "{error}");
 
-        let key = DocumentKey {
+        let key = DocumentKey::OfRun {
             run,
             document: Document::Summary,
         };

@@ -9,6 +9,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
@@ -17,7 +18,7 @@ use futures::stream::{self, BoxStream};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{Digest, DigestMeta, DigestStore, DocumentKey, Expected, Found, Put, Version};
+use super::{Digest, DigestMeta, DigestStore, DocumentKey, Expected, Found, Listed, Put, Version};
 use crate::fault::Fault;
 use crate::repo::RepoRef;
 
@@ -152,25 +153,26 @@ impl DigestStore for FsStore {
         .await
     }
 
-    fn list(&self) -> BoxStream<'_, Result<RepoRef, Fault>> {
-        let listed = self.blocking(|root| {
-            let mut repos = Vec::new();
+    fn list(&self, prefix: &str) -> BoxStream<'_, Result<Listed, Fault>> {
+        let prefix = prefix.to_owned();
+        let listed = self.blocking(move |root| {
+            let mut listed = Vec::new();
             for owner in names(&root.join("gitingest"))? {
                 for name in names(&root.join("gitingest").join(&owner))? {
                     // What else lies there is not ours.
                     let Ok(repo) = RepoRef::new(&owner, &name) else {
                         continue;
                     };
-                    if root.join(repo.digest_key()).exists() {
-                        repos.push(repo);
+                    if format!("{repo}/").starts_with(&prefix) {
+                        listed.extend(listed_of(root, repo)?);
                     }
                 }
             }
-            Ok(repos)
+            Ok(listed)
         });
         stream::once(listed)
             .flat_map(|listed| match listed {
-                Ok(repos) => stream::iter(repos.into_iter().map(Ok).collect::<Vec<_>>()),
+                Ok(listed) => stream::iter(listed.into_iter().map(Ok).collect::<Vec<_>>()),
                 Err(fault) => stream::iter(vec![Err(fault)]),
             })
             .boxed()
@@ -204,6 +206,10 @@ impl DigestStore for FsStore {
             Ok(())
         })
         .await
+    }
+
+    fn is_remote(&self) -> bool {
+        false
     }
 
     fn location(&self) -> String {
@@ -263,6 +269,28 @@ fn look(folder: &Path) -> Result<Look, Fault> {
         }
     }
     Ok(look)
+}
+
+/// What a listing shows of a repository; `None` if there is nothing.
+fn listed_of(root: &Path, repo: RepoRef) -> Result<Option<Listed>, Fault> {
+    let path = root.join(repo.digest_key());
+    let metadata = match fs::metadata(&path) {
+        Ok(metadata) => metadata,
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
+        Err(e) => return Err(fault("read", &path, &e)),
+    };
+    let folder = path.parent().expect("a digest's key has folders");
+    let Expected::Version(version) = look(folder)?.found().expected() else {
+        return Ok(None);
+    };
+    Ok(Some(Listed {
+        repo,
+        etag: version.0,
+        modified_millis: metadata.mtime() * 1000 + metadata.mtime_nsec() / 1_000_000,
+        bytes: metadata.len(),
+    }))
 }
 
 /// The length of a file and its first [`HEAD_BYTES`]; `None` if it is not there.
@@ -372,7 +400,10 @@ impl Drop for Pending {
 }
 
 fn sha256(bytes: &[u8]) -> String {
-    format!("{:x}", Sha256::digest(bytes))
+    Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// Names the thing and the remedy.

@@ -1,6 +1,6 @@
 //! What every [`DigestStore`] promises, as tests: each implementation runs all of them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures::TryStreamExt;
@@ -9,8 +9,8 @@ use crate::job::{DIGEST_FORMAT, PushedAt};
 use crate::repo::RepoRef;
 use crate::run::RunId;
 use crate::store::{
-    Digest, DigestMeta, DigestStore, Document, DocumentKey, Expected, Found, Put, SharedStore,
-    Version,
+    Digest, DigestMeta, DigestStore, Document, DocumentKey, Expected, Found, Listed, Put,
+    SharedStore, Version,
 };
 
 /// Runs every test, each on an empty store that `fresh` makes.
@@ -20,6 +20,7 @@ where
 {
     an_empty_store_holds_nothing(&*fresh().await).await;
     what_is_put_is_found_and_read(&*fresh().await).await;
+    a_listing_shows_what_is_there(&*fresh().await).await;
     put_replaces_only_what_was_expected(&*fresh().await).await;
     the_same_text_of_another_push_is_another_version(&*fresh().await).await;
     of_many_that_put_at_once_one_wins(fresh().await).await;
@@ -63,7 +64,7 @@ async fn put(store: &dyn DigestStore, repo: &RepoRef, digest: &Digest, expected:
 async fn an_empty_store_holds_nothing(store: &dyn DigestStore) {
     assert_eq!(store.head(&repo("a")).await.expect("head"), Found::Absent);
     assert_eq!(store.get(&repo("a")).await.expect("get"), None);
-    let listed: Vec<_> = store.list().try_collect().await.expect("list");
+    let listed: Vec<_> = store.list("").try_collect().await.expect("list");
     assert_eq!(listed, []);
 }
 
@@ -93,8 +94,57 @@ async fn what_is_put_is_found_and_read(store: &dyn DigestStore) {
         }
         assert_eq!(read.meta.bytes, text.len() as u64);
     }
-    let listed: BTreeSet<RepoRef> = store.list().try_collect().await.expect("list");
-    assert_eq!(listed, texts.iter().map(|(name, _)| repo(name)).collect());
+}
+
+async fn a_listing_shows_what_is_there(store: &dyn DigestStore) {
+    assert_eq!(listed(store, "").await, BTreeMap::new());
+    let all = ["ab/c", "ab/cd", "ab-c/d", "A/b", "b/..."].map(|repo| repo.parse().expect("a name"));
+    for repo in &all {
+        let digest = digest(&format!("of {repo}"), "1");
+        assert_eq!(
+            put(store, repo, &digest, &Expected::Absent).await,
+            Put::Stored
+        );
+    }
+    let (one, another) = (listed(store, "").await, listed(store, "").await);
+    assert_eq!(one, another, "unless something is stored");
+    assert_eq!(one.len(), all.len());
+    for repo in &all {
+        let (etag, _, bytes) = &one[repo];
+        assert_eq!(version(store, repo).await.etag(), etag);
+        assert_eq!(*bytes, format!("of {repo}").len() as u64);
+    }
+    for (prefix, expected) in [
+        ("ab", &all[..3]),
+        ("ab/", &all[..2]),
+        ("ab/c", &all[..2]),
+        ("ab/c/", &all[..1]),
+        ("ab/cd", &all[1..2]),
+        ("A", &all[3..4]),
+        ("b", &all[4..]),
+        ("x", &[]),
+    ] {
+        let listed: BTreeSet<_> = listed(store, prefix).await.into_keys().collect();
+        assert_eq!(listed, expected.iter().cloned().collect(), "{prefix:?}");
+    }
+
+    let of_one = Expected::Version(version(store, &all[0]).await);
+    put(store, &all[0], &digest("another", "2"), &of_one).await;
+    let after = listed(store, "").await;
+    assert_ne!(after[&all[0]], one[&all[0]]);
+    assert_eq!(after[&all[1]], one[&all[1]]);
+}
+
+/// All of [`Listed`], by its repository.
+async fn listed(store: &dyn DigestStore, prefix: &str) -> BTreeMap<RepoRef, (String, i64, u64)> {
+    let listed: Vec<Listed> = store.list(prefix).try_collect().await.expect("list");
+    let count = listed.len();
+    let by_repo: BTreeMap<_, _> = listed
+        .into_iter()
+        .map(|l| (l.repo, (l.etag, l.modified_millis, l.bytes)))
+        .collect();
+    assert_eq!(by_repo.len(), count, "each once");
+    by_repo
 }
 
 async fn put_replaces_only_what_was_expected(store: &dyn DigestStore) {
@@ -187,19 +237,21 @@ async fn readers_never_see_a_mixture(store: SharedStore) {
 
 async fn documents_are_replaced_and_read(store: &dyn DigestStore) {
     let run = RunId::new();
-    let key = |document| DocumentKey {
+    let key = |document| DocumentKey::OfRun {
         run: run.clone(),
         document,
     };
     let (manifest, summary) = (key(Document::Manifest), key(Document::Summary));
-    assert_eq!(store.document(&manifest).await.expect("document"), None);
-    for content in [&b"{}"[..], b"{\"a\":1}"] {
-        store.put_document(&manifest, content).await.expect("put");
-        let read = store.document(&manifest).await.expect("document");
-        assert_eq!(read.as_deref(), Some(content));
+    for key in [&manifest, &DocumentKey::Index] {
+        assert_eq!(store.document(key).await.expect("document"), None);
+        for content in [&b"{}"[..], b"{\"a\":1}", &vec![b'x'; 4 << 20], b""] {
+            store.put_document(key, content).await.expect("put");
+            let read = store.document(key).await.expect("document");
+            assert!(read.as_deref() == Some(content), "{key}");
+        }
     }
     assert_eq!(store.document(&summary).await.expect("document"), None);
-    let listed: Vec<_> = store.list().try_collect().await.expect("list");
+    let listed: Vec<_> = store.list("").try_collect().await.expect("list");
     assert_eq!(listed, [], "documents are no digests");
 }
 
@@ -207,6 +259,10 @@ async fn a_store_in_use_is_well(store: &dyn DigestStore) {
     store.probe().await.expect("well when empty");
     put(store, &repo("a"), &digest("x", "1"), &Expected::Absent).await;
     store.probe().await.expect("well when in use");
-    let listed: Vec<_> = store.list().try_collect().await.expect("list");
+    let listed: Vec<_> = store.list("").try_collect().await.expect("list");
+    let listed: Vec<_> = listed
+        .into_iter()
+        .map(|listed: Listed| listed.repo)
+        .collect();
     assert_eq!(listed, [repo("a")], "a probe leaves nothing behind");
 }

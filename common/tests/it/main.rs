@@ -11,3 +11,4 @@ mod git_server;
 mod http_server;
 mod rabbitmq;
 mod raw_http;
+mod s3_store;

@@ -14,10 +14,10 @@ use common::repo::RepoRef;
 use common::retry::Policy;
 use common::run::{CacheReason, RunId};
 use common::store::fs::FsStore;
-use common::store::{Digest, DigestMeta, DigestStore, DocumentKey, Expected, Found, Put};
+use common::store::{Digest, DigestMeta, DigestStore, DocumentKey, Expected, Found, Listed, Put};
 use common::testing::http_server::{HttpServer, Request, Response};
 use futures::stream::BoxStream;
-use producer::cache::{self, CacheConfig, CacheSource, Checked};
+use producer::cache::{self, CacheConfig, CacheSource, Check, Checked};
 use producer::feed::FeedRepo;
 use serde_json::{Value, json};
 use tokio::sync::Barrier;
@@ -29,6 +29,7 @@ const PUSHED: &str = "2026-01-01T00:00:00Z";
 fn config(cache: CacheSource, url: Option<&str>) -> CacheConfig {
     CacheConfig {
         cache,
+        check: Check::Index,
         cache_url: url.map(|url| url.parse().unwrap()),
         cache_timeout: Duration::from_secs(10),
         force: false,
@@ -62,7 +63,9 @@ async fn check(
     repositories: Vec<FeedRepo>,
 ) -> Result<Vec<Checked>, ExitError> {
     logs::prepare();
-    cache::check(config, store, repositories).await
+    let (checked, index) = cache::check(config, store, repositories).await?;
+    assert_eq!(index, None, "only a bucket has one");
+    Ok(checked)
 }
 
 /// A store of which only `head` is asked, answered by a closure.
@@ -92,7 +95,7 @@ where
         unreachable!("a check writes nothing")
     }
 
-    fn list(&self) -> BoxStream<'_, Result<RepoRef, Fault>> {
+    fn list(&self, _: &str) -> BoxStream<'_, Result<Listed, Fault>> {
         unreachable!("a check lists nothing")
     }
 
@@ -106,6 +109,10 @@ where
 
     async fn probe(&self) -> Result<(), Fault> {
         unreachable!("a check does not probe")
+    }
+
+    fn is_remote(&self) -> bool {
+        false
     }
 
     fn location(&self) -> String {

@@ -43,8 +43,11 @@ fn a_wrong_command_line_is_2_and_says_what_is_wrong() {
         (&["run", "--log-level", "=,="], "--log-level"),
         (
             &["run", "--store", "s3://key:hunter2@bucket"],
-            "s3://… is not supported",
+            "s3://BUCKET[/PREFIX]",
         ),
+        (&["run", "--store", "gs://key:hunter2@bucket"], "gs://…"),
+        (&["run", "--store", "s3://bucket"], "AWS_ACCESS_KEY_ID"),
+        (&["run", "--store", "${STORE}"], "Docker"),
         (
             &["run", "--feed", "http://example.org/repos.json"],
             "--allow-http-feed",

@@ -172,8 +172,8 @@ impl Fleet {
     /// Every repository of which the store has something, sorted.
     pub(crate) fn stored(&self) -> Vec<String> {
         let store = self.store();
-        let listed = block_on(store.list().try_collect::<Vec<_>>()).unwrap();
-        let mut listed: Vec<_> = listed.iter().map(ToString::to_string).collect();
+        let listed = block_on(store.list("").try_collect::<Vec<_>>()).unwrap();
+        let mut listed: Vec<_> = listed.iter().map(|l| l.repo.to_string()).collect();
         listed.sort();
         listed
     }

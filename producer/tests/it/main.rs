@@ -4,6 +4,7 @@
     reason = "a test that finds something missing should fail at that line"
 )]
 
+mod bucket;
 mod cache;
 mod crash;
 mod exits;
@@ -11,6 +12,7 @@ mod feed;
 mod fleet;
 mod full_disk;
 mod hostile;
+mod index;
 mod log_lines;
 mod logs;
 mod metrics;

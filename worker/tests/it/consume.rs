@@ -15,7 +15,7 @@ use common::repo::RepoRef;
 use common::run::RunId;
 use common::shutdown::Shutdown;
 use common::store::fs::FsStore;
-use common::store::{Digest, DigestStore, DocumentKey, Expected, Found, Put, SharedStore};
+use common::store::{Digest, DigestStore, DocumentKey, Expected, Found, Listed, Put, SharedStore};
 use common::telemetry::Metrics;
 use common::testing::git_server::{Fault as Trouble, GitServer, Kind};
 use common::testing::small_disk::SmallDisk;
@@ -458,8 +458,8 @@ impl DigestStore for Touchy {
         self.0.put(repo, digest, expected).await
     }
 
-    fn list(&self) -> BoxStream<'_, Result<RepoRef, Fault>> {
-        self.0.list()
+    fn list(&self, prefix: &str) -> BoxStream<'_, Result<Listed, Fault>> {
+        self.0.list(prefix)
     }
 
     async fn put_document(&self, key: &DocumentKey, content: &[u8]) -> Result<(), Fault> {
@@ -472,6 +472,10 @@ impl DigestStore for Touchy {
 
     async fn probe(&self) -> Result<(), Fault> {
         self.0.probe().await
+    }
+
+    fn is_remote(&self) -> bool {
+        self.0.is_remote()
     }
 
     fn location(&self) -> String {

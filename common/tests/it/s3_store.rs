@@ -1,0 +1,534 @@
+//! The store in a bucket keeps the contract, on a server in this process and on a real one, and
+//! its promises about lost answers, wrong answers and strange objects.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use common::fault::{Fault, FaultKind};
+use common::job::{DIGEST_FORMAT, PushedAt};
+use common::repo::RepoRef;
+use common::run::RunId;
+use common::store::s3::S3Store;
+use common::store::s3::config::S3Config;
+use common::store::{
+    DigestStore, Document, DocumentKey, Expected, Found, Put, SharedStore, Version,
+};
+use common::testing::s3_server::{self, Call, Fate, S3Server, SECRET_KEY, StoredObject};
+use common::testing::seaweedfs::SeaweedFs;
+use common::testing::store_contract::{self, digest};
+use futures::TryStreamExt;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn contract() {
+    let servers: Mutex<Vec<S3Server>> = Mutex::default();
+    store_contract::check(async || {
+        let server = S3Server::start();
+        let store: SharedStore = Arc::new(server.store());
+        servers.lock().unwrap().push(server);
+        store
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn contract_on_seaweedfs() {
+    let server = SeaweedFs::start().await;
+    let stores = AtomicUsize::new(0);
+    let fresh = || {
+        let mut config = server.config();
+        config.prefix = format!("tests/{}", stores.fetch_add(1, SeqCst));
+        S3Store::new(&config)
+    };
+    store_contract::check(async || Arc::new(fresh()) as SharedStore).await;
+
+    newer_is_never_replaced_by_older(fresh()).await;
+
+    let store = fresh();
+    let strange = digest("text", "1").with_url("https://git.example/ö/😀 %41");
+    assert_eq!(put(&store, &strange, &Expected::Absent).await, Put::Stored);
+    assert_eq!(store.get(&repo()).await.unwrap(), Some(strange));
+
+    // Other parts of the same bucket are not seen.
+    assert_eq!(
+        store.location(),
+        format!("s3://digests/tests/{}", stores.load(SeqCst) - 1)
+    );
+    let listed: Vec<_> = store.list("").try_collect().await.unwrap();
+    assert_eq!(listed.len(), 1);
+
+    let place = server.config().endpoint.unwrap();
+    let store = S3Store::new(&keys(&place, "another", SECRET_KEY));
+    says(&store, &["check AWS_ACCESS_KEY_ID"]).await;
+    let store = S3Store::new(&keys(&place, s3_server::ACCESS_KEY, "another"));
+    says(&store, &["check AWS_SECRET_ACCESS_KEY"]).await;
+}
+
+fn repo() -> RepoRef {
+    "owner/name".parse().unwrap()
+}
+
+const KEY: &str = "gitingest/owner/name/summary.txt";
+
+trait WithUrl {
+    fn with_url(self, url: &str) -> Self;
+}
+
+impl WithUrl for common::store::Digest {
+    fn with_url(mut self, url: &str) -> Self {
+        self.meta.url = url.to_owned();
+        self
+    }
+}
+
+async fn put(store: &S3Store, digest: &common::store::Digest, expected: &Expected) -> Put {
+    store.put(&repo(), digest, expected).await.unwrap()
+}
+
+async fn expected(store: &S3Store) -> Expected {
+    store.head(&repo()).await.unwrap().expected()
+}
+
+/// What each writer does: the loop of `worker::job::attempt`.
+async fn store_unless_newer(store: &S3Store, digest: &common::store::Digest) -> bool {
+    loop {
+        let found = store.head(&repo()).await.unwrap();
+        if let Found::Stored { meta, .. } = &found
+            && meta.pushed_at.compare(&digest.meta.pushed_at) != Some(Ordering::Less)
+        {
+            return false;
+        }
+        if put(store, digest, &found.expected()).await == Put::Stored {
+            return true;
+        }
+    }
+}
+
+const WRITERS: u32 = 32;
+
+fn pushed(n: u32) -> String {
+    format!("2026-01-01T00:00:{n:02}Z")
+}
+
+async fn newer_is_never_replaced_by_older(store: S3Store) {
+    let store = Arc::new(store);
+    let mut order: Vec<_> = (0..WRITERS).collect();
+    fastrand::shuffle(&mut order);
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in order {
+        let store = Arc::clone(&store);
+        tasks.spawn(async move {
+            let digest = digest(&format!("text {n}"), &pushed(n));
+            store_unless_newer(&store, &digest).await
+        });
+    }
+    let stored = tasks.join_all().await;
+    assert!(stored.contains(&true));
+    let last = store.get(&repo()).await.unwrap().unwrap();
+    assert_eq!(last.meta.pushed_at.as_str(), pushed(WRITERS - 1));
+    assert_eq!(last.text, format!("text {}", WRITERS - 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_32_writers_none_replaces_a_newer_digest_whatever_gets_lost() {
+    for round in 0..10 {
+        let server = S3Server::start();
+        let mut random = fastrand::Rng::with_seed(round);
+        server.decide(move |call: &Call| match random.u8(..100) {
+            // Half the rounds all goes well, so that the writers meet at full speed.
+            _ if round % 2 == 0 => Fate::Answered,
+            0..5 => Fate::Denied(503, "SlowDown"),
+            5..10 => Fate::Lost,
+            10..20 if call.method == "PUT" => Fate::AnswerLost,
+            20..30 => Fate::Late(Duration::from_millis(5)),
+            _ => Fate::Answered,
+        });
+        let mut config = server.config();
+        // So many losses in a row are for other tests.
+        config.limits.attempts = 10;
+        newer_is_never_replaced_by_older(S3Store::new(&config)).await;
+        let writes: Vec<_> = server
+            .writes(KEY)
+            .into_iter()
+            .map(|metadata| metadata["pushedat"].clone())
+            .collect();
+        assert!(writes.is_sorted_by(|a, b| a < b), "{round}: {writes:?}");
+    }
+}
+
+/// Has the first `count` requests of `method` for the digest meet `fate`.
+fn first(count: usize, method: &'static str, fate: Fate) -> impl FnMut(&Call) -> Fate + Send {
+    let mut left = count;
+    move |call| {
+        if call.method == method && call.key == KEY && left > 0 {
+            left -= 1;
+            return fate;
+        }
+        Fate::Answered
+    }
+}
+
+#[tokio::test]
+async fn a_put_that_meets_its_own_earlier_self_is_stored() {
+    for lost in 1..=2 {
+        for replaces in [false, true] {
+            let server = S3Server::start();
+            let store = server.store();
+            if replaces {
+                put(&store, &digest("old", "1"), &Expected::Absent).await;
+            }
+            let expected = expected(&store).await;
+            server.decide(first(lost, "PUT", Fate::AnswerLost));
+            let new = digest("new", "2");
+            assert_eq!(put(&store, &new, &expected).await, Put::Stored);
+            assert_eq!(store.get(&repo()).await.unwrap(), Some(new));
+            // Done once, and once only.
+            assert_eq!(server.writes(KEY).len(), 1 + usize::from(replaces));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_put_that_meets_somebody_elses_is_a_conflict() {
+    let server = Arc::new(S3Server::start());
+    let store = server.store();
+    // The other's digest is the same to the last letter, but for whose it is.
+    let same = digest("text", "1");
+    let theirs = {
+        let scratch = S3Server::start();
+        put(&scratch.store(), &same, &Expected::Absent).await;
+        scratch.objects()[KEY].clone()
+    };
+    let weak = Arc::downgrade(&server);
+    let mut fate = Some(Fate::Lost);
+    server.decide(move |call| {
+        if call.method != "PUT" || call.key != KEY {
+            return Fate::Answered;
+        }
+        if let Some(server) = weak.upgrade() {
+            server.insert(KEY, theirs.clone());
+        }
+        fate.take().unwrap_or(Fate::Answered)
+    });
+    assert_eq!(put(&store, &same, &Expected::Absent).await, Put::Conflict);
+}
+
+#[tokio::test]
+async fn a_put_is_tried_three_times() {
+    for (times, stored) in [(2, true), (3, false)] {
+        let server = S3Server::start();
+        let store = server.store();
+        store.probe().await.unwrap();
+        server.forget_calls();
+        server.decide(first(times, "PUT", Fate::Denied(503, "SlowDown")));
+        let put = store
+            .put(&repo(), &digest("x", "1"), &Expected::Absent)
+            .await;
+        assert_eq!(put.is_ok(), stored, "{put:?}");
+        assert_eq!(server.calls("PUT"), 3);
+        if let Err(fault) = put {
+            assert_eq!(fault.kind, FaultKind::Infra);
+            assert!(fault.message.contains("patience"), "{fault}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_slow_answer_is_not_waited_for_and_no_answer_is_named() {
+    let server = S3Server::start();
+    let mut config = server.config();
+    config.limits.attempt = Duration::from_millis(300);
+    let store = S3Store::new(&config);
+    store.probe().await.unwrap();
+    // Written, but too late said so: the next attempt meets it.
+    server.decide(first(1, "PUT", Fate::Late(Duration::from_secs(60))));
+    let stored = put(&store, &digest("x", "1"), &Expected::Absent).await;
+    assert_eq!(stored, Put::Stored);
+    server.decide(|_| Fate::Silence);
+    says(&store, &["no answer within"]).await;
+}
+
+/// Every operation fails as `infra`, names bucket and place, and says each of `parts`.
+async fn says(store: &S3Store, parts: &[&str]) {
+    let document = DocumentKey::OfRun {
+        run: RunId::new(),
+        document: Document::Manifest,
+    };
+    let version = Expected::Version(Version("0 0".to_owned()));
+    let text = digest("x", "1");
+    // All at once: some of them take their time to fail.
+    let (head, get, put, replace, list, read, write, probe) = tokio::join!(
+        async { store.head(&repo()).await.map(drop) },
+        async { store.get(&repo()).await.map(drop) },
+        async { store.put(&repo(), &text, &Expected::Absent).await.map(drop) },
+        async { store.put(&repo(), &text, &version).await.map(drop) },
+        async { store.list("").try_collect::<Vec<_>>().await.map(drop) },
+        async { store.document(&document).await.map(drop) },
+        store.put_document(&document, b"{}"),
+        store.probe(),
+    );
+    let failed: [(&str, Result<(), Fault>); 8] = [
+        ("head", head),
+        ("get", get),
+        ("put", put),
+        ("replace", replace),
+        ("list", list),
+        ("document", read),
+        ("put document", write),
+        ("probe", probe),
+    ];
+    for (what, failed) in failed {
+        let Err(fault) = failed else {
+            panic!("{what} did well");
+        };
+        assert_eq!(fault.kind, FaultKind::Infra, "{what}: {fault}");
+        for part in parts.iter().chain([&"store s3://", &" at http://"]) {
+            assert!(
+                fault.message.contains(part),
+                "{what}: {part:?} in {:?}",
+                fault.message
+            );
+        }
+        assert!(!fault.message.contains(SECRET_KEY), "{what}: {fault}");
+    }
+    assert!(!format!("{store:?}").contains(SECRET_KEY));
+}
+
+fn keys(endpoint: &str, key: &str, secret: &str) -> S3Config {
+    let mut config = S3Config::from_env(Some("s3://digests"), |name| {
+        let value = match name {
+            "AWS_ENDPOINT_URL" => endpoint,
+            "AWS_ACCESS_KEY_ID" => key,
+            "AWS_SECRET_ACCESS_KEY" => secret,
+            _ => return None,
+        };
+        Some(value.to_owned())
+    })
+    .unwrap();
+    config.limits.first_pause = Duration::from_millis(1);
+    config
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_the_configuration_is_said() {
+    let server = S3Server::start();
+    let url = server.url();
+    let store = S3Store::new(&keys(&url, "another", SECRET_KEY));
+    says(&store, &["check AWS_ACCESS_KEY_ID", &url]).await;
+    let store = S3Store::new(&keys(&url, s3_server::ACCESS_KEY, "another"));
+    says(&store, &["check AWS_SECRET_ACCESS_KEY", &url]).await;
+    let store = S3Store::new(&s3_server::config(&url, "no-such-bucket"));
+    says(&store, &["there is no bucket no-such-bucket"]).await;
+    assert!(server.objects().is_empty());
+}
+
+#[tokio::test]
+async fn what_the_server_says_is_told_with_the_remedy() {
+    let server = S3Server::start();
+    let store = server.store();
+    for (status, code, remedy) in [
+        (403, "RequestTimeTooSkewed", "clock"),
+        (
+            403,
+            "AccessDenied",
+            "rights to list, read, write and delete",
+        ),
+        (400, "ExpiredToken", "AWS_SESSION_TOKEN"),
+        (500, "InternalError", "server is at fault"),
+    ] {
+        server.decide(move |_| Fate::Denied(status, code));
+        says(&store, &[remedy]).await;
+    }
+    server.decide(|_| Fate::Lost);
+    says(&store, &["AWS_ENDPOINT_URL"]).await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_said() {
+    let url = S3Server::start().url();
+    let store = S3Store::new(&s3_server::config(&url, "digests"));
+    says(&store, &["connection refused", "AWS_ENDPOINT_URL", &url]).await;
+}
+
+#[tokio::test]
+async fn a_host_that_has_no_address_is_said() {
+    let mut config = s3_server::config("http://s3.invalid", "digests");
+    // A resolver may well take its time to say no.
+    config.limits.connect = Duration::from_secs(20);
+    let fault = S3Store::new(&config).head(&repo()).await.unwrap_err();
+    assert!(fault.message.contains("cannot be resolved"), "{fault}");
+}
+
+#[tokio::test]
+async fn a_server_that_is_no_s3_server_is_said() {
+    let server = common::testing::http_server::HttpServer::start(|_| {
+        common::testing::http_server::Response::new(404, "<html>not here</html>")
+    });
+    let store = S3Store::new(&s3_server::config(&server.url(), "digests"));
+    for failed in [
+        store.head(&repo()).await.map(drop),
+        store.get(&repo()).await.map(drop),
+        store.probe().await,
+        store
+            .put(&repo(), &digest("x", "1"), &Expected::Absent)
+            .await
+            .map(drop),
+    ] {
+        let fault = failed.unwrap_err();
+        assert!(fault.message.contains("AWS_ENDPOINT_URL"), "{fault}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_ignores_conditions_is_found_out_once() {
+    let server = S3Server::start();
+    server.ignore_conditions();
+    let store = server.store();
+    assert_eq!(
+        put(&store, &digest("one", "1"), &Expected::Absent).await,
+        Put::Stored
+    );
+    assert_eq!(
+        put(&store, &digest("two", "2"), &Expected::Absent).await,
+        Put::Conflict
+    );
+    let of_one = expected(&store).await;
+    assert_eq!(put(&store, &digest("two", "2"), &of_one).await, Put::Stored);
+    assert_eq!(
+        put(&store, &digest("three", "3"), &of_one).await,
+        Put::Conflict
+    );
+    store.probe().await.unwrap();
+    // Three to find out, two for the digest, one for the probe.
+    assert_eq!(server.calls("PUT"), 6);
+    let keys: Vec<_> = server.objects().into_keys().collect();
+    assert_eq!(keys, [KEY], "nothing else is left");
+    assert!(format!("{store:?}").contains("Ignored"));
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_conditions_is_as_good_as_one_that_ignores_them() {
+    let server = S3Server::start();
+    let mut first = true;
+    server.decide(move |call| {
+        if call.method == "PUT" && std::mem::take(&mut first) {
+            return Fate::Denied(501, "NotImplemented");
+        }
+        Fate::Answered
+    });
+    let store = server.store();
+    assert_eq!(
+        put(&store, &digest("one", "1"), &Expected::Absent).await,
+        Put::Stored
+    );
+    assert!(format!("{store:?}").contains("Ignored"));
+}
+
+#[tokio::test]
+async fn an_object_is_as_its_readers_know_it() {
+    let server = S3Server::start();
+    let store = server.store();
+    let digest = digest("text", "2026-01-02T03:04:05Z").with_url("https://git.example/ö b");
+    put(&store, &digest, &Expected::Absent).await;
+    let object = server.objects().remove(KEY).unwrap();
+    assert_eq!(object.content_type.as_deref(), Some("text/plain"));
+    assert_eq!(object.content, "text");
+    for (name, value) in [
+        ("pushedat", "2026-01-02T03:04:05Z"),
+        ("url", "https://git.example/%C3%B6%20b"),
+        ("processedat", "2026-01-01T00:00:00Z"),
+        ("commit", "0123456789012345678901234567890123456789"),
+        ("format", DIGEST_FORMAT),
+        ("truncated", "false"),
+        ("bytes", "4"),
+        ("run", digest.meta.run.as_str()),
+    ] {
+        assert_eq!(object.metadata[name], value, "{name}");
+    }
+    assert_eq!(store.get(&repo()).await.unwrap(), Some(digest));
+}
+
+/// Somebody else's object.
+fn object(content: &str, metadata: &[(&str, &str)]) -> StoredObject {
+    let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+    StoredObject {
+        content: content.to_owned().into(),
+        metadata: metadata.iter().map(owned).collect::<BTreeMap<_, _>>(),
+        content_type: None,
+        modified: SystemTime::now(),
+    }
+}
+
+#[tokio::test]
+async fn strange_objects_are_unreadable_and_replaced() {
+    const PUSHED: &str = "2026-01-02T03:04:05Z";
+    for (object, why) in [
+        (object("", &[]), "no pushedat"),
+        (object("text", &[]), "no pushedat"),
+        (object("text", &[("pushedat", "")]), "predecessor"),
+        (object("text", &[("pushedat", "a b")]), "pushedAt"),
+        (
+            object(
+                "te",
+                &[("pushedat", PUSHED), ("format", "x"), ("bytes", "4")],
+            ),
+            "2 bytes",
+        ),
+    ] {
+        let server = S3Server::start();
+        let store = server.store();
+        server.insert(KEY, object);
+        match store.head(&repo()).await.unwrap() {
+            Found::Unreadable { why: said, .. } => assert!(said.contains(why), "{said}"),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(store.get(&repo()).await.unwrap(), None);
+        let digest = digest("text", PUSHED);
+        assert_eq!(put(&store, &digest, &Expected::Absent).await, Put::Conflict);
+        let expected = expected(&store).await;
+        assert_eq!(put(&store, &digest, &expected).await, Put::Stored);
+        assert_eq!(store.get(&repo()).await.unwrap(), Some(digest));
+    }
+}
+
+#[tokio::test]
+async fn the_predecessors_digest_is_one_of_no_format() {
+    let server = S3Server::start();
+    let metadata = [
+        ("pushedat", "2026-01-02T03:04:05Z"),
+        ("url", "https://github.com/a/b"),
+        ("processedat", "2026-01-03T00:00:00Z"),
+    ];
+    server.insert(KEY, object("text", &metadata));
+    match server.store().head(&repo()).await.unwrap() {
+        Found::Stored { meta, .. } => {
+            assert_eq!(meta.pushed_at, PushedAt::new(metadata[0].1).unwrap());
+            assert_eq!((meta.format.as_str(), meta.bytes), ("", 4));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_listing_goes_on_over_many_pages_and_past_other_things() {
+    let server = S3Server::start();
+    for i in 0..2500 {
+        let key = format!("gitingest/owner/name-{i}/summary.txt");
+        server.insert(&key, object("x", &[]));
+    }
+    for key in [
+        "gitingest/owner/name-0/summary.txt.bak",
+        "gitingest/owner/name-0/more/summary.txt",
+        "gitingest/owner/summary.txt",
+        "gitingest/-/-/summary.txt",
+        "gitingest/owner/name.git/summary.txt",
+        "other/gitingest/owner/name/summary.txt",
+    ] {
+        server.insert(key, object("x", &[]));
+    }
+    let listed: Vec<_> = server.store().list("").try_collect().await.unwrap();
+    assert_eq!(listed.len(), 2500);
+    assert_eq!(server.calls("LIST"), 3);
+}

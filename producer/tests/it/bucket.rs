@@ -1,0 +1,126 @@
+//! Whole runs of the real binary on a store in a bucket.
+
+use std::process::Command;
+
+use common::exit;
+use common::testing::s3_server::{ACCESS_KEY, Fate, S3Server, SECRET_KEY};
+use serde_json::Value;
+
+use crate::fleet::{Ended, Fleet, PUSHED, PUSHED_LATER, Running, bare_producer};
+
+/// `producer run` with the usual variables.
+fn producer(fleet: &Fleet, server: &S3Server, arguments: &[&str]) -> Command {
+    let mut command = fleet.producer(&[&["--store", "s3://digests"], arguments].concat());
+    command
+        .env("AWS_ENDPOINT_URL", server.url())
+        .env("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+        .env("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
+    command
+}
+
+fn run(command: &mut Command) -> Ended {
+    let run = Running::start(command).wait();
+    assert!(!run.stdout.contains(SECRET_KEY) && !run.stderr.contains(SECRET_KEY));
+    run
+}
+
+fn counts(run: &Ended) -> [u64; 3] {
+    let log = run.log();
+    let last = &log.last().expect("a log")["context"]["metadata"];
+    ["cached", "processed", "failed"].map(|name| last[name].as_u64().unwrap())
+}
+
+#[test]
+fn a_run_fills_the_bucket_and_the_next_finds_it_full() {
+    let fleet = Fleet::of(&["a/b", "a/c", "d/e"]);
+    let server = S3Server::start();
+    let dry = run(&mut producer(&fleet, &server, &["--dry-run"])).with(exit::OK);
+    assert!(server.objects().is_empty(), "{}", dry.stdout);
+
+    let first = run(&mut producer(&fleet, &server, &[])).with(exit::OK);
+    assert_eq!(counts(&first), [0, 3, 0]);
+    let objects = server.objects();
+    let digest = &objects["gitingest/a/b/summary.txt"];
+    assert!(String::from_utf8_lossy(&digest.content).contains("# a/b\n"));
+    assert_eq!(digest.metadata["pushedat"], PUSHED);
+    let documents: Vec<_> = objects
+        .keys()
+        .filter(|key| key.starts_with("runs/"))
+        .collect();
+    assert_eq!(documents.len(), 2, "{documents:?}");
+    for document in documents {
+        let content: Value = serde_json::from_slice(&objects[document].content).unwrap();
+        assert!(content.is_object(), "{document}");
+    }
+
+    let second = run(&mut producer(&fleet, &server, &[])).with(exit::OK);
+    assert_eq!(counts(&second), [3, 0, 0]);
+
+    fleet.write_feed(&[
+        fleet.entry("a/b", PUSHED),
+        fleet.entry("a/c", PUSHED_LATER),
+        fleet.entry("d/e", PUSHED),
+    ]);
+    let third = run(&mut producer(&fleet, &server, &[])).with(exit::OK);
+    assert_eq!(counts(&third), [2, 1, 0]);
+    let metadata = &server.objects()["gitingest/a/c/summary.txt"].metadata;
+    assert_eq!(metadata["pushedat"], PUSHED_LATER);
+    let by_looking = run(&mut producer(&fleet, &server, &["--check", "head"])).with(exit::OK);
+    assert_eq!(counts(&by_looking), [3, 0, 0]);
+}
+
+#[test]
+fn the_predecessors_variables_are_enough() {
+    let fleet = Fleet::of(&["a/b"]);
+    let server = S3Server::start();
+    let mut arguments = fleet.arguments(&[]);
+    let store = arguments.iter().position(|a| a == "--store").unwrap();
+    arguments.drain(store..store + 2);
+    let variables = [
+        ("R2_BUCKET", "digests"),
+        ("R2_ENDPOINT", &server.url()),
+        ("R2_ACCESS_KEY", ACCESS_KEY),
+        ("R2_SECRET_KEY", SECRET_KEY),
+    ];
+    let mut command = bare_producer();
+    command.arg("run").args(&arguments).envs(variables);
+    run(&mut command).with(exit::OK);
+    assert!(server.objects().contains_key("gitingest/a/b/summary.txt"));
+
+    let missing = run(command.env("R2_BUCKET", "").env_remove("R2_SECRET_KEY")).with(exit::USAGE);
+    assert!(
+        missing.stderr.contains("R2_BUCKET, R2_SECRET_KEY"),
+        "{}",
+        missing.stderr
+    );
+}
+
+#[test]
+fn a_bucket_that_does_not_let_us_in_ends_the_run_before_its_first_job() {
+    let fleet = Fleet::of(&["a/b"]);
+    let server = S3Server::start();
+    let mut command = producer(&fleet, &server, &[]);
+    let run = run(command.env("AWS_SECRET_ACCESS_KEY", "wrong")).with(exit::UNAVAILABLE);
+    for part in ["s3://digests", &server.url(), "AWS_SECRET_ACCESS_KEY"] {
+        assert!(run.stderr.contains(part), "{}", run.stderr);
+    }
+    assert_eq!(fleet.server.connections(), 0, "nothing was fetched");
+}
+
+/// The fault of a store is nobody else's: work goes on by itself when it is over.
+#[test]
+fn a_bucket_that_is_ill_for_a_while_costs_no_repository() {
+    let fleet = Fleet::of(&["a/b", "a/c", "d/e"]);
+    let server = S3Server::start();
+    // The first eight: that is more than the SDK tries on its own.
+    let mut left = 8;
+    server.decide(move |call| {
+        if left > 0 && call.method == "PUT" && call.key.starts_with("gitingest/") {
+            left -= 1;
+            return Fate::Denied(503, "SlowDown");
+        }
+        Fate::Answered
+    });
+    let run = run(&mut producer(&fleet, &server, &[])).with(exit::OK);
+    assert_eq!(counts(&run), [0, 3, 0]);
+}
