@@ -64,6 +64,13 @@ pub trait Broker: fmt::Debug + Send + Sync {
     /// stream and all that came from it are dropped. Until then nobody else sees them.
     async fn dead_letters(&self) -> Result<BoxStream<'static, Result<DeadLetter, Fault>>, Fault>;
 
+    /// Tells every worker of a host that wants to be left alone. Not kept for those that come
+    /// later, and not sure to arrive: without it, each finds out by itself.
+    async fn announce(&self, pause: &HostPause) -> Result<(), Fault>;
+
+    /// What is announced from now on, by this process too. Ends with the broker.
+    async fn announcements(&self) -> Result<BoxStream<'static, HostPause>, Fault>;
+
     /// Finds out whether the broker can be reached now.
     async fn probe(&self) -> Result<(), Fault>;
 
@@ -172,6 +179,20 @@ pub struct Waiting {
     pub retry: u64,
     /// For a person.
     pub dead: u64,
+    /// Workers that take jobs now.
+    pub workers: u64,
+}
+
+/// A host that wants to be left alone, as one worker tells all others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HostPause {
+    /// The host, with its port where that is not the scheme's.
+    pub host: String,
+    /// Until when: Unix time.
+    pub until_millis: i64,
+    /// Which worker it told so.
+    pub worker: String,
 }
 
 /// An entry of the ledger.

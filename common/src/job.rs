@@ -9,7 +9,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::fault::Fault;
 use crate::repo::RepoRef;
-use crate::run::RunId;
+use crate::run::{JobKey, RunId};
 
 /// Version of the wire format that this program writes, and the only one that it reads.
 pub const WIRE_VERSION: u32 = 1;
@@ -98,6 +98,14 @@ impl Job {
     /// `{run}/{owner}/{name}@{pushedAt}`: the same for every copy of the message.
     pub fn id(&self) -> String {
         format!("{}/{}@{}", self.run, self.repo, self.pushed_at)
+    }
+
+    /// What a run counts it by.
+    pub fn key(&self) -> JobKey {
+        JobKey {
+            repo: self.repo.clone(),
+            pushed_at: self.pushed_at.clone(),
+        }
     }
 
     /// The message's body.

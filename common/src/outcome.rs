@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::fault::{Fault, FaultKind};
 use crate::job::PushedAt;
 use crate::repo::RepoRef;
-use crate::run::RunId;
+use crate::run::{JobKey, RunId};
 
 /// Attempts after the first that a transient fault gets, after 1, 2 and 4 seconds.
 pub const RETRIES: u32 = 3;
@@ -83,12 +83,34 @@ pub struct OutcomeRecord {
     pub fetched_bytes: u64,
     /// Bytes of the stored digest; 0 where none was stored.
     pub stored_bytes: u64,
+    /// Who worked on it: a name that no other worker has. Empty where nobody did.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub worker: String,
 }
 
 impl OutcomeRecord {
+    /// Of a job that nobody worked on.
+    pub fn without_work(key: JobKey, run: RunId, outcome: Outcome, message: &str) -> Self {
+        Self {
+            run,
+            repo: key.repo,
+            pushed_at: key.pushed_at,
+            outcome,
+            message: message.to_owned(),
+            attempt: 0,
+            millis: 0,
+            fetched_bytes: 0,
+            stored_bytes: 0,
+            worker: String::new(),
+        }
+    }
+
     /// What a run's tally counts by: the repository at its `pushedAt`, whatever run published it.
-    pub fn key(&self) -> (RepoRef, PushedAt) {
-        (self.repo.clone(), self.pushed_at.clone())
+    pub fn key(&self) -> JobKey {
+        JobKey {
+            repo: self.repo.clone(),
+            pushed_at: self.pushed_at.clone(),
+        }
     }
 }
 

@@ -137,6 +137,36 @@ pub struct Manifest {
     pub invalid: u64,
     /// Repositories by what the cache said.
     pub reasons: BTreeMap<CacheReason, u64>,
+    /// Jobs of earlier runs that still waited: not published again, but counted.
+    #[serde(default)]
+    pub adopted: u64,
+}
+
+/// What a run waits for: `runs/{run}/jobs.json`, written before its manifest. With it and the
+/// ledger, everybody can tell how far the run has got.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobList {
+    /// Entries of the feed that failed before they were jobs.
+    pub invalid: Vec<Failure>,
+    /// The jobs, adopted ones included.
+    pub jobs: Vec<JobKey>,
+}
+
+/// What tells the jobs of a run apart.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JobKey {
+    /// The repository.
+    pub repo: RepoRef,
+    /// The push to digest.
+    pub pushed_at: PushedAt,
+}
+
+/// Which run was begun last: `runs/latest.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LatestRun {
+    /// Its id.
+    pub run: RunId,
 }
 
 /// One repository without a digest, and why.
@@ -165,11 +195,43 @@ pub struct Tally {
     fetched_bytes: u64,
     failures: Vec<Failure>,
     /// Every job of the run; `true` while it is open.
-    jobs: HashMap<(RepoRef, PushedAt), bool>,
+    jobs: HashMap<JobKey, bool>,
     open: u64,
+    adopted: u64,
 }
 
 impl Tally {
+    /// Of a run that begins, or began, with this: nothing has an outcome yet.
+    pub fn begin(cached: u64, list: &JobList) -> Self {
+        let mut tally = Self::default();
+        for _ in 0..cached {
+            tally.add_cached();
+        }
+        for failure in &list.invalid {
+            tally.add_failure(failure.clone());
+        }
+        for key in &list.jobs {
+            tally.add_job(key.clone());
+        }
+        tally
+    }
+
+    /// Takes note of how many of its jobs an earlier run had published.
+    pub fn set_adopted(&mut self, adopted: u64) {
+        self.adopted = adopted;
+    }
+
+    /// Jobs of the run that an earlier one had published.
+    pub fn adopted(&self) -> u64 {
+        self.adopted
+    }
+
+    /// The open jobs, in no particular order.
+    pub fn open_jobs(&self) -> impl Iterator<Item = JobKey> {
+        let open = self.jobs.iter().filter(|(_, open)| **open);
+        open.map(|(key, _)| key.clone())
+    }
+
     /// Counts a repository that needs nothing.
     pub fn add_cached(&mut self) {
         self.total += 1;
@@ -183,8 +245,8 @@ impl Tally {
     }
 
     /// Counts a job, open until its outcome comes. The same job twice counts once.
-    pub fn add_job(&mut self, repo: RepoRef, pushed_at: PushedAt) {
-        if self.jobs.insert((repo, pushed_at), true).is_none() {
+    pub fn add_job(&mut self, key: JobKey) {
+        if self.jobs.insert(key, true).is_none() {
             self.total += 1;
             self.open += 1;
         }
@@ -243,7 +305,7 @@ impl Tally {
             .jobs
             .iter()
             .filter(|(_, open)| **open)
-            .map(|((repo, _), _)| repo.to_string())
+            .map(|(key, _)| key.repo.to_string())
             .collect();
         repos.sort();
         repos
@@ -306,6 +368,7 @@ impl Tally {
             processed: self.processed(),
             unchanged: self.unchanged,
             superseded: self.superseded,
+            adopted: self.adopted,
             failed: self.failed(),
             cache_hit_rate: (self.hit_rate() * 10.0).round() / 10.0,
             elapsed_seconds: (elapsed.as_secs_f64() * 1000.0).round() / 1000.0,
@@ -336,6 +399,9 @@ pub struct RunSummary {
     pub unchanged: u64,
     /// Of those: somebody had stored a newer `pushedAt` meanwhile.
     pub superseded: u64,
+    /// Jobs that an earlier run had published and this one did not publish again.
+    #[serde(default)]
+    pub adopted: u64,
     /// Jobs and entries that ended without a digest.
     pub failed: u64,
     /// Percent, one decimal.
@@ -434,6 +500,7 @@ mod tests {
             millis: 1,
             fetched_bytes: 5,
             stored_bytes: 7,
+            worker: String::new(),
         }
     }
 
@@ -443,7 +510,10 @@ mod tests {
             tally.add_cached();
         }
         for repo in jobs {
-            tally.add_job(repo.parse().unwrap(), PushedAt::new("1").unwrap());
+            tally.add_job(JobKey {
+                repo: repo.parse().unwrap(),
+                pushed_at: PushedAt::new("1").unwrap(),
+            });
         }
         tally
     }
@@ -471,7 +541,8 @@ mod tests {
             jobs: (0..44)
                 .map(|i| {
                     let repo = RepoRef::new("a", &i.to_string()).unwrap();
-                    ((repo, PushedAt::new("1").unwrap()), true)
+                    let pushed_at = PushedAt::new("1").unwrap();
+                    (JobKey { repo, pushed_at }, true)
                 })
                 .collect(),
             ..Tally::default()

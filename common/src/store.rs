@@ -75,11 +75,15 @@ pub enum DocumentKey {
     },
     /// What the producer remembers of the digests; it can do without.
     Index,
+    /// [`LatestRun`](crate::run::LatestRun), written with each manifest.
+    Latest,
 }
 
 /// The documents of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Document {
+    /// [`JobList`](crate::run::JobList), written before the manifest.
+    Jobs,
     /// [`Manifest`](crate::run::Manifest), written before the first job.
     Manifest,
     /// [`RunSummary`](crate::run::RunSummary), written at the end.
@@ -91,12 +95,14 @@ impl fmt::Display for DocumentKey {
         match self {
             Self::OfRun { run, document } => {
                 let name = match document {
+                    Document::Jobs => "jobs.json",
                     Document::Manifest => "manifest.json",
                     Document::Summary => "summary.json",
                 };
                 write!(f, "runs/{run}/{name}")
             }
             Self::Index => f.write_str("runs/index.json"),
+            Self::Latest => f.write_str("runs/latest.json"),
         }
     }
 }

@@ -14,7 +14,7 @@ use common::fault::Fault;
 use common::job::{DIGEST_FORMAT, PushedAt};
 use common::repo::RepoRef;
 use common::retry::{Attempt, Policy, retry};
-use common::run::{CacheReason, thousands};
+use common::run::{CacheReason, JobKey, thousands};
 use common::store::{DigestMeta, DigestStore, DocumentKey, Found};
 use futures::future::join;
 use futures::stream::{self, StreamExt};
@@ -145,6 +145,14 @@ pub struct Checked {
 }
 
 impl Checked {
+    /// What a run counts its job by.
+    pub fn key(&self) -> JobKey {
+        JobKey {
+            repo: self.entry.repo.clone(),
+            pushed_at: self.entry.pushed_at.clone(),
+        }
+    }
+
     /// Whether there is nothing to do.
     pub fn is_cached(&self) -> bool {
         self.reason == CacheReason::Hit

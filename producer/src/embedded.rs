@@ -122,6 +122,7 @@ impl EmbeddedConfig {
     ) -> Embedded {
         let broker: SharedBroker = Arc::new(MemoryBroker::default());
         let worker = Worker {
+            name: worker::consume::own_name(),
             broker: Arc::clone(&broker),
             store,
             slots,

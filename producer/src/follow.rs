@@ -72,16 +72,11 @@ fn count(tally: &mut Tally, event: Event) -> bool {
         Event::Job(_) => false,
         Event::Outcome(record) => tally.apply(&record),
         // Without an outcome of its own, or that one would have been counted before.
-        Event::Dead(job) => tally.apply(&OutcomeRecord {
-            run: job.run,
-            repo: job.repo,
-            pushed_at: job.pushed_at,
-            outcome: Outcome::Failed(FaultKind::Killed),
-            message: "given up by the broker: delivered again and again, never settled".to_owned(),
-            attempt: 0,
-            millis: 0,
-            fetched_bytes: 0,
-            stored_bytes: 0,
-        }),
+        Event::Dead(job) => tally.apply(&OutcomeRecord::without_work(
+            job.key(),
+            job.run,
+            Outcome::Failed(FaultKind::Killed),
+            "given up by the broker: delivered again and again, never settled",
+        )),
     }
 }

@@ -35,8 +35,7 @@ pub fn opening_tally(invalid: &[InvalidEntry], checked: &[Checked]) -> Tally {
         if checked.is_cached() {
             tally.add_cached();
         } else {
-            let entry = &checked.entry;
-            tally.add_job(entry.repo.clone(), entry.pushed_at.clone());
+            tally.add_job(checked.key());
         }
     }
     tally
@@ -94,17 +93,12 @@ pub fn dry_run(
             "[DRY RUN] Would process {}: {reason}",
             entry.repo
         );
-        tally.apply(&OutcomeRecord {
-            run: run.clone(),
-            repo: entry.repo.clone(),
-            pushed_at: entry.pushed_at.clone(),
-            outcome: Outcome::Processed,
-            message: String::new(),
-            attempt: 0,
-            millis: 0,
-            fetched_bytes: 0,
-            stored_bytes: 0,
-        });
+        tally.apply(&OutcomeRecord::without_work(
+            checked.key(),
+            run.clone(),
+            Outcome::Processed,
+            "",
+        ));
     }
     let summary = tally.summary(run, elapsed);
     info!(
@@ -509,6 +503,7 @@ mod tests {
             millis: 0,
             fetched_bytes: 10,
             stored_bytes: 20,
+            worker: String::new(),
         }
     }
 

@@ -157,6 +157,7 @@ impl RunConfig {
             repeated: plan.feed.repeated.len() as u64,
             invalid: plan.feed.invalid.len() as u64,
             reasons: cache::counts(&plan.checked),
+            adopted: tally.adopted(),
         }
     }
 }
@@ -287,7 +288,7 @@ mod tests {
 
     use async_trait::async_trait;
     use common::broker::{
-        Broker, DeadLetter, Delivery, Enqueued, Entries, Event, ProducerLock, Waiting,
+        Broker, DeadLetter, Delivery, Enqueued, Entries, Event, HostPause, ProducerLock, Waiting,
     };
     use common::job::{Job, PushedAt};
     use common::run::CacheReason;
@@ -330,6 +331,14 @@ mod tests {
         async fn dead_letters(
             &self,
         ) -> Result<BoxStream<'static, Result<DeadLetter, Fault>>, Fault> {
+            unreachable!()
+        }
+
+        async fn announce(&self, _: &HostPause) -> Result<(), Fault> {
+            unreachable!()
+        }
+
+        async fn announcements(&self) -> Result<BoxStream<'static, HostPause>, Fault> {
             unreachable!()
         }
 

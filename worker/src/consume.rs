@@ -38,6 +38,8 @@ const BROKER_PATIENCE: Duration = Duration::from_secs(60);
 /// What a worker works with. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Worker {
+    /// What it calls itself in what it records: nobody else has this name.
+    pub name: String,
     /// Where jobs come from and outcomes go to.
     pub broker: SharedBroker,
     /// Where digests go to.
@@ -51,6 +53,17 @@ pub struct Worker {
     /// How long one job may wait for machine and store to get well before the worker gives up;
     /// `None` is for ever.
     pub patience: Option<Duration>,
+}
+
+/// A name for the worker in this process: its machine's (in a container, the container's) and its
+/// process id.
+pub fn own_name() -> String {
+    let system = rustix::system::uname();
+    format!(
+        "{}-{}",
+        system.nodename().to_string_lossy(),
+        std::process::id()
+    )
 }
 
 /// What the jobs of one worker share.
@@ -302,6 +315,7 @@ impl Worker {
             millis,
             fetched_bytes: attempt.fetched_bytes,
             stored_bytes: attempt.stored_bytes,
+            worker: self.name.clone(),
         };
         match outcome {
             Outcome::Failed(class) => warn!(

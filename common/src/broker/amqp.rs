@@ -1,7 +1,7 @@
 //! RabbitMQ, 3.10 and later. The only user of lapin.
 //!
 //! `topology` says what is declared, `session` keeps connections alive, and `publish`, `consume`,
-//! `ledger`, `dead` and `lock` each do one part of [`Broker`] on top of them. Publishing and
+//! `ledger`, `dead`, `announce` and `lock` each do one part of [`Broker`] on top of them. Publishing and
 //! consuming have a connection each: a broker that runs out of memory blocks the publishing one,
 //! and acknowledgements must still get through.
 
@@ -17,9 +17,10 @@ use tokio_util::sync::CancellationToken;
 
 use self::publish::Message;
 use self::session::{Link, Server, within};
-use self::topology::{Names, PAUSES, key, kind};
+use self::topology::{Look, Names, PAUSES, key, kind};
 use super::{
-    Broker, DeadLetter, Delivery, Enqueued, Entries, Event, Position, ProducerLock, Waiting,
+    Broker, DeadLetter, Delivery, Enqueued, Entries, Event, HostPause, Position, ProducerLock,
+    Waiting,
 };
 use crate::fault::Fault;
 use crate::job::Job;
@@ -35,6 +36,8 @@ mod consume;
 mod ledger;
 
 mod dead;
+
+mod announce;
 
 mod lock;
 
@@ -175,9 +178,18 @@ impl Broker for AmqpBroker {
         dead::letters(Arc::clone(&self.shared)).await
     }
 
+    async fn announce(&self, pause: &HostPause) -> Result<(), Fault> {
+        let message = self.shared.announcement(pause)?;
+        self.shared.publish(&message).await
+    }
+
+    async fn announcements(&self) -> Result<BoxStream<'static, HostPause>, Fault> {
+        announce::announcements(Arc::clone(&self.shared)).await
+    }
+
     async fn probe(&self) -> Result<(), Fault> {
-        // Both connections must have been well; the count is a round trip.
-        self.shared.ready(self.shared.names.jobs()).await?;
+        // A round trip.
+        self.shared.look(self.shared.names.jobs()).await?;
         Ok(())
     }
 
@@ -195,28 +207,30 @@ impl Shared {
     }
 
     async fn waiting(&self) -> Result<Waiting, Fault> {
+        let jobs = self.look(self.names.jobs()).await?;
         let mut waiting = Waiting {
-            ready: self.ready(self.names.jobs()).await?,
+            ready: jobs.ready,
             retry: 0,
-            dead: self.ready(self.names.dead()).await?,
+            dead: self.look(self.names.dead()).await?.ready,
+            workers: jobs.consumers,
         };
         for pause in PAUSES {
-            waiting.retry += self.ready(self.names.retry(pause)).await?;
+            waiting.retry += self.look(self.names.retry(pause)).await?.ready;
         }
         Ok(waiting)
     }
 
-    /// How many messages of `queue` are ready for somebody.
-    async fn ready(&self, queue: lapin::types::ShortString) -> Result<u64, Fault> {
+    /// What the broker says of `queue`.
+    async fn look(&self, queue: lapin::types::ShortString) -> Result<Look, Fault> {
         let session = self.consuming.session(self.deadline()).await?;
         let limit = self.options.call_limit;
-        let ready = async {
+        let look = async {
             let channel = session.channel(limit).await?;
             let what = format!("looking at {queue}");
-            within(limit, &what, topology::ready(&channel, queue)).await
+            within(limit, &what, topology::look(&channel, queue)).await
         };
         // What is missing is declared again with the next connection.
-        ready.await.map_err(|why| {
+        look.await.map_err(|why| {
             session.fail(&why);
             self.server.unreachable(&why)
         })

@@ -8,12 +8,12 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use time::OffsetDateTime;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Broker, DELIVERY_LIMIT, DeadLetter, Delivery, Enqueued, Entries, Entry, Event, Position,
-    ProducerLock, Receipt, Settlement, Waiting,
+    Broker, DELIVERY_LIMIT, DeadLetter, Delivery, Enqueued, Entries, Entry, Event, HostPause,
+    Position, ProducerLock, Receipt, Settlement, Waiting,
 };
 use crate::fault::Fault;
 use crate::job::Job;
@@ -32,6 +32,7 @@ struct Shared {
     /// The ledger's length.
     recorded: watch::Sender<usize>,
     producer: Arc<Semaphore>,
+    announcements: broadcast::Sender<HostPause>,
     closed: CancellationToken,
 }
 
@@ -41,7 +42,19 @@ struct State {
     /// How many messages wait for their pause to end.
     retry: u64,
     dead: VecDeque<Message>,
+    /// How many streams of deliveries there are.
+    consumers: u64,
     ledger: Vec<Entry>,
+}
+
+/// A stream of deliveries, counted while it is there.
+#[derive(Debug)]
+struct Consumer(Arc<Shared>);
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        self.0.state().consumers -= 1;
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -61,6 +74,7 @@ impl Default for Shared {
             ready: watch::Sender::new(0),
             recorded: watch::Sender::new(0),
             producer: Arc::new(Semaphore::new(1)),
+            announcements: broadcast::Sender::new(64),
             closed: CancellationToken::new(),
         }
     }
@@ -152,9 +166,12 @@ impl Broker for MemoryBroker {
         self.shared.open()?;
         let loans = Arc::new(Semaphore::new(prefetch.into()));
         let ready = self.shared.ready.subscribe();
+        self.shared.state().consumers += 1;
+        let consumer = Consumer(Arc::clone(&self.shared));
         let stream = stream::unfold(
-            (Arc::clone(&self.shared), loans, ready),
-            |(shared, loans, mut ready)| async move {
+            (consumer, loans, ready),
+            |(consumer, loans, mut ready)| async move {
+                let shared = &consumer.0;
                 let permit = Arc::clone(&loans).acquire_owned().await.ok()?;
                 let message = loop {
                     // Marked as seen before looking, so that what comes in between wakes us.
@@ -166,7 +183,7 @@ impl Broker for MemoryBroker {
                     }
                 };
                 let receipt = MemoryReceipt {
-                    shared: Arc::downgrade(&shared),
+                    shared: Arc::downgrade(shared),
                     message: Some(message.clone()),
                     _permit: permit,
                 };
@@ -176,7 +193,7 @@ impl Broker for MemoryBroker {
                     message.waits,
                     Box::new(receipt),
                 );
-                Some((delivery, (shared, loans, ready)))
+                Some((delivery, (consumer, loans, ready)))
             },
         );
         let closed = self.shared.closed.clone();
@@ -226,6 +243,7 @@ impl Broker for MemoryBroker {
             ready: state.ready.len() as u64,
             retry: state.retry,
             dead: state.dead.len() as u64,
+            workers: state.consumers,
         })
     }
 
@@ -247,6 +265,29 @@ impl Broker for MemoryBroker {
         });
         // All are made now, so that those that are never looked at go back too.
         Ok(stream::iter(letters.collect::<Vec<_>>()).boxed())
+    }
+
+    async fn announce(&self, pause: &HostPause) -> Result<(), Fault> {
+        self.shared.open()?;
+        // An error means that nobody listens.
+        _ = self.shared.announcements.send(pause.clone());
+        Ok(())
+    }
+
+    async fn announcements(&self) -> Result<BoxStream<'static, HostPause>, Fault> {
+        self.shared.open()?;
+        let announced = self.shared.announcements.subscribe();
+        let stream = stream::unfold(announced, |mut announced| async move {
+            loop {
+                match announced.recv().await {
+                    Ok(pause) => return Some((pause, announced)),
+                    Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Closed) => return None,
+                }
+            }
+        });
+        let closed = self.shared.closed.clone();
+        Ok(stream.take_until(closed.cancelled_owned()).boxed())
     }
 
     async fn probe(&self) -> Result<(), Fault> {

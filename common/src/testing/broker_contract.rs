@@ -7,8 +7,8 @@ use futures::{FutureExt, StreamExt};
 use time::OffsetDateTime;
 
 use crate::broker::{
-    Broker, DELIVERY_LIMIT, Delivery, Enqueued, Entries, Entry, Event, Position, Settlement,
-    SharedBroker, Waiting,
+    Broker, DELIVERY_LIMIT, Delivery, Enqueued, Entries, Entry, Event, HostPause, Position,
+    Settlement, SharedBroker, Waiting,
 };
 use crate::fault::FaultKind;
 use crate::job::{Job, PushedAt, WIRE_VERSION};
@@ -34,6 +34,7 @@ where
     one_producer_at_a_time(fresh().await).await;
     a_dead_letter_stays_until_it_is_removed(fresh().await).await;
     what_waits_is_counted(fresh().await).await;
+    an_announcement_reaches_everybody_who_listens(fresh().await).await;
     a_closed_broker_ends_its_streams(fresh().await).await;
 }
 
@@ -61,6 +62,7 @@ pub fn outcome(job: &Job, outcome: Outcome) -> Event {
         millis: 1,
         fetched_bytes: 2,
         stored_bytes: 3,
+        worker: "worker-1".to_owned(),
     })
 }
 
@@ -238,6 +240,7 @@ async fn what_waits_is_counted(broker: SharedBroker) {
     waiting(&*broker, |waiting| waiting.ready == 4).await;
     let mut stream = deliveries(&*broker, 2).await;
     let one = next(&mut stream, "delivery").await;
+    waiting(&*broker, |waiting| waiting.workers == 1).await;
     let again = Settlement::Again {
         after: Duration::from_secs(60),
         attempt: 1,
@@ -247,6 +250,25 @@ async fn what_waits_is_counted(broker: SharedBroker) {
     let two = next(&mut stream, "delivery").await;
     settle(two, Settlement::Dead).await;
     waiting(&*broker, |waiting| (waiting.retry, waiting.dead) == (1, 1)).await;
+    drop(stream);
+    waiting(&*broker, |waiting| waiting.workers == 0).await;
+}
+
+async fn an_announcement_reaches_everybody_who_listens(broker: SharedBroker) {
+    let pause = |until_millis| HostPause {
+        host: "github.com".to_owned(),
+        until_millis,
+        worker: "worker-1".to_owned(),
+    };
+    // Nobody listens: that is no error.
+    broker.announce(&pause(1)).await.expect("announce");
+    let mut first = broker.announcements().await.expect("announcements");
+    let mut second = broker.announcements().await.expect("announcements");
+    for until in [2, 3] {
+        broker.announce(&pause(until)).await.expect("announce");
+        assert_eq!(next(&mut first, "announcement").await, pause(until));
+        assert_eq!(next(&mut second, "announcement").await, pause(until));
+    }
 }
 
 async fn a_closed_broker_ends_its_streams(broker: SharedBroker) {

@@ -1,7 +1,7 @@
 //! What the RabbitMQ broker does beyond the contract: when the broker, the connection, or a
 //! message is not what it should be.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -173,7 +173,7 @@ async fn nothing_is_lost(url: &str, prefix: &str, disturb: impl AsyncFnOnce()) {
             Event::Job(job) if job.run != run => {}
             Event::Outcome(record) if record.run != run => {}
             Event::Job(job) => {
-                published.insert((job.repo.clone(), job.pushed_at.clone()), false);
+                published.insert(job.key(), false);
             }
             Event::Outcome(record) => {
                 let known = published.get_mut(&record.key());
@@ -260,12 +260,14 @@ async fn following_goes_on_where_a_connection_left_off() {
     for slice in all.chunks(500) {
         proxy.cut();
         enqueue(&broker, slice).await;
-        for job in slice {
-            assert_eq!(
-                event(&mut events).await,
-                Event::Job(job.clone()),
-                "once, in order"
-            );
+        // What had no confirm when the connection was cut is published again: it may be there
+        // twice, and later than what came after it.
+        let mut missing: HashSet<_> = slice.iter().map(Job::id).collect();
+        while !missing.is_empty() {
+            match event(&mut events).await {
+                Event::Job(job) => missing.remove(&job.id()),
+                other => panic!("{other:?}"),
+            };
         }
     }
 }
@@ -356,6 +358,7 @@ async fn what_is_no_job_is_recorded_and_buried() {
                 ready: 0,
                 retry: 0,
                 dead: 3,
+                workers: 1,
             }
     })
     .await;
@@ -365,7 +368,7 @@ async fn what_is_no_job_is_recorded_and_buried() {
         panic!("{events:?}");
     };
     assert_eq!(*seen, good);
-    assert_eq!(record.key(), (bad.repo.clone(), bad.pushed_at.clone()));
+    assert_eq!(record.key(), bad.key());
     assert_eq!(record.outcome, Outcome::Failed(FaultKind::Poison));
     assert!(record.message.contains("99"), "{}", record.message);
 
@@ -468,7 +471,7 @@ async fn a_full_queue_is_waited_for() {
     let worked = async {
         waiting(&broker, |waiting| waiting.ready >= 20).await;
         let mut deliveries = broker.deliveries(10).await.unwrap();
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         while seen.len() < all.len() {
             let delivery = next(&mut deliveries).await;
             seen.insert(delivery.job.id());
@@ -531,6 +534,7 @@ async fn ending_a_consumer_hands_back_what_it_did_not_take_without_counting() {
                 ready: 2,
                 retry: 0,
                 dead: 0,
+                workers: 1,
             }
     })
     .await;

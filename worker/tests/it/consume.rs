@@ -67,6 +67,7 @@ impl Work {
         let metrics = Metrics::new();
         let slots = fixture.slots_counted(&metrics);
         let worker = Worker {
+            name: "tested".to_owned(),
             broker: Arc::<MemoryBroker>::clone(&broker),
             store: Arc::clone(&store),
             slots,

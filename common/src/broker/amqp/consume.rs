@@ -25,7 +25,7 @@ use crate::broker::{Delivery, Event, Receipt, Settlement};
 use crate::fault::{Fault, FaultKind};
 use crate::job::{Job, PushedAt};
 use crate::outcome::{Outcome, OutcomeRecord};
-use crate::run::RunId;
+use crate::run::{JobKey, RunId};
 
 /// The pause of a delivery that nobody took before its consumer ended.
 const HANDED_BACK: Duration = Duration::from_secs(1);
@@ -225,18 +225,10 @@ impl Shared {
             "a message that is no job goes to the dead letters ({id:?}, {} bytes): {fault}",
             incoming.data.len()
         );
-        if let Some((run, repo, pushed_at)) = parse_id(id) {
-            let record = OutcomeRecord {
-                run,
-                repo,
-                pushed_at,
-                outcome: Outcome::Failed(FaultKind::Poison),
-                message: fault.message.clone(),
-                attempt,
-                millis: 0,
-                fetched_bytes: 0,
-                stored_bytes: 0,
-            };
+        if let Some((run, key)) = parse_id(id) {
+            let outcome = Outcome::Failed(FaultKind::Poison);
+            let mut record = OutcomeRecord::without_work(key, run, outcome, &fault.message);
+            record.attempt = attempt;
             let recorded = match self.event_message(&Event::Outcome(record)) {
                 Ok(message) => self.publish(&message).await,
                 Err(fault) => Err(fault),
@@ -263,13 +255,15 @@ impl Shared {
 }
 
 /// What a message's id says of its job: `{run}/{owner}/{name}@{pushedAt}`.
-fn parse_id(id: &str) -> Option<(RunId, crate::repo::RepoRef, PushedAt)> {
+fn parse_id(id: &str) -> Option<(RunId, JobKey)> {
     let (run, rest) = id.split_once('/')?;
     let (repo, pushed_at) = rest.split_once('@')?;
     Some((
         RunId::try_from(run.to_owned()).ok()?,
-        repo.parse().ok()?,
-        PushedAt::new(pushed_at).ok()?,
+        JobKey {
+            repo: repo.parse().ok()?,
+            pushed_at: PushedAt::new(pushed_at).ok()?,
+        },
     ))
 }
 
@@ -367,11 +361,10 @@ mod tests {
 
     #[test]
     fn an_id_says_which_job_it_was() {
-        let (run, repo, pushed_at) =
-            parse_id("20261123T130000Z-0a1b2c/a/b@2026-11-22T10:00:00Z").unwrap();
+        let (run, key) = parse_id("20261123T130000Z-0a1b2c/a/b@2026-11-22T10:00:00Z").unwrap();
         assert_eq!(run.as_str(), "20261123T130000Z-0a1b2c");
-        assert_eq!(repo.to_string(), "a/b");
-        assert_eq!(pushed_at.as_str(), "2026-11-22T10:00:00Z");
+        assert_eq!(key.repo.to_string(), "a/b");
+        assert_eq!(key.pushed_at.as_str(), "2026-11-22T10:00:00Z");
         for id in ["", "a", "a/b", "a/b/c", "a/b@c", "/a/b@c", "r/../x@1"] {
             assert!(parse_id(id).is_none(), "{id:?}");
         }

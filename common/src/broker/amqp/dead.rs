@@ -18,7 +18,7 @@ use crate::job::Job;
 pub(super) async fn letters(
     shared: Arc<Shared>,
 ) -> Result<BoxStream<'static, Result<DeadLetter, Fault>>, Fault> {
-    let count = shared.ready(shared.names.dead()).await?;
+    let count = shared.look(shared.names.dead()).await?.ready;
     let session = shared.consuming.session(shared.deadline()).await?;
     let limit = shared.options.call_limit;
     let channel = session.channel(limit).await;

@@ -33,6 +33,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 pub(super) struct Message {
     exchange: ShortString,
     routing_key: ShortString,
+    /// To come back when no queue takes it.
+    mandatory: bool,
     body: Vec<u8>,
     properties: BasicProperties,
 }
@@ -61,9 +63,17 @@ impl Message {
         Self {
             exchange,
             routing_key,
+            mandatory: true,
             body,
             properties,
         }
+    }
+
+    /// Not an error where there is nobody, and not kept on a disk.
+    pub(super) fn to_whoever_listens(mut self) -> Self {
+        self.mandatory = false;
+        self.properties = self.properties.with_delivery_mode(1);
+        self
     }
 
     /// With the counts of a delivery. Their names do not begin with `x-`: RabbitMQ 4 drops what
@@ -96,14 +106,14 @@ async fn send(
     message: &Message,
     limit: Duration,
 ) -> Result<PublisherConfirm, String> {
-    let mandatory = BasicPublishOptions {
-        mandatory: true,
+    let options = BasicPublishOptions {
+        mandatory: message.mandatory,
         ..Default::default()
     };
     let sending = channel.basic_publish(
         message.exchange.clone(),
         message.routing_key.clone(),
-        mandatory,
+        options,
         &message.body,
         message.properties.clone(),
     );
@@ -284,8 +294,8 @@ impl Shared {
             .channel(self.options.call_limit)
             .await
             .map_err(|why| self.server.unreachable(&why))?;
-        let ready = topology::ready(&channel, self.names.jobs());
-        match within(self.options.call_limit, "looking at the jobs queue", ready).await {
+        let look = topology::look(&channel, self.names.jobs());
+        match within(self.options.call_limit, "looking at the jobs queue", look).await {
             Ok(_) => Ok(()),
             Err(why) => {
                 session.fail(&why);

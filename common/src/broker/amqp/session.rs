@@ -177,7 +177,7 @@ impl Session {
             let channel = connection.create_channel().await?;
             // On a channel of its own: a no closes it.
             let looking = connection.create_channel().await?;
-            let jobs_were_missing = match topology::ready(&looking, names.jobs()).await {
+            let jobs_were_missing = match topology::look(&looking, names.jobs()).await {
                 Ok(_) => false,
                 Err(error) if is_soft(&error, &AMQPSoftError::NOTFOUND) => true,
                 Err(error) => return Err(error),

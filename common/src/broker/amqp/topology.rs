@@ -41,6 +41,8 @@ pub(super) mod kind {
     pub(in super::super) const OUTCOME: &str = "outcome";
     /// A job that was recorded as given up by other means than the broker's own.
     pub(in super::super) const DEAD: &str = "dead";
+    /// An announcement about a host.
+    pub(in super::super) const HOST: &str = "host";
     /// A place in the ledger that its writer wants to find again.
     pub(in super::super) const MARK: &str = "mark";
 }
@@ -87,6 +89,11 @@ impl Names {
         self.with("dead")
     }
 
+    /// The exchange of announcements about hosts.
+    pub(super) fn hosts(&self) -> ShortString {
+        self.with("hosts")
+    }
+
     /// Exists while somebody is the producer.
     pub(super) fn producer(&self) -> ShortString {
         self.with("producer")
@@ -127,6 +134,15 @@ pub(super) async fn declare(channel: &Channel, names: &Names) -> lapin::Result<(
     channel
         .exchange_declare(
             dead.clone(),
+            ExchangeKind::Fanout,
+            durable,
+            FieldTable::default(),
+        )
+        .await?;
+
+    channel
+        .exchange_declare(
+            names.hosts(),
             ExchangeKind::Fanout,
             durable,
             FieldTable::default(),
@@ -205,8 +221,16 @@ pub(super) async fn declare(channel: &Channel, names: &Names) -> lapin::Result<(
     Ok(())
 }
 
-/// Ready messages of a queue that must exist; its absence closes the channel.
-pub(super) async fn ready(channel: &Channel, queue: ShortString) -> lapin::Result<u64> {
+/// What the broker says of a queue.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Look {
+    /// Messages that wait for somebody; those on loan do not count.
+    pub(super) ready: u64,
+    pub(super) consumers: u64,
+}
+
+/// Looks at a queue that must exist; its absence closes the channel.
+pub(super) async fn look(channel: &Channel, queue: ShortString) -> lapin::Result<Look> {
     let passive = QueueDeclareOptions {
         passive: true,
         ..Default::default()
@@ -214,7 +238,10 @@ pub(super) async fn ready(channel: &Channel, queue: ShortString) -> lapin::Resul
     let queue = channel
         .queue_declare(queue, passive, FieldTable::default())
         .await?;
-    Ok(queue.message_count().into())
+    Ok(Look {
+        ready: queue.message_count().into(),
+        consumers: queue.consumer_count().into(),
+    })
 }
 
 async fn queue(

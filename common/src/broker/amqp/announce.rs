@@ -1,0 +1,142 @@
+//! Announcements: from one worker to all that listen, kept for nobody.
+
+use std::sync::Arc;
+
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use lapin::options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
+use lapin::{Channel, Consumer};
+use time::OffsetDateTime;
+use tracing::debug;
+
+use super::Shared;
+use super::publish::Message;
+use super::session::{Session, within};
+use super::topology::kind;
+use crate::broker::HostPause;
+use crate::fault::Fault;
+
+impl Shared {
+    /// Everybody's announcement of a host that wants to be left alone.
+    pub(super) fn announcement(&self, pause: &HostPause) -> Result<Message, Fault> {
+        Ok(Message::new(
+            self.names.hosts(),
+            "".into(),
+            kind::HOST,
+            "",
+            OffsetDateTime::now_utc(),
+            serde_json::to_vec(pause).map_err(Fault::infra)?,
+        )
+        .to_whoever_listens())
+    }
+}
+
+/// What is announced from now on, over as many connections as it takes. What is announced while
+/// there is none is missed.
+pub(super) async fn announcements(
+    shared: Arc<Shared>,
+) -> Result<BoxStream<'static, HostPause>, Fault> {
+    let session = shared.consuming.session(shared.deadline()).await?;
+    let mut listening = Listening { shared, live: None };
+    let attached = listening.attach(session).await;
+    attached.map_err(|why| listening.shared.server.unreachable(&why))?;
+    let stream = stream::unfold(listening, |mut listening| async move {
+        let pause = listening.next().await?;
+        Some((pause, listening))
+    });
+    Ok(stream.boxed())
+}
+
+struct Listening {
+    shared: Arc<Shared>,
+    live: Option<Live>,
+}
+
+struct Live {
+    session: Arc<Session>,
+    /// Closes itself when it is dropped, and takes its queue with it.
+    _channel: Channel,
+    consumer: Consumer,
+}
+
+impl Listening {
+    async fn attach(&mut self, session: Arc<Session>) -> Result<(), String> {
+        let limit = self.shared.options.call_limit;
+        let attached = async {
+            let channel = session.channel(limit).await?;
+            let attach = async {
+                // Of this connection alone, with a name that the broker chooses; it goes with it.
+                let own = QueueDeclareOptions {
+                    exclusive: true,
+                    auto_delete: true,
+                    ..Default::default()
+                };
+                let queue = channel
+                    .queue_declare("".into(), own, FieldTable::default())
+                    .await?;
+                let (name, hosts) = (queue.name().clone(), self.shared.names.hosts());
+                let (bind, none) = (QueueBindOptions::default(), FieldTable::default());
+                channel
+                    .queue_bind(name.clone(), hosts, "".into(), bind, none)
+                    .await?;
+                let consume = BasicConsumeOptions {
+                    no_ack: true,
+                    ..Default::default()
+                };
+                channel
+                    .basic_consume(name, "".into(), consume, FieldTable::default())
+                    .await
+            };
+            let consumer = within(limit, "listening to announcements", attach).await?;
+            Ok::<_, String>((channel, consumer))
+        };
+        match attached.await {
+            Ok((channel, consumer)) => {
+                self.live = Some(Live {
+                    session,
+                    _channel: channel,
+                    consumer,
+                });
+                Ok(())
+            }
+            Err(why) => {
+                session.fail(&why);
+                Err(why)
+            }
+        }
+    }
+
+    /// `None` when the broker was closed.
+    async fn next(&mut self) -> Option<HostPause> {
+        loop {
+            let Some(live) = &mut self.live else {
+                let session = self.shared.consuming.session(None).await.ok()?;
+                // It was logged, and the next session waits longer.
+                _ = self.attach(session).await;
+                continue;
+            };
+            let incoming = tokio::select! {
+                incoming = live.consumer.next() => incoming,
+                () = live.session.failed.cancelled() => None,
+                () = self.shared.closed.cancelled() => return None,
+            };
+            match incoming {
+                Some(Ok(incoming)) => match serde_json::from_slice(&incoming.data) {
+                    Ok(pause) => return Some(pause),
+                    // A later version's.
+                    Err(error) => debug!(operation = "announcement", "not understood: {error}"),
+                },
+                Some(Err(error)) => self.lost(&error.to_string()),
+                None => self.lost("the broker ended the consumer"),
+            }
+        }
+    }
+
+    fn lost(&mut self, why: &str) {
+        if let Some(live) = self.live.take() {
+            let why = format!("announcements are no longer heard: {why}");
+            live.session.fail(&why);
+        }
+    }
+}
