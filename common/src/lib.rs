@@ -28,5 +28,7 @@ pub mod exit;
 
 pub mod options;
 
+pub mod moment;
+
 #[cfg(feature = "testing")]
 pub mod testing;

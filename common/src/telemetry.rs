@@ -23,7 +23,7 @@ use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use time::macros::format_description;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -250,7 +250,7 @@ impl Visit for Fields {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Logs and metrics")]
 pub struct MetricsConfig {
-    /// Serve Prometheus metrics at http://ADDRESS/metrics and liveness at /health.
+    /// Serve Prometheus metrics at http://ADDRESS/metrics, liveness at /health, readiness at /ready.
     #[arg(long, env = "METRICS_ADDR", value_name = "ADDRESS")]
     pub metrics_addr: Option<SocketAddr>,
 }
@@ -416,6 +416,14 @@ fn register<C: Collector + Clone + 'static>(
     collector
 }
 
+/// Whether a process can do its work, or why not; as last found out.
+pub type Readiness = watch::Receiver<Result<(), String>>;
+
+/// The readiness of a process that is ready as long as it lives.
+pub fn always_ready() -> Readiness {
+    watch::channel(Ok(())).1
+}
+
 impl MetricsConfig {
     /// Serves `metrics` in the background if an address was given, and gives the address it
     /// listens on.
@@ -425,6 +433,7 @@ impl MetricsConfig {
     pub async fn serve(
         &self,
         metrics: &Metrics,
+        readiness: &Readiness,
     ) -> anyhow::Result<Option<(SocketAddr, JoinHandle<()>)>> {
         let Some(address) = self.metrics_addr else {
             return Ok(None);
@@ -439,9 +448,9 @@ impl MetricsConfig {
         tracing::info!(
             operation = "metrics",
             address = address.to_string(),
-            "Metrics: http://{address}/metrics; liveness: http://{address}/health"
+            "Metrics: http://{address}/metrics; also /health (alive) and /ready"
         );
-        let metrics = metrics.clone();
+        let (metrics, readiness) = (metrics.clone(), readiness.clone());
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let server = tokio::spawn(async move {
             loop {
@@ -454,10 +463,10 @@ impl MetricsConfig {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 };
-                let metrics = metrics.clone();
+                let (metrics, readiness) = (metrics.clone(), readiness.clone());
                 tokio::spawn(async move {
                     let service = service_fn(|request| {
-                        let response = answer(&request, &metrics);
+                        let response = answer(&request, &metrics, &readiness);
                         async { Ok::<_, Infallible>(response) }
                     });
                     // A client that goes away is its own business.
@@ -475,11 +484,25 @@ impl MetricsConfig {
     }
 }
 
-fn answer<B>(request: &Request<B>, metrics: &Metrics) -> Response<Full<Bytes>> {
+fn answer<B>(
+    request: &Request<B>,
+    metrics: &Metrics,
+    readiness: &Readiness,
+) -> Response<Full<Bytes>> {
     let (status, body) = match (request.method(), request.uri().path()) {
         (&Method::GET, "/metrics") => (StatusCode::OK, metrics.render()),
         (&Method::GET, "/health") => (StatusCode::OK, b"ok\n".to_vec()),
-        _ => (StatusCode::NOT_FOUND, b"try /metrics or /health\n".to_vec()),
+        (&Method::GET, "/ready") => match &*readiness.borrow() {
+            Ok(()) => (StatusCode::OK, b"ok\n".to_vec()),
+            Err(why) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!("{why}\n").into_bytes(),
+            ),
+        },
+        _ => (
+            StatusCode::NOT_FOUND,
+            b"try /metrics, /health or /ready\n".to_vec(),
+        ),
     };
     let mut response = Response::new(Full::from(body));
     *response.status_mut() = status;

@@ -22,6 +22,7 @@ use tracing::warn;
 use worker::consume::Worker;
 use worker::digest::Limits;
 use worker::fetch::policy::{FetchConfig, FetchPolicy};
+use worker::run::DrainConfig;
 use worker::slot::{SlotConfig, Slots};
 
 use crate::feed::LocalPaths;
@@ -33,15 +34,8 @@ pub struct EmbeddedConfig {
     slot: SlotConfig,
     #[command(flatten)]
     fetch: FetchConfig,
-    /// Seconds that jobs in hand may go on after SIGTERM or SIGINT.
-    #[arg(
-        long,
-        env = "DRAIN",
-        value_name = "SECONDS",
-        default_value_t = 30,
-        help_heading = "Stopping"
-    )]
-    drain: u64,
+    #[command(flatten)]
+    drain: DrainConfig,
     /// Seconds to wait for a full disk or a store that is away before the run is given up.
     #[arg(
         long,
@@ -127,7 +121,7 @@ impl EmbeddedConfig {
             store,
             slots,
             metrics,
-            drain: Duration::from_secs(self.drain),
+            drain: self.drain.duration(),
             patience: Some(Duration::from_secs(self.patience)),
         };
         let (count, shutdown) = (self.slot.slots(), shutdown.child());

@@ -1,6 +1,6 @@
 //! Following the ledger until a run's identity closes.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use common::broker::{Entries, Entry, Event};
 use common::fault::{Fault, FaultKind};
@@ -19,28 +19,39 @@ pub enum Ended {
     Closed,
     /// It was told to stop.
     Stopped,
+    /// Nothing became of any job for as long as was to be waited.
+    Quiet,
+    /// It was to be left alone.
+    Detached,
     /// The ledger ended.
     Lost,
 }
 
-/// Counts outcomes into `tally` and reports them, until the run closes or `stop`.
+/// Counts outcomes into `tally` and reports them, until the run closes, `stop`, or nothing became
+/// of any of its jobs for as long as `quiet`.
 pub async fn follow(
-    mut events: Entries,
+    events: &mut Entries,
     tally: &mut Tally,
     reporter: &mut Reporter,
     stop: &CancellationToken,
+    quiet: Option<Duration>,
 ) -> Ended {
+    let mut heard = Instant::now();
     while !tally.closes() {
         let due = reporter.next_due(Instant::now());
+        let due = quiet.map_or(due, |quiet| due.min(heard + quiet));
         let event = tokio::select! {
             biased;
             event = events.next() => event,
             () = tokio::time::sleep_until(due.into()) => {
                 reporter.update(Instant::now(), tally);
+                if quiet.is_some_and(|quiet| heard.elapsed() >= quiet) {
+                    return Ended::Quiet;
+                }
                 continue;
             }
             () = stop.cancelled() => {
-                take_ready(&mut events, tally);
+                take_ready(events, tally);
                 return Ended::Stopped;
             }
         };
@@ -53,7 +64,8 @@ pub async fn follow(
             None => return Ended::Lost,
         };
         if count(tally, entry.event) {
-            reporter.update(Instant::now(), tally);
+            heard = Instant::now();
+            reporter.update(heard, tally);
         }
     }
     Ended::Closed

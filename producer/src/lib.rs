@@ -21,4 +21,6 @@ pub mod report;
 
 pub mod embedded;
 
+pub mod fleet;
+
 pub mod cli;

@@ -6,26 +6,28 @@ use common::job::{Job, WIRE_VERSION};
 use common::run::RunId;
 use futures::StreamExt;
 use futures::stream;
+use tokio_util::sync::CancellationToken;
 
 use crate::cache::Checked;
 
-/// Hands a job to the broker for each repository that is not cached.
+/// Hands a job to the broker for each of `checked`, until `stop`; what was handed over by then is
+/// confirmed all the same.
 ///
 /// # Errors
 /// Where the broker does not take them all.
 pub async fn publish(
     broker: &SharedBroker,
     run: &RunId,
-    checked: &[Checked],
+    checked: impl Iterator<Item = &Checked> + Send,
+    stop: &CancellationToken,
 ) -> Result<Enqueued, Fault> {
-    let jobs = checked
-        .iter()
-        .filter(|checked| !checked.is_cached())
-        .map(|checked| job(run, checked));
-    broker.enqueue(stream::iter(jobs).boxed()).await
+    let jobs = checked.map(|checked| job(run, checked));
+    let jobs = stream::iter(jobs).take_until(stop.cancelled());
+    broker.enqueue(jobs.boxed()).await
 }
 
-fn job(run: &RunId, checked: &Checked) -> Job {
+/// The job of a repository that is not cached.
+pub fn job(run: &RunId, checked: &Checked) -> Job {
     let entry = &checked.entry;
     Job {
         version: WIRE_VERSION,

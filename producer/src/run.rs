@@ -1,17 +1,20 @@
 //! One run, from the feed to its summary.
 
+use std::collections::HashSet;
+use std::pin::pin;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use common::broker::{Position, SharedBroker};
+use common::broker::{BrokerConfig, Entries, Position, SharedBroker};
 use common::exit::{self, ExitError};
 use common::fault::Fault;
+use common::moment;
 use common::repo::DIGEST_PATTERN;
-use common::run::{Manifest, RunId, RunSummary, Tally, thousands};
+use common::run::{JobKey, JobList, LatestRun, Manifest, RunId, RunSummary, Tally, thousands};
 use common::shutdown::Shutdown;
 use common::store::{Document, DocumentKey, SharedStore, StoreConfig};
-use common::telemetry::{Metrics, MetricsConfig};
+use common::telemetry::{Metrics, MetricsConfig, always_ready};
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -21,6 +24,7 @@ use tracing::{error, info, warn};
 use crate::cache::{self, CacheConfig, Checked};
 use crate::embedded::{Embedded, EmbeddedConfig, OnlyOne};
 use crate::feed::{self, Feed, FeedConfig, FilterConfig, Source};
+use crate::fleet::{Fleet, FleetConfig, FleetRun};
 use crate::follow::{Ended, follow};
 use crate::index::Index;
 use crate::publish::publish;
@@ -37,6 +41,10 @@ pub struct RunConfig {
     cache: CacheConfig,
     #[command(flatten)]
     store: StoreConfig,
+    #[command(flatten)]
+    broker: BrokerConfig,
+    #[command(flatten)]
+    fleet: FleetConfig,
     #[command(flatten)]
     embedded: EmbeddedConfig,
     #[command(flatten)]
@@ -55,15 +63,32 @@ struct Plan {
     index: Option<Index>,
 }
 
+/// A run that has just begun.
+#[derive(Debug)]
+struct Start {
+    run: RunId,
+    at: Instant,
+    /// The same, RFC 3339.
+    written: String,
+}
+
+impl Start {
+    fn now() -> Result<Self> {
+        Ok(Self {
+            run: RunId::new(),
+            at: Instant::now(),
+            written: OffsetDateTime::now_utc().format(&Rfc3339)?,
+        })
+    }
+}
+
 impl RunConfig {
     /// Runs, and gives the exit code.
     ///
     /// # Errors
     /// With an [`ExitError`] where there is a code for what went wrong.
     pub async fn run(&self, bar: Bar, shutdown: &Shutdown) -> Result<u8> {
-        let started = Instant::now();
-        let run = RunId::new();
-        let started_at = OffsetDateTime::now_utc().format(&Rfc3339)?;
+        let start = Start::now()?;
         let metrics = Metrics::new();
         let store = self.store.open()?;
         // First of all: whoever is not to run is told at once, and has touched nothing.
@@ -71,62 +96,111 @@ impl RunConfig {
             Some(folder) if !self.dry_run => Some(OnlyOne::on(folder)?),
             _ => None,
         };
-        let _server = self.metrics.serve(&metrics).await?;
-        if !self.dry_run {
-            EmbeddedConfig::warn_of_proxy();
-        }
-
-        let plan = tokio::select! {
-            plan = self.plan(&store, &metrics) => plan?,
-            () = shutdown.soft.cancelled() => {
-                info!(operation = "shutdown", "stopped before the first job; nothing was written");
-                return Ok(shutdown.code());
-            }
-        };
+        let _server = self.metrics.serve(&metrics, &always_ready()).await?;
         if self.dry_run {
-            report::dry_run(&run, &plan.feed.invalid, &plan.checked, started.elapsed());
-            return Ok(exit::OK);
+            return self.dry_run(&start, &store, &metrics, shutdown).await;
         }
+        let fleet = tokio::select! {
+            fleet = Fleet::connect(&self.broker, &self.fleet) => fleet?,
+            () = shutdown.soft.cancelled() => return Ok(stopped(shutdown)),
+        };
+        let Some(fleet) = fleet else {
+            return self.run_here(start, &store, metrics, bar, shutdown).await;
+        };
+        let ended = self
+            .run_on(&fleet, start, &store, &metrics, bar, shutdown)
+            .await;
+        fleet.close().await;
+        ended
+    }
+
+    async fn dry_run(
+        &self,
+        start: &Start,
+        store: &SharedStore,
+        metrics: &Metrics,
+        shutdown: &Shutdown,
+    ) -> Result<u8> {
+        let Some(plan) = self.plan_unless(store, metrics, shutdown).await? else {
+            return Ok(shutdown.code());
+        };
+        let elapsed = start.at.elapsed();
+        report::dry_run(&start.run, &plan.feed.invalid, &plan.checked, elapsed);
+        Ok(exit::OK)
+    }
+
+    /// The whole job in this process.
+    async fn run_here(
+        &self,
+        start: Start,
+        store: &SharedStore,
+        metrics: Metrics,
+        bar: Bar,
+        shutdown: &Shutdown,
+    ) -> Result<u8> {
+        EmbeddedConfig::warn_of_proxy();
+        let Some(plan) = self.plan_unless(store, &metrics, shutdown).await? else {
+            return Ok(shutdown.code());
+        };
         let local_feed = matches!(self.feed.feed, Source::File(_));
         let slots = self
             .embedded
             .slots(local_feed, &metrics)
             .map_err(unavailable)?;
-        let tally = report::opening_tally(&plan.feed.invalid, &plan.checked);
-        let manifest = self.manifest(&run, started_at, &plan, &tally);
-        write(&store, &run, Document::Manifest, &manifest)
-            .await
-            .map_err(unavailable)?;
-        if let Some(index) = &plan.index
-            && let Err(fault) = index.save(store.as_ref()).await
-        {
-            // The next run has to look at more digests, that is all.
-            warn!(operation = "run", "the index could not be stored: {fault}");
-        }
-        info!(
-            operation = "run",
-            run_id = run.as_str(),
-            total_repos = tally.total(),
-            to_digest = tally.open(),
-            "Run {run}: {} repositories, {} to digest",
-            thousands(tally.total()),
-            thousands(tally.open())
-        );
-
-        let reporter = Reporter::start(run.clone(), started, Instant::now(), &tally, bar);
+        let nothing = HashSet::new();
+        let begun = self.begin(start, store, &plan, &nothing, bar).await?;
         let embedded = self
             .embedded
-            .start(slots, SharedStore::clone(&store), metrics, shutdown);
-        let begun = Begun {
-            run,
-            store,
-            tally,
-            reporter,
-        };
-        begun.finish(&plan.checked, embedded, shutdown).await
+            .start(slots, SharedStore::clone(store), metrics, shutdown);
+        begun.finish_here(&plan.checked, embedded, shutdown).await
     }
 
-    /// Steps 2 and 3: what the feed asks for and what the cache makes of it.
+    /// Jobs for workers elsewhere.
+    async fn run_on(
+        &self,
+        fleet: &Fleet,
+        start: Start,
+        store: &SharedStore,
+        metrics: &Metrics,
+        bar: Bar,
+        shutdown: &Shutdown,
+    ) -> Result<u8> {
+        let Some(plan) = self.plan_unless(store, metrics, shutdown).await? else {
+            return Ok(shutdown.code());
+        };
+        // In this order: what ends after the look at what waits is heard of.
+        let asked = async {
+            let events = fleet.attach().await.map_err(unavailable)?;
+            Ok::<_, ExitError>((events, fleet.waiting_already(&plan.checked).await))
+        };
+        let (events, adopted) = tokio::select! {
+            asked = asked => asked?,
+            () = shutdown.soft.cancelled() => return Ok(stopped(shutdown)),
+        };
+        let begun = self.begin(start, store, &plan, &adopted, bar).await?;
+        moment::reached("after-manifest");
+        begun
+            .finish_on(fleet, &plan.checked, &adopted, events, shutdown)
+            .await
+    }
+
+    /// Steps 2 and 3: what the feed asks for and what the cache makes of it. `None` where a signal
+    /// came first.
+    async fn plan_unless(
+        &self,
+        store: &SharedStore,
+        metrics: &Metrics,
+        shutdown: &Shutdown,
+    ) -> Result<Option<Plan>> {
+        tokio::select! {
+            plan = self.plan(store, metrics) => plan.map(Some),
+            () = shutdown.soft.cancelled() => {
+                stopped(shutdown);
+                Ok(None)
+            }
+        }
+    }
+
     async fn plan(&self, store: &SharedStore, metrics: &Metrics) -> Result<Plan> {
         let mut feed = feed::load(&self.feed, self.embedded.local_paths()).await?;
         let selected = self.filter.select(std::mem::take(&mut feed.repositories));
@@ -146,10 +220,25 @@ impl RunConfig {
         })
     }
 
-    fn manifest(&self, run: &RunId, started_at: String, plan: &Plan, tally: &Tally) -> Manifest {
-        Manifest {
+    /// Step 4: says in the store what is going to be done.
+    async fn begin(
+        &self,
+        start: Start,
+        store: &SharedStore,
+        plan: &Plan,
+        adopted: &HashSet<JobKey>,
+        bar: Bar,
+    ) -> Result<Begun> {
+        let mut tally = report::opening_tally(&plan.feed.invalid, &plan.checked);
+        tally.set_adopted(adopted.len() as u64);
+        let run = start.run.clone();
+        let jobs = JobList {
+            invalid: plan.feed.invalid.iter().map(|e| e.failure()).collect(),
+            jobs: tally.open_jobs().collect(),
+        };
+        let manifest = Manifest {
             run: run.clone(),
-            started_at,
+            started_at: start.written,
             feed: plan.feed.origin.clone(),
             feed_sha256: plan.feed.sha256.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -158,8 +247,44 @@ impl RunConfig {
             invalid: plan.feed.invalid.len() as u64,
             reasons: cache::counts(&plan.checked),
             adopted: tally.adopted(),
+        };
+        let latest = LatestRun { run: run.clone() };
+        let written = async {
+            write(store, &of_run(&run, Document::Jobs), &jobs).await?;
+            write(store, &of_run(&run, Document::Manifest), &manifest).await?;
+            write(store, &DocumentKey::Latest, &latest).await
+        };
+        written.await.map_err(unavailable)?;
+        if let Some(index) = &plan.index
+            && let Err(fault) = index.save(store.as_ref()).await
+        {
+            // The next run has to look at more digests, that is all.
+            warn!(operation = "run", "the index could not be stored: {fault}");
         }
+        info!(
+            operation = "run",
+            run_id = run.as_str(),
+            total_repos = tally.total(),
+            to_digest = tally.open(),
+            "Run {run}: {} repositories, {} to digest",
+            thousands(tally.total()),
+            thousands(tally.open())
+        );
+        Ok(Begun {
+            reporter: Reporter::start(run.clone(), start.at, Instant::now(), &tally, bar),
+            run,
+            store: SharedStore::clone(store),
+            tally,
+        })
     }
+}
+
+fn stopped(shutdown: &Shutdown) -> u8 {
+    info!(
+        operation = "shutdown",
+        "stopped before the first job; nothing was written"
+    );
+    shutdown.code()
 }
 
 /// A run whose manifest is stored: whatever comes now, it says how it ended.
@@ -172,26 +297,19 @@ struct Begun {
 }
 
 impl Begun {
-    /// Has the jobs done, leaves word, and gives the exit code of how that ended.
-    async fn finish(
+    /// Has the jobs done in this process, leaves word, and gives the exit code of how that ended.
+    async fn finish_here(
         mut self,
         checked: &[Checked],
         embedded: Embedded,
         shutdown: &Shutdown,
     ) -> Result<u8> {
-        let worked = self.work(checked, embedded, shutdown).await;
-        let Self {
-            run,
-            store,
-            tally,
-            reporter,
-        } = self;
-        let summary = reporter.finish(Instant::now(), &tally);
-        conclude(&store, &run, &summary).await;
+        let worked = self.work_here(checked, embedded, shutdown).await;
+        self.conclude().await;
         worked
     }
 
-    async fn work(
+    async fn work_here(
         &mut self,
         checked: &[Checked],
         embedded: Embedded,
@@ -221,7 +339,7 @@ impl Begun {
                 exit::UNAVAILABLE
             }
             (Ended::Stopped, Ok(())) if shutdown.soft.is_cancelled() => shutdown.code(),
-            (Ended::Stopped | Ended::Lost, Ok(())) => exit::NOT_CLOSED,
+            (_, Ok(())) => exit::NOT_CLOSED,
         })
     }
 
@@ -231,17 +349,83 @@ impl Begun {
         checked: &[Checked],
         gone: &CancellationToken,
     ) -> Result<Ended, Fault> {
-        let events = broker.events(Position::Now).await?;
-        publish(broker, &self.run, checked).await?;
-        Ok(follow(events, &mut self.tally, &mut self.reporter, gone).await)
+        let mut events = broker.events(Position::Now).await?;
+        let jobs = checked.iter().filter(|checked| !checked.is_cached());
+        publish(broker, &self.run, jobs, gone).await?;
+        Ok(follow(&mut events, &mut self.tally, &mut self.reporter, gone, None).await)
+    }
+
+    /// Has the jobs done by a fleet, leaves word, and gives the exit code of how that ended.
+    async fn finish_on(
+        mut self,
+        fleet: &Fleet,
+        checked: &[Checked],
+        adopted: &HashSet<JobKey>,
+        events: Entries,
+        shutdown: &Shutdown,
+    ) -> Result<u8> {
+        let stop = shutdown.soft.child_token();
+        let work = FleetRun {
+            fleet,
+            run: &self.run,
+            store: &self.store,
+            checked,
+            adopted,
+            stop: &stop,
+        };
+        let ended = {
+            let mut work = pin!(work.work(events, &mut self.tally, &mut self.reporter));
+            tokio::select! {
+                ended = &mut work => ended,
+                () = fleet.lost().cancelled() => {
+                    stop.cancel();
+                    work.await
+                }
+            }
+        };
+        let run = &self.run;
+        let code = match ended {
+            Ok(Ended::Closed) => Ok(exit::OK),
+            Ok(Ended::Detached) => {
+                info!(
+                    operation = "detach",
+                    run_id = run.as_str(),
+                    "Run {run} goes on without this process: see `producer status {run}`"
+                );
+                return Ok(exit::OK);
+            }
+            Ok(_) if shutdown.soft.is_cancelled() => {
+                info!(
+                    operation = "shutdown",
+                    "Workers go on with what is published; the next run counts it, and `producer status {run}` shows it"
+                );
+                Ok(shutdown.code())
+            }
+            Ok(_) if fleet.lost().is_cancelled() => Err(ExitError::new(
+                exit::BUSY,
+                "another producer took over while the broker was away: its run counts the jobs of this one",
+            )
+            .into()),
+            Ok(_) => Ok(exit::NOT_CLOSED),
+            Err(fault) => Err(unavailable(fault).into()),
+        };
+        self.conclude().await;
+        code
+    }
+
+    /// Leaves word in the store and in the log.
+    async fn conclude(self) {
+        let summary = self.reporter.finish(Instant::now(), &self.tally);
+        conclude(&self.store, &self.run, &summary).await;
     }
 }
 
 /// Leaves word in the store and in the log.
 async fn conclude(store: &SharedStore, run: &RunId, summary: &RunSummary) {
     let store_location = store.location();
-    let this_run = match write(store, run, Document::Summary, summary).await {
-        Ok(key) => format!("{store_location}/{key}"),
+    let key = of_run(run, Document::Summary);
+    let this_run = match write(store, &key, summary).await {
+        Ok(()) => format!("{store_location}/{key}"),
         // The log has it all; what was digested is stored, and that is what counts.
         Err(fault) => {
             warn!(
@@ -262,20 +446,20 @@ async fn conclude(store: &SharedStore, run: &RunId, summary: &RunSummary) {
     report::completed(summary);
 }
 
-/// Writes a document of the run and says where.
-async fn write<T: Serialize>(
-    store: &SharedStore,
-    run: &RunId,
-    document: Document,
-    content: &T,
-) -> Result<String, Fault> {
-    let key = DocumentKey::OfRun {
+fn of_run(run: &RunId, document: Document) -> DocumentKey {
+    DocumentKey::OfRun {
         run: run.clone(),
         document,
-    };
+    }
+}
+
+async fn write<T: Serialize>(
+    store: &SharedStore,
+    key: &DocumentKey,
+    content: &T,
+) -> Result<(), Fault> {
     let content = serde_json::to_vec_pretty(content).map_err(Fault::infra)?;
-    store.put_document(&key, &content).await?;
-    Ok(key.to_string())
+    store.put_document(key, &content).await
 }
 
 fn unavailable(fault: Fault) -> ExitError {
@@ -388,7 +572,7 @@ mod tests {
             stop,
         };
         let shutdown = Shutdown::default();
-        let error = begun.finish(&checked, embedded, &shutdown).await;
+        let error = begun.finish_here(&checked, embedded, &shutdown).await;
         let error = error.unwrap_err();
         assert_eq!(exit::code_of(&error), exit::UNAVAILABLE);
         assert!(error.to_string().contains("the broker is away"), "{error}");

@@ -16,6 +16,7 @@ use url::Url;
 
 use crate::digest::{self, Limits, Subject};
 use crate::fetch::policy::FetchConfig;
+use crate::run::RunConfig;
 use crate::slot::{SlotConfig, Slots, Unmade};
 
 /// Makes digests of git repositories: one text each, for a language model to read.
@@ -29,18 +30,22 @@ pub struct Cli {
 }
 
 const AFTER_HELP: &str = "\
-Environment: GITHUB_TOKEN is sent to github.com, and to no other host.
+Environment: GITHUB_TOKEN is sent to github.com, and to no other host. AWS_* or R2_* variables
+say how to reach a store in a bucket; .env.example lists them.
 
 Exit codes:
-  0    done
+  0    done; or, of `worker run`, stopped by SIGTERM
   1    a fault of this program or machine
   2    the command line is wrong, or the source is not allowed
-  69   the repository cannot be had: gone, throttled, too large, or its host is away
+  69   the repository cannot be had: gone, throttled, too large, or its host is away;
+       of `worker run`: the broker refuses, or --metrics-addr is taken
   130  stopped by SIGINT
   143  stopped by SIGTERM";
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Work on the jobs that a producer puts on RabbitMQ, until stopped.
+    Run(Box<RunConfig>),
     /// Write the digest of one repository.
     Digest(DigestCommand),
 }
@@ -92,9 +97,16 @@ impl Cli {
     }
 
     async fn run(self) -> Result<u8> {
-        // Standard output is the digest's.
-        self.log.init(io::stderr)?;
         match self.command {
+            Command::Run(_) => self.log.init(io::stdout)?,
+            // Standard output is the digest's.
+            Command::Digest(_) => self.log.init(io::stderr)?,
+        }
+        match self.command {
+            Command::Run(config) => {
+                let shutdown = Shutdown::on_signals().context("cannot listen to signals")?;
+                config.run(&shutdown).await
+            }
             Command::Digest(command) => command.run().await,
         }
     }

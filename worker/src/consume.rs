@@ -3,14 +3,16 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use common::broker::{Delivery, Event, Settlement, SharedBroker};
+use common::broker::{Delivery, Event, HostPause, Settlement, SharedBroker};
 use common::fault::{Fault, FaultKind};
+use common::moment;
 use common::outcome::{Decision, Outcome, OutcomeRecord, decide};
 use common::run::words;
 use common::shutdown::Shutdown;
 use common::store::SharedStore;
 use common::telemetry::Metrics;
 use futures::StreamExt;
+use time::OffsetDateTime;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -32,6 +34,16 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// With pauses that double that is eight seconds. The design's rule that no machine's fault is
 /// charged to a repository holds in spirit: its class is `infra`, and the next run tries it again.
 const WELL_BUT_FAILED: u32 = 4;
+/// How long a job may be held while machine or store are not well: then it is handed back, and its
+/// worker or another takes the next. RabbitMQ takes back by force, and counts against the job, what
+/// was not settled within thirty minutes.
+const LONGEST_HOLD: Duration = Duration::from_secs(15 * 60);
+/// The pause after which such a job comes back. Waiting for that long resets the broker's count.
+const HELD_TOO_LONG: Duration = Duration::from_secs(60);
+/// The longest pause that is taken from what another worker says.
+const LONGEST_HEARSAY: Duration = Duration::from_secs(3600);
+/// How long telling the other workers may take.
+const ANNOUNCING: Duration = Duration::from_secs(5);
 /// How long recording an outcome, or settling, may take.
 const BROKER_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -91,6 +103,11 @@ impl Worker {
         let stop = shutdown.hard.child_token();
         let give_up = CancellationToken::new();
         let mut jobs = JoinSet::new();
+        let listener = AbortOnDrop(tokio::spawn(listen(
+            Arc::clone(&self.broker),
+            self.name.clone(),
+            Arc::clone(&shared),
+        )));
         loop {
             let delivery = tokio::select! {
                 biased;
@@ -114,6 +131,7 @@ impl Worker {
                     .await;
             });
         }
+        drop(listener);
         // No more are taken; what the broker handed out already goes back as this is dropped.
         drop(deliveries);
         let drained = async {
@@ -175,9 +193,15 @@ impl Worker {
             }
         }
         let mut ill = Ill::default();
+        let held = start + LONGEST_HOLD;
         let result = loop {
             // Nobody starts while somebody looks after machine or store.
-            drop(shared.well.read().await);
+            let well = tokio::time::timeout_at(held.into(), shared.well.read()).await;
+            if well.is_err() || Instant::now() >= held {
+                debug!(operation = "infra", repo = %delivery.job.repo, "handed back: held too long");
+                return self.again(delivery, HELD_TOO_LONG, Counts::Neither).await;
+            }
+            drop(well);
             if soft.is_cancelled() || give_up.is_cancelled() {
                 return self.again(delivery, HANDED_BACK, Counts::Neither).await;
             }
@@ -211,6 +235,7 @@ impl Worker {
                     tokio::select! {
                         () = self.until_well(shared, &fault, started, &mut ill) => {}
                         // Handed back above.
+                        () = tokio::time::sleep_until(held.into()) => {}
                         () = soft.cancelled() => {}
                         () = stop.cancelled() => {}
                         () = give_up.cancelled() => {}
@@ -279,6 +304,9 @@ impl Worker {
                     "{host} turned {repo} away: leaving {what} alone for {} s",
                     pause.as_secs()
                 );
+                if paused {
+                    self.announce(host, pause).await;
+                }
                 self.again(delivery, pause, Counts::Wait).await;
             }
             // The caller has paused, and the job failed again and again on a machine that was well.
@@ -287,6 +315,25 @@ impl Worker {
                 self.finish(delivery, outcome, &result, start, Settlement::Done)
                     .await;
             }
+        }
+    }
+
+    /// Tells the other workers that `host` wants to be left alone.
+    async fn announce(&self, host: &str, pause: Duration) {
+        let until = OffsetDateTime::now_utc() + pause;
+        let pause = HostPause {
+            host: host.to_owned(),
+            until_millis: i64::try_from(until.unix_timestamp_nanos() / 1_000_000)
+                .unwrap_or(i64::MAX),
+            worker: self.name.clone(),
+        };
+        let announced = tokio::time::timeout(ANNOUNCING, self.broker.announce(&pause)).await;
+        if !matches!(announced, Ok(Ok(()))) {
+            // Each of them finds out by itself.
+            debug!(
+                operation = "throttled",
+                host, "the others could not be told"
+            );
         }
     }
 
@@ -344,6 +391,7 @@ impl Worker {
             Err(_) => return not_settled(&delivery, &Fault::infra("no answer")),
         }
         self.metrics.job_ended(outcome);
+        moment::reached("after-outcome");
         settle(delivery, settlement).await;
     }
 
@@ -419,6 +467,53 @@ enum Counts {
 impl Shared {
     fn hosts(&self) -> MutexGuard<'_, Hosts> {
         self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A task that is not to outlive whoever started it.
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Leaves hosts alone that other workers were turned away by.
+async fn listen(broker: SharedBroker, name: String, shared: Arc<Shared>) {
+    let mut announcements = match broker.announcements().await {
+        Ok(announcements) => announcements,
+        Err(fault) => {
+            // This worker finds out by itself.
+            warn!(
+                operation = "throttled",
+                "not told of what other workers meet: {fault}"
+            );
+            return;
+        }
+    };
+    while let Some(pause) = announcements.next().await {
+        if pause.worker == name {
+            continue;
+        }
+        let now = OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000;
+        let left = u64::try_from(i128::from(pause.until_millis) - now).unwrap_or(0);
+        // Clocks differ, and a fleet is not to be stopped by a wrong one. A little more, so that
+        // not all come back at once.
+        let left = Duration::from_millis(left).min(LONGEST_HEARSAY);
+        let left = left.mul_f64(1.0 + fastrand::f64() / 4.0);
+        if shared.hosts().heard(&pause.host, left, Instant::now()) {
+            info!(
+                operation = "throttled",
+                host = pause.host,
+                host_paused = true,
+                pause_seconds = left.as_secs(),
+                "{} turned {} away: leaving it alone for {} s",
+                pause.host,
+                pause.worker,
+                left.as_secs()
+            );
+        }
     }
 }
 

@@ -79,6 +79,18 @@ impl Hosts {
         true
     }
 
+    /// Takes note of what another worker met: `host` is left alone for `pause`. `true` if that is
+    /// longer than it was going to be anyway.
+    pub(crate) fn heard(&mut self, host: &str, pause: Duration, now: Instant) -> bool {
+        let until = now + pause;
+        let known = self.hosts.entry(host.to_owned()).or_default();
+        let longer = pause > Duration::ZERO && known.until.is_none_or(|known| known < until);
+        if longer {
+            known.until = Some(until);
+        }
+        longer
+    }
+
     /// Takes note that `host` gave a proper answer, be it that a repository is gone.
     pub(crate) fn answered(&mut self, host: &str) {
         if let Some(known) = self.hosts.get_mut(host) {
@@ -109,6 +121,16 @@ mod tests {
         );
         assert_eq!(hosts.turn("a", start + MINUTE), Turn::Go);
         assert_eq!(hosts.turn("b", start), Turn::Go);
+    }
+
+    #[test]
+    fn what_another_worker_met_counts_as_well() {
+        let (mut hosts, now) = (Hosts::default(), Instant::now());
+        assert!(hosts.heard("a", MINUTE, now));
+        assert!(!hosts.heard("a", MINUTE / 2, now));
+        assert!(!hosts.heard("b", Duration::ZERO, now));
+        assert_eq!(hosts.turn("a", now), Turn::Wait(MINUTE));
+        assert_eq!(hosts.turn("b", now), Turn::Go);
     }
 
     #[test]

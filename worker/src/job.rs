@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use common::fault::Fault;
 use common::job::{DIGEST_FORMAT, Job};
+use common::moment;
 use common::outcome::Outcome;
 use common::store::{Digest, DigestMeta, Found, Put, SharedStore};
 use common::telemetry::Metrics;
@@ -72,6 +73,7 @@ pub async fn attempt(
         return Ok(outcome.into());
     }
 
+    moment::reached("before-fetch");
     let subject = Subject::Repository {
         owner: job.repo.owner().to_owned(),
         name: job.repo.name().to_owned(),
@@ -106,9 +108,11 @@ pub async fn attempt(
         text: text.text,
     };
 
+    moment::reached("before-put");
     let start = Instant::now();
     for _ in 0..OFFERS {
         if store.put(&job.repo, &digest, &found.expected()).await? == Put::Stored {
+            moment::reached("after-put");
             metrics.stored_in(start.elapsed());
             metrics.stored_bytes.inc_by(digest.meta.bytes);
             return Ok(Attempt {

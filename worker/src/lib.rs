@@ -1,6 +1,6 @@
 //! Takes a job, fetches and digests its repository in a slot, stores the digest.
 //!
-//! One job, in reading order: [`consume`] takes its delivery and settles it, [`job`] does the work
+//! [`run`] is a worker of a fleet. One job, in reading order: [`consume`] takes its delivery and settles it, [`job`] does the work
 //! in one of the [`slot`]s, where [`fetch`] makes a [`source`] of its repository and [`digest`] the
 //! text of that.
 
@@ -17,5 +17,7 @@ pub mod fetch;
 pub mod source;
 
 pub mod digest;
+
+pub mod run;
 
 pub mod cli;

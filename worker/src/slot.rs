@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use clap::Args;
 use common::fault::{Fault, FaultKind};
+use common::moment;
 use common::telemetry::Metrics;
 use rustix::process::{DumpableBehavior, Pid, Signal, kill_process_group, set_dumpable_behavior};
 use serde::{Deserialize, Serialize};
@@ -305,7 +306,10 @@ impl Slots {
             tokio::select! {
                 frame = running.next() => {
                     match frame.and_then(|frame| making.take(frame)) {
-                        Ok(None) => alive = Instant::now(),
+                        Ok(None) => {
+                            alive = Instant::now();
+                            moment::reached("during-fetch");
+                        }
                         Ok(Some(end)) => break end,
                         Err(error) => {
                             self.metrics.slot_killed("crash");

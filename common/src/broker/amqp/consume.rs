@@ -24,6 +24,7 @@ use super::{Shared, count_of, header, id_of, time_of};
 use crate::broker::{Delivery, Event, Receipt, Settlement};
 use crate::fault::{Fault, FaultKind};
 use crate::job::{Job, PushedAt};
+use crate::moment;
 use crate::outcome::{Outcome, OutcomeRecord};
 use crate::run::{JobKey, RunId};
 
@@ -305,6 +306,7 @@ impl Receipt for AmqpReceipt {
             )
             .counted(attempt, waits);
             self.shared.publish(&message).await?;
+            moment::reached("after-retry-publish");
         }
         let limit = self.shared.options.call_limit;
         let settled = match settlement {

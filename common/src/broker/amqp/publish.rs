@@ -19,6 +19,7 @@ use super::{Shared, header};
 use crate::broker::Enqueued;
 use crate::fault::Fault;
 use crate::job::Job;
+use crate::moment;
 use crate::retry;
 
 /// How many messages may be without their confirm: 390 a second one by one, 11,000 to 16,000 so.
@@ -195,6 +196,7 @@ impl Shared {
                     match confirmed {
                         Ok(()) => {
                             enqueued.jobs += 1;
+                            moment::reached("mid-publish");
                             progress = Instant::now();
                             window = (window * 2).min(WINDOW);
                             pauses = retry::pauses(SHORTEST_PAUSE, LONGEST_PAUSE);

@@ -1,0 +1,307 @@
+//! A run on RabbitMQ: workers elsewhere, jobs that may wait there already, and a ledger that tells
+//! what became of them.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use clap::Args;
+use common::broker::{BrokerConfig, Entries, Event, Position, ProducerLock, SharedBroker};
+use common::exit::{self, ExitError};
+use common::fault::Fault;
+use common::job::Job;
+use common::outcome::OutcomeRecord;
+use common::run::{JobKey, RunId, Tally, thousands, words};
+use common::store::SharedStore;
+use futures::{StreamExt, stream};
+use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+use worker::job::settled_by;
+
+use crate::cache::Checked;
+use crate::follow::{Ended, follow};
+use crate::publish::{self, publish};
+use crate::report::Reporter;
+
+/// How long to wait for a broker that is away before the run is given up.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// A job that was published longer ago than this is published again: a broker that was killed may
+/// have kept the ledger's copy only, and nobody would ever work on it.
+const BELIEVED: Duration = Duration::from_secs(2 * 3600);
+/// How many digests are looked at together.
+const LOOKS: usize = 64;
+
+/// How a run on RabbitMQ goes.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Broker")]
+pub struct FleetConfig {
+    /// With a broker: end once all jobs are with it, and leave the following to `producer status`.
+    #[arg(long, env = "DETACH", requires = "broker_url")]
+    detach: bool,
+    /// With a broker: seconds without any outcome after which jobs are published again that
+    /// neither wait there nor have a digest. Longer than any job takes.
+    #[arg(
+        long,
+        env = "REPUBLISH_AFTER",
+        value_name = "SECONDS",
+        default_value_t = 600,
+        value_parser = clap::value_parser!(u64).range(1..=86_400)
+    )]
+    republish_after: u64,
+}
+
+/// Being the one producer of a fleet.
+#[derive(Debug)]
+pub struct Fleet {
+    broker: SharedBroker,
+    lock: ProducerLock,
+    config: FleetConfig,
+}
+
+impl Fleet {
+    /// Connects and takes the producer's lock; `None` where there is to be no broker.
+    ///
+    /// # Errors
+    /// [`exit::UNAVAILABLE`] where the broker cannot be reached or refuses, [`exit::BUSY`] where
+    /// another producer is at work.
+    pub async fn connect(
+        broker: &BrokerConfig,
+        config: &FleetConfig,
+    ) -> Result<Option<Self>, ExitError> {
+        let prefix = &broker.queue_prefix;
+        let Some(broker) = broker.connect(PATIENCE).await? else {
+            return Ok(None);
+        };
+        let lock = broker.producer_lock().await.map_err(unavailable)?;
+        let Some(lock) = lock else {
+            broker.close().await;
+            let message = format!(
+                "another producer is at work on the queues \"{prefix}\" of this broker; wait for its end (`producer status --watch`), or choose another --queue-prefix"
+            );
+            return Err(ExitError::new(exit::BUSY, message));
+        };
+        Ok(Some(Self {
+            broker,
+            lock,
+            config: config.clone(),
+        }))
+    }
+
+    /// Which of the jobs to come wait already, for whatever run: they are not published again.
+    ///
+    /// The ledger may hold a job that the queue does not, never the other way round. So a job counts
+    /// as waiting only where something waits at all, and its record is not old. In doubt it is
+    /// published: a job too many costs one look at the store.
+    pub async fn waiting_already(&self, checked: &[Checked]) -> HashSet<JobKey> {
+        match self.open_jobs(checked).await {
+            Ok(open) => open,
+            Err(fault) => {
+                warn!(
+                    operation = "adopt",
+                    "what waits from earlier runs is not known, so all jobs are published: {fault}"
+                );
+                HashSet::new()
+            }
+        }
+    }
+
+    async fn open_jobs(&self, checked: &[Checked]) -> Result<HashSet<JobKey>, Fault> {
+        let waiting = self.broker.waiting().await?;
+        if waiting.ready + waiting.retry == 0 {
+            return Ok(HashSet::new());
+        }
+        let wanted: HashMap<_, _> = checked
+            .iter()
+            .filter(|checked| !checked.is_cached())
+            .map(|checked| (checked.key(), checked))
+            .collect();
+        let since = OffsetDateTime::now_utc() - BELIEVED;
+        let mut history = self.broker.history(Position::Since(since)).await?;
+        let mut open = HashSet::new();
+        while let Some(entry) = history.next().await {
+            let entry = entry?;
+            match entry.event {
+                Event::Job(job) if entry.at >= since && is_same(&job, &wanted) => {
+                    open.insert(job.key());
+                }
+                Event::Job(_) => {}
+                Event::Dead(job) => {
+                    open.remove(&job.key());
+                }
+                Event::Outcome(record) => {
+                    open.remove(&record.key());
+                }
+            }
+        }
+        Ok(open)
+    }
+
+    /// What becomes of jobs from now on.
+    ///
+    /// # Errors
+    /// Where the ledger cannot be read.
+    pub async fn attach(&self) -> Result<Entries, Fault> {
+        self.broker.events(Position::Now).await
+    }
+
+    /// Cancelled when this is no longer the one producer.
+    pub fn lost(&self) -> &CancellationToken {
+        &self.lock.lost
+    }
+
+    /// Ends the connection. To be called before the program ends.
+    pub async fn close(&self) {
+        self.broker.close().await;
+    }
+}
+
+/// Whether a job that waits does what is asked for now.
+fn is_same(job: &Job, wanted: &HashMap<JobKey, &Checked>) -> bool {
+    wanted
+        .get(&job.key())
+        .is_some_and(|checked| job.url == checked.entry.url && (job.force || !checked.force))
+}
+
+/// A run whose jobs are done by a fleet.
+#[derive(Debug)]
+pub struct FleetRun<'a> {
+    /// Who does them.
+    pub fleet: &'a Fleet,
+    /// The run.
+    pub run: &'a RunId,
+    /// Where digests appear.
+    pub store: &'a SharedStore,
+    /// What the cache said of each repository.
+    pub checked: &'a [Checked],
+    /// Jobs that wait already.
+    pub adopted: &'a HashSet<JobKey>,
+    /// To stop when this is cancelled.
+    pub stop: &'a CancellationToken,
+}
+
+impl FleetRun<'_> {
+    /// Publishes what does not wait already, and follows until the run closes, unless it is to be
+    /// left alone. `events` were attached before it was known what waits.
+    ///
+    /// # Errors
+    /// Where the broker stays away.
+    pub async fn work(
+        &self,
+        mut events: Entries,
+        tally: &mut Tally,
+        reporter: &mut Reporter,
+    ) -> Result<Ended, Fault> {
+        let to_publish = self
+            .checked
+            .iter()
+            .filter(|checked| !checked.is_cached() && !self.adopted.contains(&checked.key()));
+        let broker = &self.fleet.broker;
+        let published = publish(broker, self.run, to_publish, self.stop).await?;
+        info!(
+            operation = "publish",
+            run_id = self.run.as_str(),
+            published = published.jobs,
+            adopted = self.adopted.len(),
+            "{} jobs published, {} of earlier runs waited already",
+            thousands(published.jobs),
+            thousands(self.adopted.len() as u64)
+        );
+        if self.stop.is_cancelled() {
+            return Ok(Ended::Stopped);
+        }
+        if self.fleet.config.detach {
+            return Ok(Ended::Detached);
+        }
+        let quiet = Duration::from_secs(self.fleet.config.republish_after);
+        loop {
+            match follow(&mut events, tally, reporter, self.stop, Some(quiet)).await {
+                Ended::Quiet => self.after_silence(quiet, tally).await,
+                Ended::Lost => {
+                    // The reason is logged. A new ledger has nothing in it that is not of this run.
+                    error!(
+                        operation = "follow",
+                        "outcomes that nobody saw are lost: what has a digest counts as unchanged, and what neither has one nor waits is published again"
+                    );
+                    events = broker.events(Position::Start).await?;
+                    self.count_stored(tally).await;
+                }
+                ended => return Ok(ended),
+            }
+        }
+    }
+
+    /// Nothing was heard for long: finds out whether there is anything to wait for.
+    async fn after_silence(&self, quiet: Duration, tally: &mut Tally) {
+        let silence = words(quiet);
+        let waiting = match self.fleet.broker.waiting().await {
+            Ok(waiting) => waiting,
+            Err(fault) => {
+                warn!(operation = "silence", "no outcome for {silence}: {fault}");
+                return;
+            }
+        };
+        let waits = waiting.ready + waiting.retry;
+        if waits > 0 {
+            warn!(
+                operation = "silence",
+                ready = waiting.ready,
+                retry = waiting.retry,
+                workers = waiting.workers,
+                "no outcome for {silence}, {} jobs wait, {} workers are connected{}",
+                thousands(waits),
+                waiting.workers,
+                if waiting.workers == 0 {
+                    ": start some"
+                } else {
+                    ""
+                }
+            );
+            return;
+        }
+        self.count_stored(tally).await;
+        let open: HashSet<_> = tally.open_jobs().collect();
+        if open.is_empty() {
+            return;
+        }
+        warn!(
+            operation = "silence",
+            open = open.len(),
+            "no outcome for {silence}, and {} jobs neither wait nor have a digest: publishing them again",
+            thousands(open.len() as u64)
+        );
+        let again = self
+            .checked
+            .iter()
+            .filter(|checked| open.contains(&checked.key()));
+        if let Err(fault) = publish(&self.fleet.broker, self.run, again, self.stop).await {
+            warn!(operation = "silence", "not published again: {fault}");
+        }
+    }
+
+    /// Counts open jobs whose digest is in the store: their outcome was lost.
+    async fn count_stored(&self, tally: &mut Tally) {
+        let open: HashSet<_> = tally.open_jobs().collect();
+        let looks = self
+            .checked
+            .iter()
+            .filter(|checked| open.contains(&checked.key()))
+            .map(async |checked| {
+                let job = publish::job(self.run, checked);
+                // What cannot be read is not counted, that is all.
+                let found = self.store.head(&job.repo).await.ok()?;
+                let outcome = settled_by(&job, &found)?;
+                let run = self.run.clone();
+                Some(OutcomeRecord::without_work(checked.key(), run, outcome, ""))
+            });
+        let mut looks = stream::iter(looks).buffer_unordered(LOOKS);
+        while let Some(record) = looks.next().await {
+            if let Some(record) = record {
+                tally.apply(&record);
+            }
+        }
+    }
+}
+
+fn unavailable(fault: Fault) -> ExitError {
+    ExitError::new(exit::UNAVAILABLE, fault)
+}
