@@ -28,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// A job that was published longer ago than this is published again: a broker that was killed may
 /// have kept the ledger's copy only, and nobody would ever work on it.
 const BELIEVED: Duration = Duration::from_secs(2 * 3600);
+/// How long nothing is heard before it is looked whether anybody works.
+const LOOK_AFTER: Duration = Duration::from_secs(60);
 /// How many digests are looked at together.
 const LOOKS: usize = 64;
 
@@ -212,10 +214,24 @@ impl FleetRun<'_> {
         if self.fleet.config.detach {
             return Ok(Ended::Detached);
         }
-        let quiet = Duration::from_secs(self.fleet.config.republish_after);
+        let republish_after = Duration::from_secs(self.fleet.config.republish_after);
+        let look_after = LOOK_AFTER.min(republish_after);
+        let mut silence = Duration::ZERO;
         loop {
-            match follow(&mut events, tally, reporter, self.stop, Some(quiet)).await {
-                Ended::Quiet => self.after_silence(quiet, tally).await,
+            let before = tally.open();
+            match follow(&mut events, tally, reporter, self.stop, Some(look_after)).await {
+                Ended::Quiet => {
+                    let silent = tally.open() == before;
+                    silence = if silent {
+                        silence + look_after
+                    } else {
+                        look_after
+                    };
+                    if self.somebody_works(silence).await && silence >= republish_after {
+                        self.republish(silence, tally).await;
+                        silence = Duration::ZERO;
+                    }
+                }
                 Ended::Lost => {
                     // The reason is logged. A new ledger has nothing in it that is not of this run.
                     error!(
@@ -230,34 +246,39 @@ impl FleetRun<'_> {
         }
     }
 
-    /// Nothing was heard for long: finds out whether there is anything to wait for.
-    async fn after_silence(&self, quiet: Duration, tally: &mut Tally) {
-        let silence = words(quiet);
+    /// Nothing was heard for so long: looks whether anybody works. `false` where jobs wait, so that
+    /// there is nothing to do but to wait with them.
+    async fn somebody_works(&self, silence: Duration) -> bool {
+        let silence = words(silence);
         let waiting = match self.fleet.broker.waiting().await {
             Ok(waiting) => waiting,
             Err(fault) => {
                 warn!(operation = "silence", "no outcome for {silence}: {fault}");
-                return;
+                return false;
             }
         };
         let waits = waiting.ready + waiting.retry;
-        if waits > 0 {
-            warn!(
-                operation = "silence",
-                ready = waiting.ready,
-                retry = waiting.retry,
-                workers = waiting.workers,
-                "no outcome for {silence}, {} jobs wait, {} workers are connected{}",
-                thousands(waits),
-                waiting.workers,
-                if waiting.workers == 0 {
-                    ": start some"
-                } else {
-                    ""
-                }
-            );
-            return;
+        if waits == 0 {
+            return true;
         }
+        let workers = match waiting.workers {
+            0 => "no worker is connected: start some".to_owned(),
+            workers => format!("{workers} workers are connected"),
+        };
+        warn!(
+            operation = "silence",
+            ready = waiting.ready,
+            retry = waiting.retry,
+            workers = waiting.workers,
+            "no outcome for {silence}, {} jobs wait, {workers}",
+            thousands(waits)
+        );
+        false
+    }
+
+    /// Nothing waits, and nothing was heard for longer than any job takes: what has no digest was
+    /// lost, and is published again.
+    async fn republish(&self, silence: Duration, tally: &mut Tally) {
         self.count_stored(tally).await;
         let open: HashSet<_> = tally.open_jobs().collect();
         if open.is_empty() {
@@ -266,7 +287,8 @@ impl FleetRun<'_> {
         warn!(
             operation = "silence",
             open = open.len(),
-            "no outcome for {silence}, and {} jobs neither wait nor have a digest: publishing them again",
+            "no outcome for {}, and {} jobs neither wait nor have a digest: publishing them again",
+            words(silence),
             thousands(open.len() as u64)
         );
         let again = self

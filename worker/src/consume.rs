@@ -44,8 +44,12 @@ const HELD_TOO_LONG: Duration = Duration::from_secs(60);
 const LONGEST_HEARSAY: Duration = Duration::from_secs(3600);
 /// How long telling the other workers may take.
 const ANNOUNCING: Duration = Duration::from_secs(5);
-/// How long recording an outcome, or settling, may take.
-const BROKER_PATIENCE: Duration = Duration::from_secs(60);
+/// How long after its delivery an outcome may still be recorded, or the job settled: until the
+/// broker takes the job back by force. A job that was let go sooner would come back, counted, to a
+/// broker that is no better.
+const LONGEST_WAIT_FOR_BROKER: Duration = Duration::from_secs(25 * 60);
+/// How long the broker has for that once the worker is to stop.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// What a worker works with. Clones share it.
 #[derive(Clone, Debug)]
@@ -118,7 +122,8 @@ impl Worker {
                     log_panic(ended);
                     continue;
                 }
-                delivery = deliveries.next() => delivery,
+                // As many as there are slots, also when jobs of a lost connection are still in hand.
+                delivery = deliveries.next(), if jobs.len() < usize::from(slots) => delivery,
             };
             let Some(delivery) = delivery else {
                 return Err(Fault::infra("the broker delivers no more"));
@@ -171,12 +176,13 @@ impl Worker {
     ) {
         let host = host_of(&delivery.job.url);
         let start = Instant::now();
+        let hold = Hold { start, stop };
         let turn = shared.hosts().turn(&host, start);
         match turn {
             Turn::Go => {}
             Turn::Wait(pause) => {
                 debug!(repo = %delivery.job.repo, host, "waits for its host");
-                return self.again(delivery, pause, Counts::Neither).await;
+                return self.again(delivery, pause, Counts::Neither, &hold).await;
             }
             Turn::GiveUp(duration) => {
                 let fault = Fault::throttled(
@@ -188,7 +194,7 @@ impl Worker {
                 );
                 let outcome = Outcome::Failed(fault.kind);
                 return self
-                    .finish(delivery, outcome, &Err(fault), start, Settlement::Done)
+                    .finish(delivery, outcome, &Err(fault), &hold, Settlement::Done)
                     .await;
             }
         }
@@ -199,17 +205,23 @@ impl Worker {
             let well = tokio::time::timeout_at(held.into(), shared.well.read()).await;
             if well.is_err() || Instant::now() >= held {
                 debug!(operation = "infra", repo = %delivery.job.repo, "handed back: held too long");
-                return self.again(delivery, HELD_TOO_LONG, Counts::Neither).await;
+                return self
+                    .again(delivery, HELD_TOO_LONG, Counts::Neither, &hold)
+                    .await;
             }
             drop(well);
             if soft.is_cancelled() || give_up.is_cancelled() {
-                return self.again(delivery, HANDED_BACK, Counts::Neither).await;
+                return self
+                    .again(delivery, HANDED_BACK, Counts::Neither, &hold)
+                    .await;
             }
             let started = Instant::now();
             match attempt(&delivery.job, &self.store, &self.slots, &self.metrics, stop).await {
                 Ok(attempt) => break Ok(attempt),
                 Err(Unmade::Stopped) => {
-                    return self.again(delivery, HANDED_BACK, Counts::Neither).await;
+                    return self
+                        .again(delivery, HANDED_BACK, Counts::Neither, &hold)
+                        .await;
                 }
                 Err(Unmade::Fault(fault)) if fault.kind == FaultKind::Infra => {
                     let since = *ill.since.get_or_insert_with(Instant::now);
@@ -230,7 +242,9 @@ impl Worker {
                             .lock()
                             .unwrap_or_else(PoisonError::into_inner) = Some(fault);
                         give_up.cancel();
-                        return self.again(delivery, HANDED_BACK, Counts::Neither).await;
+                        return self
+                            .again(delivery, HANDED_BACK, Counts::Neither, &hold)
+                            .await;
                     }
                     tokio::select! {
                         () = self.until_well(shared, &fault, started, &mut ill) => {}
@@ -244,7 +258,7 @@ impl Worker {
                 Err(Unmade::Fault(fault)) => break Err(fault),
             }
         };
-        self.conclude(delivery, result, shared, &host, start).await;
+        self.conclude(delivery, result, shared, &host, &hold).await;
     }
 
     async fn conclude(
@@ -253,7 +267,7 @@ impl Worker {
         result: Result<Attempt, Fault>,
         shared: &Shared,
         host: &str,
-        start: Instant,
+        hold: &Hold<'_>,
     ) {
         let repo = delivery.job.repo.clone();
         let outcome = result.as_ref().map(|attempt| attempt.outcome);
@@ -266,12 +280,12 @@ impl Worker {
         }
         match decide(outcome, delivery.attempt, delivery.waits) {
             Decision::Finish(outcome) => {
-                self.finish(delivery, outcome, &result, start, Settlement::Done)
+                self.finish(delivery, outcome, &result, hold, Settlement::Done)
                     .await;
             }
             Decision::Bury => {
                 let outcome = Outcome::Failed(FaultKind::Poison);
-                self.finish(delivery, outcome, &result, start, Settlement::Dead)
+                self.finish(delivery, outcome, &result, hold, Settlement::Dead)
                     .await;
             }
             Decision::Retry(pause) => {
@@ -285,7 +299,7 @@ impl Worker {
                     "trying {repo} again in {} s: {why}",
                     pause.as_secs()
                 );
-                self.again(delivery, pause, Counts::Attempt).await;
+                self.again(delivery, pause, Counts::Attempt, hold).await;
             }
             Decision::Wait(pause) => {
                 self.metrics.retried(FaultKind::Throttled);
@@ -307,12 +321,12 @@ impl Worker {
                 if paused {
                     self.announce(host, pause).await;
                 }
-                self.again(delivery, pause, Counts::Wait).await;
+                self.again(delivery, pause, Counts::Wait, hold).await;
             }
             // The caller has paused, and the job failed again and again on a machine that was well.
             Decision::Pause => {
                 let outcome = Outcome::Failed(FaultKind::Infra);
-                self.finish(delivery, outcome, &result, start, Settlement::Done)
+                self.finish(delivery, outcome, &result, hold, Settlement::Done)
                     .await;
             }
         }
@@ -343,7 +357,7 @@ impl Worker {
         delivery: Delivery,
         outcome: Outcome,
         result: &Result<Attempt, Fault>,
-        start: Instant,
+        hold: &Hold<'_>,
         settlement: Settlement,
     ) {
         let (attempt, message) = match result {
@@ -351,7 +365,7 @@ impl Worker {
             Err(fault) => (outcome.into(), fault.message.clone()),
         };
         let repo = &delivery.job.repo;
-        let millis = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let millis = u64::try_from(hold.start.elapsed().as_millis()).unwrap_or(u64::MAX);
         let record = OutcomeRecord {
             run: delivery.job.run.clone(),
             repo: repo.clone(),
@@ -384,24 +398,27 @@ impl Worker {
             _ => debug!(operation = "job", repo = %repo, millis, "{repo} {outcome}"),
         }
         let event = Event::Outcome(record);
-        let recorded = tokio::time::timeout(BROKER_PATIENCE, self.broker.record(&event)).await;
-        match recorded {
-            Ok(Ok(())) => {}
-            Ok(Err(fault)) => return not_settled(&delivery, &fault),
-            Err(_) => return not_settled(&delivery, &Fault::infra("no answer")),
+        if let Err(fault) = hold.wait_for(self.broker.record(&event)).await {
+            let id = delivery.job.id();
+            warn!(
+                operation = "record",
+                job = id,
+                "the outcome of {id} could not be recorded: {fault}"
+            );
+            return;
         }
         self.metrics.job_ended(outcome);
         moment::reached("after-outcome");
-        settle(delivery, settlement).await;
+        settle(delivery, settlement, hold).await;
     }
 
-    async fn again(&self, delivery: Delivery, after: Duration, counts: Counts) {
+    async fn again(&self, delivery: Delivery, after: Duration, counts: Counts, hold: &Hold<'_>) {
         let settlement = Settlement::Again {
             after,
             attempt: delivery.attempt + u32::from(counts == Counts::Attempt),
             waits: delivery.waits + u32::from(counts == Counts::Wait),
         };
-        settle(delivery, settlement).await;
+        settle(delivery, settlement, hold).await;
     }
 
     /// Returns when machine and store look well again after an attempt that `started` then and
@@ -454,6 +471,30 @@ struct Ill {
     since: Option<Instant>,
     /// How often they were found well after that, by this job's own look.
     well_but_failed: u32,
+}
+
+/// For how long a delivery can be held.
+struct Hold<'a> {
+    /// When it came.
+    start: Instant,
+    stop: &'a CancellationToken,
+}
+
+impl Hold<'_> {
+    /// Waits for the broker as long as there is any use in that.
+    async fn wait_for(&self, call: impl Future<Output = Result<(), Fault>>) -> Result<(), Fault> {
+        let stopping = async {
+            self.stop.cancelled().await;
+            tokio::time::sleep(LAST_WORDS).await;
+        };
+        let too_late = self.start + LONGEST_WAIT_FOR_BROKER;
+        tokio::select! {
+            biased;
+            done = call => done,
+            () = tokio::time::sleep_until(too_late.into()) => Err(Fault::infra("no answer")),
+            () = stopping => Err(Fault::infra("no answer before the worker stopped")),
+        }
+    }
 }
 
 /// Which of a delivery's counts goes up when it is delivered again.
@@ -524,29 +565,16 @@ fn host_of(url: &str) -> String {
         .unwrap_or_default()
 }
 
-async fn settle(delivery: Delivery, settlement: Settlement) {
+async fn settle(delivery: Delivery, settlement: Settlement, hold: &Hold<'_>) {
     let id = delivery.job.id();
-    let settled = tokio::time::timeout(BROKER_PATIENCE, delivery.settle(settlement)).await;
-    let fault = match settled {
-        Ok(Ok(())) => return,
-        Ok(Err(fault)) => fault.message,
-        Err(_) => "no answer".to_owned(),
-    };
-    // It comes again, and the store or the ledger says then that it is done.
-    warn!(
-        operation = "settle",
-        job = id,
-        "{id} could not be settled: {fault}"
-    );
-}
-
-fn not_settled(delivery: &Delivery, fault: &Fault) {
-    let id = delivery.job.id();
-    warn!(
-        operation = "record",
-        job = id,
-        "the outcome of {id} could not be recorded: {fault}"
-    );
+    if let Err(fault) = hold.wait_for(delivery.settle(settlement)).await {
+        // It comes again, and the store or the ledger says then that it is done.
+        warn!(
+            operation = "settle",
+            job = id,
+            "{id} could not be settled: {fault}"
+        );
+    }
 }
 
 fn log_panic(ended: Result<(), tokio::task::JoinError>) {
