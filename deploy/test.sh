@@ -3,6 +3,7 @@
 #
 # Usage: deploy/test.sh [ARGUMENTS OF cargo test]    e.g. deploy/test.sh -p worker parity
 #        deploy/test.sh prepare                      only installs
+#        deploy/test.sh faults [ROUNDS [SEED]]       only the fault suite, ROUNDS times (1) from SEED on
 #
 # Needs a Debian or Ubuntu machine, or one that has a C compiler, git and Rust already.
 set -euo pipefail
@@ -70,5 +71,11 @@ fi
 # Cargo only warns when a patch is not used, and libgit2 then inflates a third slower.
 cargo tree --locked --quiet --package worker --invert libz-sys | head -n 1 | grep -q worker/libz-sys ||
     fail "libz-sys is not worker/libz-sys: run 'cargo update --package libz-sys --precise 1.1.99'"
+
+if [ "${1:-}" = faults ]; then
+    export REPOFLEET_FAULT_ROUNDS="${2:-1}" REPOFLEET_FAULT_SEED="${3:-$RANDOM}"
+    echo "fault suite: $REPOFLEET_FAULT_ROUNDS rounds from seed $REPOFLEET_FAULT_SEED"
+    exec cargo test --locked --workspace --test it faults:: -- --nocapture --test-threads 1
+fi
 
 cargo test --locked --workspace "$@"

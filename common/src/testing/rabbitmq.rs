@@ -10,6 +10,8 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::{BasicProperties, Connection, ConnectionProperties};
 use rustix::process::{Pid, Signal, kill_process_group};
 use tempfile::TempDir;
 
@@ -39,6 +41,33 @@ pub fn shared_url() -> String {
 /// A prefix that no other test has.
 pub fn fresh_prefix() -> String {
     format!("test-{:016x}", fastrand::u64(..))
+}
+
+/// Publishes a message that may be no job to the jobs queue under `prefix`, as a stranger would.
+///
+/// # Panics
+/// Where that does not succeed.
+pub async fn publish_raw(url: &str, prefix: &str, id: &str, body: &[u8]) {
+    let publish = async {
+        let connection = Connection::connect(url, ConnectionProperties::default()).await?;
+        let channel = connection.create_channel().await?;
+        channel
+            .confirm_select(ConfirmSelectOptions::default())
+            .await?;
+        let properties = BasicProperties::default().with_message_id(id.into());
+        channel
+            .basic_publish(
+                prefix.into(),
+                "job".into(),
+                BasicPublishOptions::default(),
+                body,
+                properties,
+            )
+            .await?
+            .await?;
+        connection.close(200, "done".into()).await
+    };
+    publish.await.expect("a message is published");
 }
 
 /// A node, with what belongs to it. Ended, and its folder removed, when it is dropped or when this

@@ -373,6 +373,11 @@ impl Running {
         find(&text).unwrap_or_else(|| panic!("waited for {part:?} in {text}"))
     }
 
+    /// Whether there is a log line with `part` in it by now.
+    pub(crate) fn has_said(&self, part: &str) -> bool {
+        self.output.stdout.lock().unwrap().contains(part)
+    }
+
     /// Returns when it has ended.
     pub(crate) fn wait(mut self) -> Ended {
         let start = Instant::now();

@@ -7,7 +7,9 @@
 mod bucket;
 mod cache;
 mod crash;
+mod distributed;
 mod exits;
+mod faults;
 mod feed;
 mod fleet;
 mod full_disk;
@@ -16,5 +18,6 @@ mod index;
 mod log_lines;
 mod logs;
 mod metrics;
+mod on_broker;
 mod run;
 mod signals;

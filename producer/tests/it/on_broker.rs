@@ -1,0 +1,232 @@
+//! Whole runs of producer and workers as processes, on RabbitMQ and an S3 server.
+
+use std::collections::HashSet;
+
+use common::broker::Event;
+use common::exit;
+use common::store::DigestStore;
+use common::store::s3::S3Store;
+use common::testing::rabbitmq::shared_url;
+use common::testing::s3_server::S3Server;
+use common::testing::seaweedfs::SeaweedFs;
+use rustix::process::Signal;
+
+use crate::distributed::Distributed;
+use crate::fleet::{Fleet, PUSHED, PUSHED_LATER, Running, expected_text, wait_until};
+
+/// A fleet of these repositories, with a bucket in this process.
+fn fleet_of(repos: &[&str]) -> (Distributed, S3Server) {
+    let bucket = S3Server::start();
+    let fleet = Distributed::new(Fleet::of(repos), shared_url(), bucket.url());
+    (fleet, bucket)
+}
+
+#[test]
+fn four_workers_digest_two_hundred_repositories_and_then_only_what_was_pushed() {
+    const REPOS: usize = 200;
+    let names: Vec<_> = (0..REPOS)
+        .map(|i| format!("owner-{}/r{i:03}", i % 7))
+        .collect();
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    // On this thread, whose end is the server's.
+    let bucket = runtime.block_on(SeaweedFs::start());
+    let config = bucket.config();
+    let store = S3Store::new(&config);
+    let url = config.endpoint.clone().unwrap();
+    let fleet = Distributed::new(Fleet::of(&names), shared_url(), url);
+    let workers: Vec<_> = (0..4)
+        .map(|_| fleet.start_worker(&["--concurrency", "2"]))
+        .collect();
+
+    let first = Running::start(&mut fleet.producer(&[]))
+        .wait()
+        .with(exit::OK);
+    assert_eq!(
+        first.sentence(),
+        "Pipeline complete: 200 total, 0 cached (0.0%), 200 processed, 0 failed"
+    );
+    assert_eq!(fleet.fleet.server.total_fetches(), REPOS as u64);
+    for repo in names.iter().step_by(17) {
+        let path = fleet.fleet.repositories().join(format!("{repo}.git"));
+        let digest = runtime
+            .block_on(store.get(&repo.parse().unwrap()))
+            .unwrap()
+            .unwrap();
+        assert_eq!(digest.text, expected_text(&path, repo));
+        assert_eq!(digest.meta.pushed_at.as_str(), PUSHED);
+    }
+    let look = fleet.look(&fleet.broker_url);
+    let ledger = look.ledger();
+    let workers_seen: HashSet<_> = ledger
+        .iter()
+        .filter_map(|entry| match &entry.event {
+            Event::Outcome(record) => Some(record.worker.clone()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(workers_seen.len(), 4, "each had its share");
+
+    let second = Running::start(&mut fleet.producer(&[]))
+        .wait()
+        .with(exit::OK);
+    assert_eq!(
+        second.sentence(),
+        "Pipeline complete: 200 total, 200 cached (100.0%), 0 processed, 0 failed"
+    );
+    assert_eq!(fleet.fleet.server.total_fetches(), REPOS as u64);
+
+    let pushed = [3, 77, 199];
+    let entries: Vec<_> = names
+        .iter()
+        .enumerate()
+        .map(|(i, repo)| {
+            let pushed_at = if pushed.contains(&i) {
+                PUSHED_LATER
+            } else {
+                PUSHED
+            };
+            fleet.fleet.entry(repo, pushed_at)
+        })
+        .collect();
+    fleet.fleet.write_feed(&entries);
+    let third = Running::start(&mut fleet.producer(&[]))
+        .wait()
+        .with(exit::OK);
+    assert_eq!(
+        third.sentence(),
+        "Pipeline complete: 200 total, 197 cached (98.5%), 3 processed, 0 failed"
+    );
+    let jobs = look
+        .ledger()
+        .iter()
+        .filter(|entry| matches!(entry.event, Event::Job(_)))
+        .count();
+    assert_eq!(jobs, REPOS + 3);
+    for i in pushed {
+        assert_eq!(fleet.fleet.server.fetches(names[i]), 2);
+    }
+
+    for worker in &workers {
+        worker.signal(Signal::TERM);
+    }
+    for worker in workers {
+        worker.wait().with(exit::OK);
+    }
+    let waiting = look.waiting();
+    assert_eq!((waiting.ready, waiting.retry, waiting.dead), (0, 0, 0));
+    fleet.fleet.assert_nothing_left();
+}
+
+#[test]
+fn there_is_one_producer_at_a_time_and_the_next_adopts_what_waits() {
+    let (fleet, _bucket) = fleet_of(&["a/b", "a/c", "a/d"]);
+    let first = Running::start(&mut fleet.producer(&[]));
+    first.wait_for_line("3 jobs published");
+    let second = Running::start(&mut fleet.producer(&[]))
+        .wait()
+        .with(exit::BUSY);
+    assert!(
+        second.stderr.contains("another producer is at work"),
+        "{}",
+        second.stderr
+    );
+    assert!(second.stderr.contains(&fleet.prefix), "{}", second.stderr);
+
+    // Nobody works yet, so it follows until it is told to stop; its jobs stay.
+    first.signal(Signal::TERM);
+    let first = first.wait().with(exit::OK);
+    assert!(first.sentence().ends_with("3 open"), "{}", first.sentence());
+
+    fleet.fleet.small_repository("a/e");
+    let entries = fleet.fleet.entries(&["a/b", "a/c", "a/d", "a/e"]);
+    fleet.fleet.write_feed(&entries);
+    let third = Running::start(&mut fleet.producer(&[]));
+    third.wait_for_line("1 jobs published, 3 of earlier runs waited already");
+    let worker = fleet.start_worker(&[]);
+    let third = third.wait().with(exit::OK);
+    let summary = third.summary();
+    assert_eq!(summary["processed"], 4);
+    assert_eq!(summary["adopted"], 3);
+    assert_eq!(fleet.fleet.server.total_fetches(), 4);
+    worker.signal(Signal::TERM);
+    worker.wait().with(exit::OK);
+}
+
+#[test]
+fn a_detached_run_goes_on_without_its_producer() {
+    let (fleet, bucket) = fleet_of(&["a/b", "a/c"]);
+    let run = Running::start(&mut fleet.producer(&["--detach"]))
+        .wait()
+        .with(exit::OK);
+    assert!(
+        run.messages("detach")[0].contains("producer status"),
+        "{}",
+        run.stdout
+    );
+    assert!(!run.stdout.contains("Pipeline"), "{}", run.stdout);
+    let _worker = fleet.start_worker(&[]);
+    let digests = || {
+        bucket
+            .objects()
+            .keys()
+            .filter(|key| key.starts_with("gitingest/"))
+            .count()
+    };
+    wait_until("the digests", || digests() == 2);
+    let next = Running::start(&mut fleet.producer(&[]))
+        .wait()
+        .with(exit::OK);
+    assert_eq!(next.summary()["cached"], 2);
+}
+
+#[test]
+fn a_worker_hands_back_what_it_cannot_finish() {
+    let (fleet, _bucket) = fleet_of(&["a/slow", "a/b"]);
+    let hang = common::testing::git_server::Fault::Hang;
+    fleet.fleet.server.fault("a/slow", hang.times(1));
+    let first = fleet.start_worker(&["--drain", "0", "--concurrency", "2"]);
+    let run = Running::start(&mut fleet.producer(&[]));
+    fleet.fleet.server.wait_for_requests("a/slow", 1);
+    first.signal(Signal::TERM);
+    first.wait().with(exit::OK);
+    fleet.fleet.assert_nothing_left();
+    let _second = fleet.start_worker(&[]);
+    let run = run.wait().with(exit::OK);
+    assert_eq!(run.summary()["processed"], 2);
+    // Neither an attempt nor a delivery was charged.
+    let look = fleet.look(&fleet.broker_url);
+    for entry in look.ledger() {
+        if let Event::Outcome(record) = entry.event {
+            assert_eq!(record.attempt, 0, "{record:?}");
+        }
+    }
+}
+
+#[test]
+fn a_worker_says_what_it_lacks() {
+    let (fleet, _bucket) = fleet_of(&[]);
+    let without = Running::start(fleet.worker(&[]).env_remove("BROKER_URL")).wait();
+    let without = without.with(exit::USAGE);
+    assert!(
+        without.stderr.contains("--broker-url"),
+        "{}",
+        without.stderr
+    );
+
+    let long = Running::start(&mut fleet.worker(&["--timeout", "3600"])).wait();
+    let long = long.with(exit::USAGE);
+    assert!(long.stderr.contains("30 minutes"), "{}", long.stderr);
+
+    let wrong = fleet.broker_url.replace("guest:guest", "guest:s3cret-word");
+    let wrong = Running::start(fleet.worker(&[]).env("BROKER_URL", wrong)).wait();
+    let wrong = wrong.with(exit::UNAVAILABLE);
+    assert!(wrong.stderr.contains("ACCESS_REFUSED"), "{}", wrong.stderr);
+    for text in [&wrong.stderr, &wrong.stdout] {
+        assert!(!text.contains("s3cret-word"), "{text}");
+    }
+}
