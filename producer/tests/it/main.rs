@@ -19,5 +19,6 @@ mod log_lines;
 mod logs;
 mod metrics;
 mod on_broker;
+mod readme;
 mod run;
 mod signals;
