@@ -77,6 +77,9 @@ fn the_predecessors_variables_are_enough() {
     let store = arguments.iter().position(|a| a == "--store").unwrap();
     arguments.drain(store..store + 2);
     let variables = [
+        ("STORE_URL", ""),
+        // Of some other program on this machine.
+        ("AWS_REGION", "eu-west-2"),
         ("R2_BUCKET", "digests"),
         ("R2_ENDPOINT", &server.url()),
         ("R2_ACCESS_KEY", ACCESS_KEY),
@@ -86,6 +89,7 @@ fn the_predecessors_variables_are_enough() {
     command.arg("run").args(&arguments).envs(variables);
     run(&mut command).with(exit::OK);
     assert!(server.objects().contains_key("gitingest/a/b/summary.txt"));
+    assert!(!server.objects().keys().any(|key| key.contains("probe")));
 
     let missing = run(command.env("R2_BUCKET", "").env_remove("R2_SECRET_KEY")).with(exit::USAGE);
     assert!(
