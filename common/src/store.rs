@@ -52,7 +52,11 @@ pub trait DigestStore: fmt::Debug + Send + Sync {
     /// A document; `None` where there is none.
     async fn document(&self, key: &DocumentKey) -> Result<Option<Vec<u8>>, Fault>;
 
-    /// Finds out whether the store can be read and written now.
+    /// Whether the store answers: one look at one key. Nothing is written.
+    async fn reachable(&self) -> Result<(), Fault>;
+
+    /// Finds out whether the store can be read and written now, by writing something of no other
+    /// use. A store in a bucket also finds out what its server can do.
     async fn probe(&self) -> Result<(), Fault>;
 
     /// Whether every call is a journey over a network, so that it pays to save some.

@@ -9,7 +9,7 @@ use common::broker::{BrokerConfig, SharedBroker};
 use common::exit::{self, ExitError};
 use common::fault::Fault;
 use common::shutdown::Shutdown;
-use common::store::{DocumentKey, SharedStore, StoreConfig};
+use common::store::{SharedStore, StoreConfig};
 use common::telemetry::{Metrics, MetricsConfig};
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -149,7 +149,7 @@ async fn look(
     loop {
         let looking = async {
             broker.probe().await?;
-            store.document(&DocumentKey::Latest).await?;
+            store.reachable().await?;
             slots.probe().await
         };
         let now = match tokio::time::timeout(LOOK_LIMIT, looking).await {

@@ -404,6 +404,11 @@ impl DigestStore for S3Store {
         Ok(Some(content.to_vec()))
     }
 
+    async fn reachable(&self) -> Result<(), Fault> {
+        // A GET of some hundred bytes: the answer to a HEAD would not say what is wrong.
+        self.document(&DocumentKey::Latest).await.map(drop)
+    }
+
     async fn probe(&self) -> Result<(), Fault> {
         self.conditions().await?;
         let (bucket, key) = (&self.config.bucket, &self.probe_key);

@@ -259,7 +259,7 @@ async fn says(store: &S3Store, parts: &[&str]) {
     let version = Expected::Version(Version("0 0".to_owned()));
     let text = digest("x", "1");
     // All at once: some of them take their time to fail.
-    let (head, get, put, replace, list, read, write, probe) = tokio::join!(
+    let (head, get, put, replace, list, read, write, probe, reachable) = tokio::join!(
         async { store.head(&repo()).await.map(drop) },
         async { store.get(&repo()).await.map(drop) },
         async { store.put(&repo(), &text, &Expected::Absent).await.map(drop) },
@@ -268,8 +268,9 @@ async fn says(store: &S3Store, parts: &[&str]) {
         async { store.document(&document).await.map(drop) },
         store.put_document(&document, b"{}"),
         store.probe(),
+        store.reachable(),
     );
-    let failed: [(&str, Result<(), Fault>); 8] = [
+    let failed: [(&str, Result<(), Fault>); 9] = [
         ("head", head),
         ("get", get),
         ("put", put),
@@ -278,6 +279,7 @@ async fn says(store: &S3Store, parts: &[&str]) {
         ("document", read),
         ("put document", write),
         ("probe", probe),
+        ("reachable", reachable),
     ];
     for (what, failed) in failed {
         let Err(fault) = failed else {

@@ -471,6 +471,10 @@ impl DigestStore for Touchy {
         self.0.document(key).await
     }
 
+    async fn reachable(&self) -> Result<(), Fault> {
+        self.0.reachable().await
+    }
+
     async fn probe(&self) -> Result<(), Fault> {
         self.0.probe().await
     }
