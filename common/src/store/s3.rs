@@ -11,6 +11,10 @@
 //! A server that ignores conditions (Garage does) is found out with an object of no other use
 //! before the first PUT. There, the look is all there is: the last writer wins.
 //!
+//! The SDK alone tries again, as often as [`config::Limits`] says, whatever went wrong elsewhere: its
+//! own quota of retries, shared by the process and refilled by successes only, would be used up by
+//! a fleet's few bad seconds, and then one 503 would stop a worker.
+//!
 //! Sources: [conditional writes](https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html),
 //! [R2's S3 API](https://developers.cloudflare.com/r2/api/s3/api/).
 
@@ -20,7 +24,10 @@ use std::fmt;
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::http::HttpResponse;
-use aws_sdk_s3::config::retry::RetryConfig;
+use aws_sdk_s3::config::interceptors::InterceptorContext;
+use aws_sdk_s3::config::retry::{
+    ClassifyRetry, RetryAction, RetryConfig, RetryPartition, TokenBucket,
+};
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
     BehaviorVersion, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
@@ -56,6 +63,24 @@ pub struct S3Store {
     conditions: OnceCell<Conditions>,
     /// Whether the bucket was seen: the answer to a HEAD does not tell what is missing.
     bucket: OnceCell<()>,
+}
+
+/// Has the SDK try again what was answered by 429: its own classifiers know some words for it, but
+/// not the status.
+#[derive(Debug)]
+struct TooManyRequests;
+
+impl ClassifyRetry for TooManyRequests {
+    fn classify_retry(&self, context: &InterceptorContext) -> RetryAction {
+        match context.response().map(|answer| answer.status().as_u16()) {
+            Some(429) => RetryAction::throttling_error(),
+            _ => RetryAction::NoActionIndicated,
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        "status 429"
+    }
 }
 
 /// What the server does about If-Match and If-None-Match.
@@ -105,7 +130,13 @@ impl S3Store {
                 RetryConfig::standard()
                     .with_max_attempts(limits.attempts)
                     .with_initial_backoff(limits.first_pause),
-            );
+            )
+            .retry_partition(
+                RetryPartition::custom("repofleet")
+                    .token_bucket(TokenBucket::unlimited())
+                    .build(),
+            )
+            .retry_classifier(TooManyRequests);
         if let Some(endpoint) = &config.endpoint {
             builder = builder.endpoint_url(endpoint);
         }
@@ -153,8 +184,9 @@ impl S3Store {
                 Ok(None)
             }
             Err(error) => {
-                // The answer to a HEAD has no body, which would say why.
-                if status(&error).is_some_and(|status| (300..500).contains(&status)) {
+                // The answer to a HEAD has no body, which would say why. Where the status says it
+                // all, another request would be one too many for a server that asks for patience.
+                if matches!(status(&error), Some(301 | 307 | 400 | 401 | 403)) {
                     self.list_one(key).await?;
                 }
                 Err(self.fault("read", key, &error))

@@ -2,7 +2,7 @@
 //! its promises about lost answers, wrong answers and strange objects.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -233,6 +233,51 @@ async fn a_put_is_tried_three_times() {
             assert!(fault.message.contains("patience"), "{fault}");
         }
     }
+}
+
+/// The SDK's own quota of retries is shared by all of a process, and sixty at once were too many.
+#[tokio::test]
+async fn what_others_had_to_try_again_takes_nothing_from_a_put() {
+    let server = S3Server::start();
+    let store = Arc::new(server.store());
+    store.probe().await.unwrap();
+    for round in 0..3 {
+        let mut seen = BTreeSet::new();
+        server.decide(move |call| match call.method.as_str() {
+            "PUT" if seen.insert(call.key.clone()) => Fate::Denied(503, "SlowDown"),
+            _ => Fate::Answered,
+        });
+        let mut tasks = tokio::task::JoinSet::new();
+        for n in 0..60 {
+            let store = Arc::clone(&store);
+            tasks.spawn(async move {
+                let repo = RepoRef::new("owner", &format!("name-{round}-{n}")).unwrap();
+                let text = digest("x", "1");
+                store.put(&repo, &text, &Expected::Absent).await
+            });
+        }
+        for put in tasks.join_all().await {
+            assert_eq!(put.unwrap(), Put::Stored);
+        }
+    }
+}
+
+#[tokio::test]
+async fn too_many_requests_are_tried_again_but_not_asked_about() {
+    let server = S3Server::start();
+    let store = server.store();
+    store.probe().await.unwrap();
+    // A word that the SDK does not know.
+    let fate = Fate::Denied(429, "TooManyRequests");
+    server.decide(first(2, "PUT", fate));
+    let stored = put(&store, &digest("x", "1"), &Expected::Absent).await;
+    assert_eq!(stored, Put::Stored);
+
+    server.forget_calls();
+    server.decide(move |_| fate);
+    let fault = store.head(&repo()).await.unwrap_err();
+    assert!(fault.message.contains("patience"), "{fault}");
+    assert_eq!((server.calls("HEAD"), server.calls("LIST")), (3, 0));
 }
 
 #[tokio::test]
