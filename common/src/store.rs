@@ -52,7 +52,11 @@ pub trait DigestStore: fmt::Debug + Send + Sync {
     /// A document; `None` where there is none.
     async fn document(&self, key: &DocumentKey) -> Result<Option<Vec<u8>>, Fault>;
 
-    /// Finds out whether the store can be read and written now.
+    /// Whether the store answers: one look at one key. Nothing is written.
+    async fn reachable(&self) -> Result<(), Fault>;
+
+    /// Finds out whether the store can be read and written now, by writing something of no other
+    /// use. A store in a bucket also finds out what its server can do.
     async fn probe(&self) -> Result<(), Fault>;
 
     /// Whether every call is a journey over a network, so that it pays to save some.
@@ -233,9 +237,16 @@ fn environment(name: &str) -> Option<String> {
 }
 
 impl StoreConfig {
+    /// What was said; a variable that is empty counts as not set.
+    fn place(&self) -> Option<&str> {
+        self.store
+            .as_deref()
+            .filter(|place| !place.trim().is_empty())
+    }
+
     /// The folder, where the store is one.
     pub fn folder(&self) -> Option<&Path> {
-        match &self.store {
+        match self.place() {
             Some(place) => (!place.contains("://")).then(|| Path::new(place)),
             None if S3Config::is_predecessors(environment) => None,
             None => Some(Path::new(DEFAULT_FOLDER)),
@@ -253,8 +264,24 @@ impl StoreConfig {
             }
             return Ok(Arc::new(fs::FsStore::new(folder)));
         }
-        let config = S3Config::from_env(self.store.as_deref(), environment)
+        let config = S3Config::from_env(self.place(), environment)
             .map_err(|why| ExitError::new(exit::USAGE, why))?;
         Ok(Arc::new(S3Store::new(&config)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As `.env.example` has it, so that R2_BUCKET is not silently passed over.
+    #[test]
+    fn an_empty_store_url_counts_as_not_set() {
+        for store in [None, Some(""), Some(" ")] {
+            let config = StoreConfig {
+                store: store.map(str::to_owned),
+            };
+            assert_eq!(config.folder(), Some(Path::new(DEFAULT_FOLDER)));
+        }
     }
 }

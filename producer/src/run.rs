@@ -20,6 +20,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
+use worker::run::probe_at_start;
 
 use crate::cache::{self, CacheConfig, Checked};
 use crate::embedded::{Embedded, EmbeddedConfig, OnlyOne};
@@ -149,10 +150,20 @@ impl RunConfig {
             .map_err(unavailable)?;
         let nothing = HashSet::new();
         let begun = self.begin(start, store, &plan, &nothing, bar).await?;
+        let has_jobs = plan.checked.iter().any(|checked| !checked.is_cached());
+        let probing = has_jobs.then(|| {
+            let (store, stop) = (SharedStore::clone(store), shutdown.hard.clone());
+            tokio::spawn(probe_at_start(store, stop))
+        });
         let embedded = self
             .embedded
             .start(slots, SharedStore::clone(store), metrics, shutdown);
-        begun.finish_here(&plan.checked, embedded, shutdown).await
+        let finished = begun.finish_here(&plan.checked, embedded, shutdown).await;
+        if let Some(probing) = probing {
+            // Not broken off, so that it leaves nothing behind.
+            probing.await.ok();
+        }
+        finished
     }
 
     /// Jobs for workers elsewhere.

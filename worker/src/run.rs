@@ -9,9 +9,10 @@ use common::broker::{BrokerConfig, SharedBroker};
 use common::exit::{self, ExitError};
 use common::fault::Fault;
 use common::shutdown::Shutdown;
-use common::store::{DocumentKey, SharedStore, StoreConfig};
+use common::store::{SharedStore, StoreConfig};
 use common::telemetry::{Metrics, MetricsConfig};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::consume::{Worker, own_name};
@@ -29,6 +30,8 @@ const LONGEST_JOB: u64 = 25 * 60;
 const LOOK_EVERY: Duration = Duration::from_secs(15);
 /// How long such a look may take.
 const LOOK_LIMIT: Duration = Duration::from_secs(10);
+/// How long a store in a bucket may take to show what it can do.
+const PROBE_LIMIT: Duration = Duration::from_secs(60);
 
 /// How a worker of a fleet works.
 #[derive(Args, Clone, Debug)]
@@ -124,9 +127,12 @@ impl RunConfig {
             self.slot.slots(),
             store.location()
         );
+        let probing = tokio::spawn(probe_at_start(Arc::clone(&store), shutdown.hard.clone()));
         let looking = tokio::spawn(look(ready, Arc::clone(&broker), store, slots));
         let worked = worker.run(self.slot.slots(), shutdown).await;
         looking.abort();
+        // Not broken off, so that it leaves nothing behind.
+        probing.await.ok();
         broker.close().await;
         worked.map_err(unavailable)?;
         info!(operation = "shutdown", "stopped; nothing is left in hand");
@@ -136,6 +142,26 @@ impl RunConfig {
 
 fn unavailable(fault: Fault) -> ExitError {
     ExitError::new(exit::UNAVAILABLE, fault)
+}
+
+/// Has a store in a bucket find out what its server can do before a job needs to know. What fails
+/// is only warned of: the first job that needs the store finds it out too, and waits until it is
+/// mended. `stop` breaks it off.
+pub async fn probe_at_start(store: SharedStore, stop: CancellationToken) {
+    if !store.is_remote() {
+        return;
+    }
+    let probing = stop.run_until_cancelled(store.probe());
+    let why = match tokio::time::timeout(PROBE_LIMIT, probing).await {
+        Ok(None | Some(Ok(()))) => return,
+        Ok(Some(Err(fault))) => fault.message,
+        Err(_) => format!(
+            "the store {} did not answer within {} s",
+            store.location(),
+            PROBE_LIMIT.as_secs()
+        ),
+    };
+    warn!(operation = "store", "the store is not well yet: {why}");
 }
 
 /// Keeps finding out whether this worker can work. A look costs the store one small read, since
@@ -149,7 +175,7 @@ async fn look(
     loop {
         let looking = async {
             broker.probe().await?;
-            store.document(&DocumentKey::Latest).await?;
+            store.reachable().await?;
             slots.probe().await
         };
         let now = match tokio::time::timeout(LOOK_LIMIT, looking).await {

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use rustix::fs::Access;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -197,6 +198,15 @@ impl DigestStore for FsStore {
             .await
     }
 
+    async fn reachable(&self) -> Result<(), Fault> {
+        self.blocking(|root| match fs::read_dir(root) {
+            Ok(_) => Ok(()),
+            Err(e) if e.kind() == ErrorKind::NotFound => can_be_made(root),
+            Err(e) => Err(fault("list", root, &e)),
+        })
+        .await
+    }
+
     async fn probe(&self) -> Result<(), Fault> {
         self.blocking(|root| {
             make_folder(root)?;
@@ -360,6 +370,21 @@ pub fn make_folder(folder: &Path) -> Result<(), Fault> {
     parent_file
         .sync_all()
         .map_err(|e| fault("sync", parent, &e))
+}
+
+/// Whether [`make_folder`] may make a folder that is not there.
+fn can_be_made(folder: &Path) -> Result<(), Fault> {
+    let above = folder.ancestors().skip(1).map(|above| {
+        if above.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            above
+        }
+    });
+    let parent = { above }.find(|above| above.exists());
+    let parent = parent.unwrap_or(Path::new("/"));
+    rustix::fs::access(parent, Access::WRITE_OK | Access::EXEC_OK)
+        .map_err(|e| fault("make a folder in", parent, &e.into()))
 }
 
 /// A file that is on the disk under another name; removed again unless put in place.

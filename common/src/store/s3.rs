@@ -8,31 +8,42 @@
 //! this: of two who at the same moment replace one text, one of them by the very same text of
 //! another push, the later wins. The next cache check finds that out.
 //!
-//! A server that ignores conditions (Garage does) is found out with an object of no other use
-//! before the first PUT. There, the look is all there is: the last writer wins.
+//! A server that ignores conditions (Garage does) is found out with objects of no other use, by
+//! the first probe or else before the first PUT. There, the look is all there is: the last writer
+//! wins.
+//!
+//! The SDK alone tries again, as often as [`config::Limits`] says, whatever went wrong elsewhere: its
+//! own quota of retries, shared by the process and refilled by successes only, would be used up by
+//! a fleet's few bad seconds, and then one 503 would stop a worker.
 //!
 //! Sources: [conditional writes](https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html),
 //! [R2's S3 API](https://developers.cloudflare.com/r2/api/s3/api/).
 
 use std::error::Error;
 use std::fmt;
+use std::sync::Once;
 
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::http::HttpResponse;
-use aws_sdk_s3::config::retry::RetryConfig;
+use aws_sdk_s3::config::interceptors::InterceptorContext;
+use aws_sdk_s3::config::retry::{
+    ClassifyRetry, RetryAction, RetryConfig, RetryPartition, TokenBucket,
+};
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
     BehaviorVersion, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
 };
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
+use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
 use aws_sdk_s3::primitives::{ByteStream, DateTime};
 use aws_sdk_s3::types::Object;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream, TryStreamExt};
 use tokio::sync::OnceCell;
-use tracing::{debug, warn};
+use tokio::time::timeout;
+use tracing::warn;
 
 use self::config::S3Config;
 use self::failure::Failure;
@@ -51,11 +62,29 @@ mod metadata;
 pub struct S3Store {
     client: Client,
     config: S3Config,
-    /// An object of no other use: `probe/` and something random.
-    probe_key: String,
     conditions: OnceCell<Conditions>,
     /// Whether the bucket was seen: the answer to a HEAD does not tell what is missing.
     bucket: OnceCell<()>,
+    /// So that what cannot be removed is warned of once.
+    not_removed: Once,
+}
+
+/// Has the SDK try again what was answered by 429: its own classifiers know some words for it, but
+/// not the status.
+#[derive(Debug)]
+struct TooManyRequests;
+
+impl ClassifyRetry for TooManyRequests {
+    fn classify_retry(&self, context: &InterceptorContext) -> RetryAction {
+        match context.response().map(|answer| answer.status().as_u16()) {
+            Some(429) => RetryAction::throttling_error(),
+            _ => RetryAction::NoActionIndicated,
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        "status 429"
+    }
 }
 
 /// What the server does about If-Match and If-None-Match.
@@ -105,17 +134,30 @@ impl S3Store {
                 RetryConfig::standard()
                     .with_max_attempts(limits.attempts)
                     .with_initial_backoff(limits.first_pause),
-            );
+            )
+            .retry_partition(
+                RetryPartition::custom("repofleet")
+                    .token_bucket(TokenBucket::unlimited())
+                    .build(),
+            )
+            .retry_classifier(TooManyRequests);
         if let Some(endpoint) = &config.endpoint {
             builder = builder.endpoint_url(endpoint);
         }
         Self {
             client: Client::from_conf(builder.build()),
             config: config.clone(),
-            probe_key: config.key(&format!("probe/{:016x}", fastrand::u64(..))),
             conditions: OnceCell::new(),
             bucket: OnceCell::new(),
+            not_removed: Once::new(),
         }
+    }
+
+    /// The key of an object of no other use, another one each time: R2 takes one write a second of
+    /// a key. Below `runs/`, so that a policy needs to name no place of its own for it.
+    fn probe_key(&self) -> String {
+        let random = fastrand::u64(..);
+        self.config.key(&format!("runs/probe-{random:016x}"))
     }
 
     fn digest_key(&self, repo: &RepoRef) -> String {
@@ -153,8 +195,9 @@ impl S3Store {
                 Ok(None)
             }
             Err(error) => {
-                // The answer to a HEAD has no body, which would say why.
-                if status(&error).is_some_and(|status| (300..500).contains(&status)) {
+                // The answer to a HEAD has no body, which would say why. Where the status says it
+                // all, another request would be one too many for a server that asks for patience.
+                if matches!(status(&error), Some(301 | 307 | 400 | 401 | 403)) {
                     self.list_one(key).await?;
                 }
                 Err(self.fault("read", key, &error))
@@ -172,7 +215,7 @@ impl S3Store {
 
     /// Finds out, once, whether the server keeps conditions.
     async fn conditions(&self) -> Result<Conditions, Fault> {
-        let conditions = self.conditions.get_or_try_init(|| async {
+        let found = self.conditions.get_or_try_init(|| async {
             let conditions = self.try_conditions().await?;
             if conditions == Conditions::Ignored {
                 warn!(
@@ -184,40 +227,60 @@ impl S3Store {
             }
             Ok(conditions)
         });
-        conditions.await.copied()
+        // Who waits for another to find out has no other limit.
+        let limit = self.config.limits.operation;
+        match timeout(limit, found).await {
+            Ok(conditions) => conditions.copied(),
+            Err(_) => Err(Fault::infra(format!(
+                "store {}: whether the server keeps If-Match could not be found out {}",
+                self.config.place(),
+                failure::overloaded(limit)
+            ))),
+        }
     }
 
+    /// Asks with two objects of no other use, each for one of the conditions.
     async fn try_conditions(&self) -> Result<Conditions, Fault> {
-        let put = || {
-            self.client
-                .put_object()
-                .bucket(&self.config.bucket)
-                .key(&self.probe_key)
-                .content_type("text/plain")
-                .body(ByteStream::from_static(
-                    b"repofleet looks how the store works\n",
-                ))
-        };
-        // There is such an object after this, whoever put it.
-        let first = put().if_none_match("*").send().await;
-        let mut conditions = self.kept("write", first)?.unwrap_or(Conditions::Kept);
-        if conditions == Conditions::Kept {
-            let again = put().if_none_match("*").send().await;
-            let nobodys = put().if_match(quoted(&"0".repeat(32))).send().await;
-            for sent in [again, nobodys] {
-                if self.kept("write", sent)? != Some(Conditions::Kept) {
-                    conditions = Conditions::Ignored;
-                }
+        let (one, another) = (self.probe_key(), self.probe_key());
+        let kept = self.keeps_conditions(&one, &another).await?;
+        self.remove_probe(&one).await;
+        self.remove_probe(&another).await;
+        Ok(kept)
+    }
+
+    async fn keeps_conditions(&self, one: &str, another: &str) -> Result<Conditions, Fault> {
+        for key in [one, another] {
+            let put = self.put_probe(key).if_none_match("*");
+            if self.kept(key, put.send().await)? == Some(Conditions::Ignored) {
+                return Ok(Conditions::Ignored);
             }
         }
-        self.remove_probe().await;
-        Ok(conditions)
+        // There are such objects now, whoever put them.
+        tokio::time::sleep(self.config.limits.between_writes).await;
+        let absent = self.put_probe(one).if_none_match("*").send().await;
+        let nobodys = self.put_probe(another).if_match(quoted(&"0".repeat(32)));
+        let nobodys = nobodys.send().await;
+        for (key, sent) in [(one, absent), (another, nobodys)] {
+            if self.kept(key, sent)? != Some(Conditions::Kept) {
+                return Ok(Conditions::Ignored);
+            }
+        }
+        Ok(Conditions::Kept)
+    }
+
+    fn put_probe(&self, key: &str) -> PutObjectFluentBuilder {
+        let put = self.client.put_object().bucket(&self.config.bucket);
+        put.key(key)
+            .content_type("text/plain")
+            .body(ByteStream::from_static(
+                b"repofleet looks how the store works; this may be removed\n",
+            ))
     }
 
     /// What the answer to a conditional PUT says; `None` where it was simply done.
     fn kept<T, E>(
         &self,
-        verb: &str,
+        key: &str,
         sent: Result<T, SdkError<E, HttpResponse>>,
     ) -> Result<Option<Conditions>, Fault>
     where
@@ -228,18 +291,38 @@ impl S3Store {
             Err(error) if is_conflict(&error) => Ok(Some(Conditions::Kept)),
             // NotImplemented: the server says that it does not know the header.
             Err(error) if status(&error) == Some(501) => Ok(Some(Conditions::Ignored)),
-            Err(error) => Err(self.fault(verb, &self.probe_key, &error)),
+            Err(error) => Err(self.fault("write", key, &error)),
         }
     }
 
-    /// What is left behind for want of the right to remove it does no harm.
-    async fn remove_probe(&self) {
-        let (bucket, key) = (&self.config.bucket, &self.probe_key);
-        let delete = self.client.delete_object().bucket(bucket).key(key);
-        if let Err(error) = delete.send().await {
+    /// What is left behind for want of the right to remove it does no harm, so saying so once is
+    /// enough.
+    async fn remove_probe(&self, key: &str) {
+        let delete = self.client.delete_object().bucket(&self.config.bucket);
+        if let Err(error) = delete.key(key).send().await {
             let fault = self.fault("remove", key, &error);
-            debug!(operation = "store", "{fault}");
+            self.not_removed.call_once(|| {
+                warn!(
+                    operation = "store",
+                    "an object of a few bytes stays behind: {fault}"
+                );
+            });
         }
+    }
+
+    /// An object's whole content.
+    async fn read(&self, key: &str, body: ByteStream) -> Result<Vec<u8>, Fault> {
+        // The SDK's limits are for what comes before the content.
+        let limit = self.config.limits.operation;
+        let broken = match timeout(limit, body.collect()).await {
+            Ok(Ok(content)) => return Ok(content.to_vec()),
+            Ok(Err(error)) => format!("broke off: {}", failure::innermost(&error)),
+            Err(_) => format!("did not come to an end {}", failure::overloaded(limit)),
+        };
+        let place = self.config.place();
+        Err(Fault::infra(format!(
+            "store {place}: reading {key} {broken}"
+        )))
     }
 
     /// The page after the one that ended with `token`.
@@ -265,7 +348,10 @@ impl S3Store {
             repo,
             etag: unquoted(object.e_tag().unwrap_or_default()),
             modified_millis: object.last_modified().map_or(0, millis),
-            bytes: size(object.size()),
+            bytes: object
+                .size()
+                .and_then(|bytes| u64::try_from(bytes).ok())
+                .unwrap_or(0),
         })
     }
 }
@@ -294,11 +380,7 @@ impl DigestStore for S3Store {
         let Found::Stored { meta, .. } = seen.found() else {
             return Ok(None);
         };
-        let text = object.body.collect().await.map_err(|error| {
-            let place = self.config.place();
-            Fault::infra(format!("store {place}: reading {key} broke off: {error}"))
-        })?;
-        let text = String::from_utf8(text.to_vec());
+        let text = String::from_utf8(self.read(key, object.body).await?);
         Ok(text.ok().map(|text| Digest { text, meta }))
     }
 
@@ -360,7 +442,8 @@ impl DigestStore for S3Store {
                 let page = self.page(&prefix, token).await?;
                 let listed: Vec<_> = page.contents().iter().map(|o| self.listed(o)).collect();
                 let next = match (page.is_truncated(), page.next_continuation_token) {
-                    (Some(true), Some(token)) => Next::Page(Some(token)),
+                    // Some servers leave IsTruncated out.
+                    (Some(true) | None, Some(token)) => Next::Page(Some(token)),
                     (Some(true), None) => {
                         let place = self.config.place();
                         return Err(Fault::infra(format!(
@@ -397,26 +480,22 @@ impl DigestStore for S3Store {
             Err(error) if code(&error) == Some("NoSuchKey") => return Ok(None),
             Err(error) => return Err(self.fault("read", key, &error)),
         };
-        let content = object.body.collect().await.map_err(|error| {
-            let place = self.config.place();
-            Fault::infra(format!("store {place}: reading {key} broke off: {error}"))
-        })?;
-        Ok(Some(content.to_vec()))
+        Ok(Some(self.read(key, object.body).await?))
+    }
+
+    async fn reachable(&self) -> Result<(), Fault> {
+        // A GET of some hundred bytes: the answer to a HEAD would not say what is wrong.
+        self.document(&DocumentKey::Latest).await.map(drop)
     }
 
     async fn probe(&self) -> Result<(), Fault> {
         self.conditions().await?;
-        let (bucket, key) = (&self.config.bucket, &self.probe_key);
-        let put = self.client.put_object().bucket(bucket).key(key);
-        put.body(ByteStream::from_static(
-            b"repofleet looks whether the store is well\n",
-        ))
-        .send()
-        .await
-        .map_err(|error| self.fault("write", key, &error))?;
-        self.list_one(key).await?;
-        self.remove_probe().await;
-        Ok(())
+        let key = &self.probe_key();
+        let sent = self.put_probe(key).send().await;
+        sent.map_err(|error| self.fault("write", key, &error))?;
+        let listed = self.list_one(key).await;
+        self.remove_probe(key).await;
+        listed
     }
 
     fn is_remote(&self) -> bool {
@@ -434,7 +513,8 @@ struct Seen {
     etag: String,
     /// For an object without a mark, in its place.
     modified_millis: i64,
-    bytes: u64,
+    /// `None` where the server does not say, as HTTP allows it to.
+    bytes: Option<u64>,
 }
 
 impl Seen {
@@ -444,18 +524,22 @@ impl Seen {
         modified: Option<&DateTime>,
         bytes: Option<i64>,
     ) -> Self {
+        let bytes = bytes.and_then(|bytes| u64::try_from(bytes).ok());
         Self {
-            metadata: Metadata::read(metadata, size(bytes)),
+            metadata: Metadata::read(metadata, bytes),
             etag: unquoted(etag.unwrap_or_default()),
             modified_millis: modified.map_or(0, millis),
-            bytes: size(bytes),
+            bytes,
         }
     }
 
     fn found(self) -> Found {
         let Metadata { mark, meta } = self.metadata;
         let version = Version(match mark.as_str() {
-            "" => format!("{} {}-{}", self.etag, self.modified_millis, self.bytes),
+            "" => {
+                let bytes = self.bytes.unwrap_or_default();
+                format!("{} {}-{bytes}", self.etag, self.modified_millis)
+            }
             mark => format!("{} {mark}", self.etag),
         });
         match meta {
@@ -474,19 +558,13 @@ fn code<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> Option<&s
 }
 
 /// 412: the condition does not hold; 409: somebody else is writing just now; 404: If-Match, and
-/// nothing there.
+/// nothing there. Only with S3's own word for it: there are 404s of proxies, and of other servers.
 fn is_conflict<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> bool {
     match status(error) {
         Some(412 | 409) => true,
-        Some(404) => code(error) != Some("NoSuchBucket"),
+        Some(404) => code(error) == Some("NoSuchKey"),
         _ => false,
     }
-}
-
-fn size(bytes: Option<i64>) -> u64 {
-    bytes
-        .and_then(|bytes| u64::try_from(bytes).ok())
-        .unwrap_or(0)
 }
 
 fn millis(time: &DateTime) -> i64 {

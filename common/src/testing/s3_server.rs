@@ -60,6 +60,10 @@ pub enum Fate {
     Lost,
     /// Nothing is done, and nothing said.
     Silence,
+    /// It is answered, but after this many bytes of the content the connection is closed.
+    Cut(u64),
+    /// It is answered, but this many bytes a second.
+    Dripped(u64),
 }
 
 /// A request as the one who decides about its [`Fate`] sees it.
@@ -228,6 +232,7 @@ pub fn config(url: &str, bucket: &str) -> S3Config {
     })
     .expect("a sound configuration");
     config.limits.first_pause = Duration::from_millis(10);
+    config.limits.between_writes = Duration::ZERO;
     config
 }
 
@@ -271,6 +276,8 @@ async fn answer(shared: &Shared, service: &S3Service, request: Request) -> Respo
         }
         Fate::Lost => Response::reset(),
         Fate::Silence => Response::hang(),
+        Fate::Cut(bytes) => serve(service, request).await.cut(bytes),
+        Fate::Dripped(bytes) => serve(service, request).await.dripped(bytes),
     }
 }
 

@@ -27,6 +27,7 @@ where
     readers_never_see_a_mixture(fresh().await).await;
     documents_are_replaced_and_read(&*fresh().await).await;
     a_store_in_use_is_well(&*fresh().await).await;
+    looking_whether_a_store_answers_changes_nothing(&*fresh().await).await;
 }
 
 /// A digest with `text`, of a push at `pushed_at`.
@@ -253,6 +254,24 @@ async fn documents_are_replaced_and_read(store: &dyn DigestStore) {
     assert_eq!(store.document(&summary).await.expect("document"), None);
     let listed: Vec<_> = store.list("").try_collect().await.expect("list");
     assert_eq!(listed, [], "documents are no digests");
+}
+
+async fn looking_whether_a_store_answers_changes_nothing(store: &dyn DigestStore) {
+    store.reachable().await.expect("empty");
+    store
+        .put_document(&DocumentKey::Latest, b"{}")
+        .await
+        .expect("put");
+    let (repo, one) = (repo("a"), digest("x", "1"));
+    put(store, &repo, &one, &Expected::Absent).await;
+    let before = version(store, &repo).await;
+    store.reachable().await.expect("in use");
+    assert_eq!(version(store, &repo).await, before);
+    let latest = store
+        .document(&DocumentKey::Latest)
+        .await
+        .expect("document");
+    assert_eq!(latest.as_deref(), Some(&b"{}"[..]));
 }
 
 async fn a_store_in_use_is_well(store: &dyn DigestStore) {

@@ -172,6 +172,32 @@ fn a_folder_without_write_permission_is_named_with_the_remedy() {
 }
 
 #[test]
+fn a_folder_that_cannot_be_read_or_made_is_not_reachable() {
+    let fixture = Fixture::new();
+    let root = fixture.root.path().to_owned();
+    for name in ["closed", "fixed"] {
+        fs::create_dir(root.join(name)).unwrap();
+    }
+    fs::write(root.join("file"), "").unwrap();
+    fs::set_permissions(root.join("closed"), fs::Permissions::from_mode(0o000)).unwrap();
+    fs::set_permissions(root.join("fixed"), fs::Permissions::from_mode(0o555)).unwrap();
+    fs::set_permissions(&root, fs::Permissions::from_mode(0o777)).unwrap();
+    as_nobody(move || {
+        let reachable = |name: &str| block_on(FsStore::new(root.join(name)).reachable());
+        reachable("new").unwrap();
+        reachable("new/and/deep").unwrap();
+        // What is there already may be read, though not written.
+        reachable("fixed").unwrap();
+        for name in ["closed", "closed/new", "fixed/new/deep", "file", "file/new"] {
+            let fault = reachable(name).unwrap_err();
+            assert_eq!(fault.kind, FaultKind::Infra);
+            assert!(fault.message.contains("--store"), "{fault}");
+        }
+        assert!(!root.join("new").exists(), "a look makes nothing");
+    });
+}
+
+#[test]
 fn a_full_disk_leaves_the_old_digest_and_nothing_else() {
     let name = "fs_store::a_full_disk_leaves_the_old_digest_and_nothing_else";
     where_mounting_is_allowed(name, || block_on(on_a_full_disk()));

@@ -2,24 +2,27 @@
 //! its promises about lost answers, wrong answers and strange objects.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Seek;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use common::fault::{Fault, FaultKind};
 use common::job::{DIGEST_FORMAT, PushedAt};
 use common::repo::RepoRef;
 use common::run::RunId;
 use common::store::s3::S3Store;
-use common::store::s3::config::S3Config;
+use common::store::s3::config::{Limits, S3Config};
 use common::store::{
     DigestStore, Document, DocumentKey, Expected, Found, Put, SharedStore, Version,
 };
+use common::testing::http_server::{HttpServer, Response};
 use common::testing::s3_server::{self, Call, Fate, S3Server, SECRET_KEY, StoredObject};
 use common::testing::seaweedfs::SeaweedFs;
 use common::testing::store_contract::{self, digest};
 use futures::TryStreamExt;
+use tokio::net::{TcpSocket, TcpStream};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn contract() {
@@ -50,6 +53,7 @@ async fn contract_on_seaweedfs() {
     let strange = digest("text", "1").with_url("https://git.example/ö/😀 %41");
     assert_eq!(put(&store, &strange, &Expected::Absent).await, Put::Stored);
     assert_eq!(store.get(&repo()).await.unwrap(), Some(strange));
+    assert!(format!("{store:?}").contains("Kept"));
 
     // Other parts of the same bucket are not seen.
     assert_eq!(
@@ -235,17 +239,225 @@ async fn a_put_is_tried_three_times() {
     }
 }
 
+/// The SDK's own quota of retries is shared by all of a process, and sixty at once were too many.
+#[tokio::test]
+async fn what_others_had_to_try_again_takes_nothing_from_a_put() {
+    let server = S3Server::start();
+    let store = Arc::new(server.store());
+    store.probe().await.unwrap();
+    for round in 0..3 {
+        let mut seen = BTreeSet::new();
+        server.decide(move |call| match call.method.as_str() {
+            "PUT" if seen.insert(call.key.clone()) => Fate::Denied(503, "SlowDown"),
+            _ => Fate::Answered,
+        });
+        let mut tasks = tokio::task::JoinSet::new();
+        for n in 0..60 {
+            let store = Arc::clone(&store);
+            tasks.spawn(async move {
+                let repo = RepoRef::new("owner", &format!("name-{round}-{n}")).unwrap();
+                let text = digest("x", "1");
+                store.put(&repo, &text, &Expected::Absent).await
+            });
+        }
+        for put in tasks.join_all().await {
+            assert_eq!(put.unwrap(), Put::Stored);
+        }
+    }
+}
+
+#[tokio::test]
+async fn too_many_requests_are_tried_again_but_not_asked_about() {
+    let server = S3Server::start();
+    let store = server.store();
+    store.probe().await.unwrap();
+    // A word that the SDK does not know.
+    let fate = Fate::Denied(429, "TooManyRequests");
+    server.decide(first(2, "PUT", fate));
+    let stored = put(&store, &digest("x", "1"), &Expected::Absent).await;
+    assert_eq!(stored, Put::Stored);
+
+    server.forget_calls();
+    server.decide(move |_| fate);
+    let fault = store.head(&repo()).await.unwrap_err();
+    assert!(fault.message.contains("patience"), "{fault}");
+    assert_eq!((server.calls("HEAD"), server.calls("LIST")), (3, 0));
+}
+
+/// R2 answers 429 to those who write one key more than once a second.
+#[tokio::test]
+async fn no_key_is_written_twice_within_a_second() {
+    let server = S3Server::start();
+    let mut written: BTreeMap<String, Instant> = BTreeMap::new();
+    server.decide(move |call| {
+        let now = Instant::now();
+        match call.method.as_str() {
+            "PUT" => match written.insert(call.key.clone(), now) {
+                Some(last) if now - last < Duration::from_secs(1) => {
+                    Fate::Denied(429, "TooManyRequests")
+                }
+                _ => Fate::Answered,
+            },
+            _ => Fate::Answered,
+        }
+    });
+    let mut config = server.config();
+    config.limits = Limits {
+        attempts: 1,
+        ..Limits::default()
+    };
+    let store = S3Store::new(&config);
+    store.probe().await.unwrap();
+    store.probe().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_probe_leaves_nothing_and_needs_no_place_of_its_own() {
+    let server = S3Server::start();
+    server.decide(|call| match call.key.as_str() {
+        key if key.is_empty() || key.starts_with("runs/") => Fate::Answered,
+        _ => Fate::Denied(403, "AccessDenied"),
+    });
+    let store = server.store();
+    store.probe().await.unwrap();
+    assert!(format!("{store:?}").contains("Kept"));
+    assert!(server.objects().is_empty(), "{:?}", server.objects());
+
+    // Without the right to remove it is as good, which is said once.
+    server.decide(|call| match call.method.as_str() {
+        "DELETE" => Fate::Denied(403, "AccessDenied"),
+        _ => Fate::Answered,
+    });
+    let mut log = tempfile::tempfile().unwrap();
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(log.try_clone().unwrap())
+        .finish();
+    {
+        let _logging = tracing::subscriber::set_default(subscriber);
+        store.probe().await.unwrap();
+        store.probe().await.unwrap();
+    }
+    assert_eq!(server.objects().len(), 2);
+    log.rewind().unwrap();
+    let said = std::io::read_to_string(log).unwrap();
+    assert_eq!(said.matches("stays behind").count(), 1, "{said}");
+    assert!(said.contains("rights to list"), "{said}");
+}
+
+/// If-Match of what is no longer there: 404 and NoSuchKey at Amazon and here, 412 elsewhere.
+#[tokio::test]
+async fn a_put_that_meets_nothing_in_place_of_what_it_saw_is_a_conflict() {
+    let server = Arc::new(S3Server::start());
+    let store = server.store();
+    put(&store, &digest("old", "1"), &Expected::Absent).await;
+    let expected = expected(&store).await;
+    let weak = Arc::downgrade(&server);
+    server.decide(move |call| {
+        if let ("PUT", Some(server)) = (call.method.as_str(), weak.upgrade()) {
+            server.remove(KEY);
+        }
+        Fate::Answered
+    });
+    let new = digest("new", "2");
+    assert_eq!(put(&store, &new, &expected).await, Put::Conflict);
+    assert!(server.objects().is_empty());
+}
+
+/// A proxy's own page, say, while the server behind it starts.
+#[tokio::test]
+async fn a_404_that_does_not_come_from_s3_is_no_conflict() {
+    // Of the first PUT of all, and of the digest's own.
+    for key in ["runs/probe-", KEY] {
+        let server = S3Server::start();
+        let store = server.store();
+        server.decide(move |call| match call.method.as_str() {
+            "PUT" if call.key.starts_with(key) => Fate::Denied(404, ""),
+            _ => Fate::Answered,
+        });
+        let text = digest("x", "1");
+        let fault = store.put(&repo(), &text, &Expected::Absent).await;
+        let fault = fault.unwrap_err();
+        assert_eq!(fault.kind, FaultKind::Infra);
+        assert!(fault.message.contains("answered 404"), "{fault}");
+        let found_out = format!("{store:?}").contains("Kept");
+        assert_eq!(found_out, key == KEY);
+
+        server.decide(|_| Fate::Answered);
+        let stored = put(&store, &text, &Expected::Absent).await;
+        assert_eq!(stored, Put::Stored);
+        assert!(format!("{store:?}").contains("Kept"));
+    }
+}
+
+#[tokio::test]
+async fn who_waits_for_anothers_look_at_the_conditions_does_not_wait_for_ever() {
+    let server = S3Server::start();
+    server.decide(|call| match call.method.as_str() {
+        "PUT" => Fate::Silence,
+        _ => Fate::Answered,
+    });
+    let mut config = server.config();
+    config.limits.operation = Duration::from_secs(1);
+    let store = S3Store::new(&config);
+    let text = digest("x", "1");
+    let started = Instant::now();
+    let (store, text, repo) = (&store, &text, &repo());
+    let puts = (0..8).map(|_| store.put(repo, text, &Expected::Absent));
+    for put in futures::future::join_all(puts).await {
+        let fault = put.unwrap_err();
+        assert_eq!(fault.kind, FaultKind::Infra);
+        assert!(fault.message.contains("within 1 s"), "{fault}");
+    }
+    assert!(started.elapsed() < Duration::from_secs(4), "not in turn");
+}
+
+#[tokio::test]
+async fn content_that_breaks_off_or_does_not_end_is_said() {
+    let server = S3Server::start();
+    let mut config = server.config();
+    config.limits.operation = Duration::from_secs(1);
+    let store = S3Store::new(&config);
+    let document = DocumentKey::Latest;
+    let content = [b'x'; 4096];
+    store.put_document(&document, &content).await.unwrap();
+    let text = digest(&"x".repeat(4096), "1");
+    put(&store, &text, &Expected::Absent).await;
+
+    for (fate, parts) in [
+        (Fate::Cut(100), ["broke off", "end of file before"]),
+        (Fate::Dripped(10), ["did not come to an end", "within 1 s"]),
+    ] {
+        server.decide(move |call| match call.method.as_str() {
+            "GET" => fate,
+            _ => Fate::Answered,
+        });
+        for read in [
+            store.document(&document).await.map(drop),
+            store.get(&repo()).await.map(drop),
+        ] {
+            let fault = read.unwrap_err();
+            assert_eq!(fault.kind, FaultKind::Infra);
+            for part in parts {
+                assert!(fault.message.contains(part), "{part:?} in {fault}");
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_slow_answer_is_not_waited_for_and_no_answer_is_named() {
     let server = S3Server::start();
     let mut config = server.config();
-    config.limits.attempt = Duration::from_millis(300);
+    config.limits.attempt = Duration::from_secs(2);
     let store = S3Store::new(&config);
     store.probe().await.unwrap();
     // Written, but too late said so: the next attempt meets it.
     server.decide(first(1, "PUT", Fate::Late(Duration::from_secs(60))));
     let stored = put(&store, &digest("x", "1"), &Expected::Absent).await;
     assert_eq!(stored, Put::Stored);
+
+    config.limits.attempt = Duration::from_millis(300);
+    let store = S3Store::new(&config);
     server.decide(|_| Fate::Silence);
     says(&store, &["no answer within"]).await;
 }
@@ -259,7 +471,7 @@ async fn says(store: &S3Store, parts: &[&str]) {
     let version = Expected::Version(Version("0 0".to_owned()));
     let text = digest("x", "1");
     // All at once: some of them take their time to fail.
-    let (head, get, put, replace, list, read, write, probe) = tokio::join!(
+    let (head, get, put, replace, list, read, write, probe, reachable) = tokio::join!(
         async { store.head(&repo()).await.map(drop) },
         async { store.get(&repo()).await.map(drop) },
         async { store.put(&repo(), &text, &Expected::Absent).await.map(drop) },
@@ -268,8 +480,9 @@ async fn says(store: &S3Store, parts: &[&str]) {
         async { store.document(&document).await.map(drop) },
         store.put_document(&document, b"{}"),
         store.probe(),
+        store.reachable(),
     );
-    let failed: [(&str, Result<(), Fault>); 8] = [
+    let failed: [(&str, Result<(), Fault>); 9] = [
         ("head", head),
         ("get", get),
         ("put", put),
@@ -278,6 +491,7 @@ async fn says(store: &S3Store, parts: &[&str]) {
         ("document", read),
         ("put document", write),
         ("probe", probe),
+        ("reachable", reachable),
     ];
     for (what, failed) in failed {
         let Err(fault) = failed else {
@@ -347,7 +561,10 @@ async fn what_the_server_says_is_told_with_the_remedy() {
 
 #[tokio::test]
 async fn a_server_that_is_not_there_is_said() {
-    let url = S3Server::start().url();
+    // Held, so that nobody else begins to listen there.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let url = format!("http://{}", socket.local_addr().unwrap());
     let store = S3Store::new(&s3_server::config(&url, "digests"));
     says(&store, &["connection refused", "AWS_ENDPOINT_URL", &url]).await;
 }
@@ -363,9 +580,7 @@ async fn a_host_that_has_no_address_is_said() {
 
 #[tokio::test]
 async fn a_server_that_is_no_s3_server_is_said() {
-    let server = common::testing::http_server::HttpServer::start(|_| {
-        common::testing::http_server::Response::new(404, "<html>not here</html>")
-    });
+    let server = HttpServer::start(|_| Response::new(404, "<html>not here</html>"));
     let store = S3Store::new(&s3_server::config(&server.url(), "digests"));
     for failed in [
         store.head(&repo()).await.map(drop),
@@ -401,8 +616,8 @@ async fn a_server_that_ignores_conditions_is_found_out_once() {
         Put::Conflict
     );
     store.probe().await.unwrap();
-    // Three to find out, two for the digest, one for the probe.
-    assert_eq!(server.calls("PUT"), 6);
+    // Four to find out, two for the digest, one for the probe.
+    assert_eq!(server.calls("PUT"), 7);
     let keys: Vec<_> = server.objects().into_keys().collect();
     assert_eq!(keys, [KEY], "nothing else is left");
     assert!(format!("{store:?}").contains("Ignored"));
@@ -531,4 +746,85 @@ async fn a_listing_goes_on_over_many_pages_and_past_other_things() {
     let listed: Vec<_> = server.store().list("").try_collect().await.unwrap();
     assert_eq!(listed.len(), 2500);
     assert_eq!(server.calls("LIST"), 3);
+}
+
+#[tokio::test]
+async fn a_lane_goes_on_over_its_pages_and_fails_with_any_of_them() {
+    let server = S3Server::start();
+    for i in 0..1500 {
+        for owner in ["a", "ab", "b"] {
+            let key = format!("gitingest/{owner}/name-{i}/summary.txt");
+            server.insert(&key, object("x", &[]));
+        }
+    }
+    let store = server.store();
+    let lane = async || store.list("ab/").try_collect::<Vec<_>>().await;
+    let listed = lane().await.unwrap();
+    assert!(listed.iter().all(|listed| listed.repo.owner() == "ab"));
+    assert_eq!((listed.len(), server.calls("LIST")), (1500, 2));
+
+    server.decide(|call| {
+        if call.query.contains("continuation-token") {
+            return Fate::Denied(503, "SlowDown");
+        }
+        Fate::Answered
+    });
+    let fault = lane().await.unwrap_err();
+    assert_eq!(fault.kind, FaultKind::Infra);
+    assert!(
+        fault.message.contains("cannot list gitingest/ab/"),
+        "{fault}"
+    );
+}
+
+/// What `list` makes of pages of one key each, the first of which ends with `more`.
+async fn listed_in_two_pages(more: &'static str) -> Result<usize, Fault> {
+    let server = HttpServer::start(move |request| {
+        let (name, more) = if request.query.contains("continuation-token") {
+            ("second", "")
+        } else {
+            ("first", more)
+        };
+        let page = format!(
+            "<ListBucketResult><Contents><Key>gitingest/owner/{name}/summary.txt</Key>\
+             <ETag>\"0\"</ETag><Size>1</Size></Contents>{more}</ListBucketResult>"
+        );
+        Response::new(200, page).header("content-type", "application/xml")
+    });
+    let store = S3Store::new(&s3_server::config(&server.url(), "digests"));
+    let listed: Vec<_> = store.list("").try_collect().await?;
+    Ok(listed.len())
+}
+
+#[tokio::test]
+async fn a_listing_that_does_not_say_where_it_goes_on_is_not_taken_for_whole() {
+    const TOKEN: &str = "<NextContinuationToken>t</NextContinuationToken>";
+    const CUT: &str = "<IsTruncated>true</IsTruncated>";
+    assert_eq!(listed_in_two_pages("").await.unwrap(), 1);
+    assert_eq!(listed_in_two_pages(TOKEN).await.unwrap(), 2);
+    let fault = listed_in_two_pages(CUT).await.unwrap_err();
+    assert_eq!(fault.kind, FaultKind::Infra);
+    assert!(fault.message.contains("without its last page"), "{fault}");
+}
+
+/// A host that swallows what comes: its queue of connections is full.
+#[tokio::test]
+async fn a_server_that_lets_nobody_in_is_said_with_its_own_limit() {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut waiting = Vec::new();
+    let connect = || tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(address));
+    while let Ok(connected) = connect().await {
+        waiting.push(connected.unwrap());
+    }
+    let mut config = s3_server::config(&format!("http://{address}"), "digests");
+    config.limits.connect = Duration::from_millis(250);
+    let fault = S3Store::new(&config).head(&repo()).await.unwrap_err();
+    assert!(
+        fault.message.contains("no connection within 0.25 s"),
+        "{fault}"
+    );
+    assert!(fault.message.contains("AWS_ENDPOINT_URL"), "{fault}");
 }

@@ -107,6 +107,10 @@ where
         unreachable!("a check reads no document")
     }
 
+    async fn reachable(&self) -> Result<(), Fault> {
+        unreachable!("a check does not ask for nothing")
+    }
+
     async fn probe(&self) -> Result<(), Fault> {
         unreachable!("a check does not probe")
     }

@@ -15,16 +15,20 @@ use common::repo::RepoRef;
 use common::run::RunId;
 use common::shutdown::Shutdown;
 use common::store::fs::FsStore;
+use common::store::s3::S3Store;
 use common::store::{Digest, DigestStore, DocumentKey, Expected, Found, Listed, Put, SharedStore};
 use common::telemetry::Metrics;
 use common::testing::git_server::{Fault as Trouble, GitServer, Kind};
+use common::testing::s3_server::{Fate, S3Server};
 use common::testing::small_disk::SmallDisk;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use rustix::process::{Signal, kill_process};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use worker::consume::Worker;
+use worker::run::probe_at_start;
 
 use crate::fixture::{Fixture, TEXT, good, until, with_small_disks};
 
@@ -471,6 +475,10 @@ impl DigestStore for Touchy {
         self.0.document(key).await
     }
 
+    async fn reachable(&self) -> Result<(), Fault> {
+        self.0.reachable().await
+    }
+
     async fn probe(&self) -> Result<(), Fault> {
         self.0.probe().await
     }
@@ -529,4 +537,30 @@ async fn a_job_that_alone_finds_the_store_ill_fails_for_good() {
     assert_eq!((*outcome, *attempt), (Outcome::Failed(Infra), 0));
     assert_eq!(message, "cannot look; mend it");
     work.stop(&fixture).await;
+}
+
+#[tokio::test]
+async fn a_bucket_shows_at_the_start_what_it_can_do_and_nothing_fails_for_it() {
+    let server = S3Server::start();
+    let store = Arc::new(server.store());
+    probe_at_start(Arc::<S3Store>::clone(&store), CancellationToken::new()).await;
+    assert!(format!("{store:?}").contains("Kept"));
+    assert!(server.objects().is_empty());
+
+    server.decide(|_| Fate::Denied(403, "AccessDenied"));
+    let away: SharedStore = Arc::new(server.store());
+    probe_at_start(Arc::clone(&away), CancellationToken::new()).await;
+    server.decide(|_| Fate::Silence);
+    let stopped = CancellationToken::new();
+    stopped.cancel();
+    probe_at_start(away, stopped).await;
+
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("store");
+    let store: SharedStore = Arc::new(FsStore::new(&folder));
+    probe_at_start(store, CancellationToken::new()).await;
+    assert!(
+        !folder.exists(),
+        "there is nothing to find out about a folder"
+    );
 }

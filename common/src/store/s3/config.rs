@@ -14,13 +14,15 @@ pub struct S3Config {
     pub prefix: String,
     /// `https://host[:port]`; `None` for Amazon's own.
     pub endpoint: Option<String>,
-    /// The region; servers that have none take any.
+    /// The region; `auto` for servers that have none, and always for the predecessor's variables.
     pub region: String,
     /// How long to wait for the server, and how often.
     pub limits: Limits,
     credentials: [String; 2],
     session_token: Option<String>,
     names: Names,
+    /// What says where the server is.
+    address_variable: &'static str,
 }
 
 /// How long to wait for the server, and how often.
@@ -36,6 +38,8 @@ pub struct Limits {
     pub operation: Duration,
     /// Up to this long before the second attempt, twice that before the third.
     pub first_pause: Duration,
+    /// Between two writes of the same key: R2 refuses more than one a second.
+    pub between_writes: Duration,
 }
 
 impl Default for Limits {
@@ -46,6 +50,7 @@ impl Default for Limits {
             attempt: Duration::from_secs(20),
             operation: Duration::from_secs(60),
             first_pause: Duration::from_secs(1),
+            between_writes: Duration::from_millis(1200),
         }
     }
 }
@@ -60,13 +65,6 @@ pub(super) enum Names {
 }
 
 impl Names {
-    pub(super) fn endpoint(self) -> &'static str {
-        match self {
-            Self::Aws => "AWS_ENDPOINT_URL",
-            Self::R2 => "R2_ENDPOINT",
-        }
-    }
-
     pub(super) fn access_key(self) -> &'static str {
         match self {
             Self::Aws => "AWS_ACCESS_KEY_ID",
@@ -107,15 +105,17 @@ impl S3Config {
             Some(url) => bucket_and_prefix(url)?,
             None => (env.need("R2_BUCKET", &mut missing), String::new()),
         };
-        let endpoint = match names {
+        let (address_variable, endpoint) = match names {
             Names::Aws => env
-                .get("AWS_ENDPOINT_URL_S3")
-                .or_else(|| env.get("AWS_ENDPOINT_URL")),
-            Names::R2 => Some(env.need("R2_ENDPOINT", &mut missing)),
+                .first(["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"])
+                .map_or(("AWS_REGION", None), |(name, value)| (name, Some(value))),
+            Names::R2 => ("R2_ENDPOINT", Some(env.need("R2_ENDPOINT", &mut missing))),
         };
-        let region = env
-            .get("AWS_REGION")
-            .or_else(|| env.get("AWS_DEFAULT_REGION"));
+        let region = match names {
+            Names::Aws => env.first(["AWS_REGION", "AWS_DEFAULT_REGION"]),
+            // R2 refuses the region that some other program on this machine needs.
+            Names::R2 => None,
+        };
         if endpoint.is_none() && region.is_none() {
             missing.push("AWS_ENDPOINT_URL (or AWS_REGION, for a bucket at Amazon)");
         }
@@ -134,19 +134,24 @@ impl S3Config {
             ));
         }
         env.check_substituted()?;
+        let of_keys = [names.access_key(), names.secret_key(), "AWS_SESSION_TOKEN"];
+        let [access_key, secret_key] = &credentials;
+        let keys = [Some(access_key), Some(secret_key), session_token.as_ref()];
+        of_keys.into_iter().zip(keys).try_for_each(check_visible)?;
         check_bucket(&bucket)?;
         let endpoint = endpoint
-            .map(|endpoint| check_endpoint(names.endpoint(), &endpoint, &bucket))
+            .map(|endpoint| check_endpoint(address_variable, &endpoint, &bucket))
             .transpose()?;
         Ok(Self {
             bucket,
             prefix,
             endpoint,
-            region: region.unwrap_or_else(|| "auto".to_owned()),
+            region: region.map_or_else(|| "auto".to_owned(), |(_, region)| region),
             limits: Limits::default(),
             credentials,
             session_token,
             names,
+            address_variable,
         })
     }
 
@@ -169,6 +174,11 @@ impl S3Config {
 
     pub(super) fn names(&self) -> Names {
         self.names
+    }
+
+    /// The variable that says where the server is: the endpoint's, or the region's at Amazon.
+    pub(super) fn address_variable(&self) -> &'static str {
+        self.address_variable
     }
 
     /// The key of what a store without a prefix would have under `key`.
@@ -240,6 +250,13 @@ impl<F: Fn(&str) -> Option<String>> Environment<F> {
         (self.0)(name).filter(|value| !value.trim().is_empty())
     }
 
+    /// The first of `names` that is set, with its value.
+    fn first<const N: usize>(&self, names: [&'static str; N]) -> Option<(&'static str, String)> {
+        names
+            .into_iter()
+            .find_map(|name| Some((name, self.get(name)?)))
+    }
+
     fn any(&self, names: &[&str]) -> bool {
         names.iter().any(|name| self.get(name).is_some())
     }
@@ -275,6 +292,18 @@ impl<F: Fn(&str) -> Option<String>> Environment<F> {
             .iter()
             .filter_map(|name| unsubstituted_whole(name, &self.get(name)?));
         plain.chain(secret).next().map_or(Ok(()), Err)
+    }
+}
+
+/// Refuses a key that holds what no key holds: mostly the end of the line that it was read from,
+/// and the server would only say that it is wrong.
+fn check_visible((name, key): (&str, Option<&String>)) -> Result<(), String> {
+    match key {
+        Some(key) if !key.bytes().all(|b| b.is_ascii_graphic()) => Err(format!(
+            "{name} holds a space, a line end or another invisible character, which no key does: \
+             set it to the key alone"
+        )),
+        _ => Ok(()),
     }
 }
 
@@ -352,6 +381,8 @@ fn check_endpoint(name: &str, endpoint: &str, bucket: &str) -> Result<String, St
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     fn config(url: Option<&str>, variables: &[(&str, &str)]) -> Result<S3Config, String> {
@@ -461,6 +492,52 @@ mod tests {
         }
         let why = config(Some("s3://${BUCKET}"), &AWS).unwrap_err();
         assert!(why.contains("Docker"), "{why}");
+    }
+
+    #[test]
+    fn keys_with_what_no_key_holds_are_refused_by_name() {
+        for (name, value) in [
+            ("AWS_ACCESS_KEY_ID", "hush\u{a0}"),
+            ("AWS_SECRET_ACCESS_KEY", "hush\n"),
+            ("AWS_SESSION_TOKEN", "hush\u{200b}hush"),
+        ] {
+            let mut variables: BTreeMap<_, _> = AWS.into_iter().collect();
+            variables.insert(name, value);
+            let variables: Vec<_> = variables.into_iter().collect();
+            let why = config(Some("s3://bucket"), &variables).unwrap_err();
+            assert!(why.starts_with(name) && !why.contains("hush"), "{why}");
+        }
+        let mut variables = R2;
+        variables[3].1 = "hush\r";
+        let why = config(None, &variables).unwrap_err();
+        assert!(why.starts_with("R2_SECRET_KEY"), "{why}");
+        // Not among what is used there.
+        let more = [&R2[..], &[("AWS_SESSION_TOKEN", "a b")]].concat();
+        config(None, &more).unwrap();
+    }
+
+    #[test]
+    fn the_predecessors_region_is_always_auto() {
+        let more = [("AWS_REGION", "eu-west-2"), ("AWS_DEFAULT_REGION", "x")];
+        let variables = [&R2[..], &more[..]].concat();
+        for url in [None, Some("s3://other")] {
+            assert_eq!(config(url, &variables).unwrap().region, "auto");
+        }
+    }
+
+    #[test]
+    fn messages_name_the_variable_that_the_address_came_from() {
+        let amazon = [AWS[1], AWS[2], ("AWS_REGION", "eu-west-2")];
+        let own = [&AWS[..], &[("AWS_ENDPOINT_URL_S3", "ftp://x")]].concat();
+        for (url, variables, name) in [
+            (None, &R2[..], "R2_ENDPOINT"),
+            (Some("s3://bucket"), &AWS, "AWS_ENDPOINT_URL"),
+            (Some("s3://bucket"), &amazon, "AWS_REGION"),
+        ] {
+            assert_eq!(config(url, variables).unwrap().address_variable(), name);
+        }
+        let why = config(Some("s3://bucket"), &own).unwrap_err();
+        assert!(why.starts_with("AWS_ENDPOINT_URL_S3 must be"), "{why}");
     }
 
     #[test]

@@ -2,11 +2,12 @@
 
 use std::error::Error;
 use std::io;
+use std::time::Duration;
 
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 
-use super::config::S3Config;
+use super::config::{Names, S3Config};
 
 /// How much of what the server says is repeated.
 const SAID_MAX_CHARS: usize = 200;
@@ -23,6 +24,8 @@ pub(super) enum Failure {
     },
     /// No answer in time.
     Silence,
+    /// No connection in time.
+    Unconnected,
     /// Nobody listens there.
     Refused,
     /// The host's name leads nowhere.
@@ -44,7 +47,8 @@ impl Failure {
         if let SdkError::DispatchFailure(failure) = error
             && failure.is_timeout()
         {
-            return Self::Silence;
+            // The only limit that is set there.
+            return Self::Unconnected;
         }
         if let (Some(service), Some(raw)) = (error.as_service_error(), error.raw_response()) {
             return Self::Answer {
@@ -79,77 +83,104 @@ impl Failure {
 
     /// What happened, and the remedy.
     pub(super) fn sentence(&self, config: &S3Config) -> String {
-        let names = config.names();
-        let (endpoint, key, secret) = (names.endpoint(), names.access_key(), names.secret_key());
+        let (address, limits) = (config.address_variable(), &config.limits);
         match self {
-            Self::Silence => format!(
-                "no answer within {} s; the server or the way to it is overloaded",
-                config.limits.operation.as_secs()
+            Self::Silence => format!("no answer {}", overloaded(limits.operation)),
+            Self::Unconnected => format!(
+                "no connection within {} s; check {address}, and what is between here and there",
+                limits.connect.as_secs_f64()
             ),
             Self::Refused => {
                 format!(
-                    "connection refused: nobody listens there; start the server, or check {endpoint}"
+                    "connection refused: nobody listens there; start the server, or check {address}"
                 )
             }
             Self::Name(why) => {
                 format!(
-                    "its name cannot be resolved ({why}); check {endpoint}, and this machine's DNS"
+                    "its name cannot be resolved ({why}); check {address}, and this machine's DNS"
                 )
             }
             Self::Certificate(why) => format!(
-                "its certificate is not trusted ({why}); install ca-certificates, or check {endpoint}"
+                "its certificate is not trusted ({why}); install ca-certificates, or check {address}"
             ),
-            Self::Broken(why) => format!("{why}; check that {endpoint} is an S3 server's address"),
+            Self::Broken(why) => format!("{why}; {}", no_s3_server(config)),
             Self::Answer {
                 status,
                 code,
                 message,
-            } => {
-                let bucket = &config.bucket;
-                let remedy = match (code.as_str(), status) {
-                    ("InvalidAccessKeyId", _) | (_, 401) => {
-                        format!("the server does not know the access key: check {key}")
-                    }
-                    ("SignatureDoesNotMatch", _) => {
-                        format!("the secret does not belong to the access key: check {secret}")
-                    }
-                    ("ExpiredToken" | "InvalidToken" | "TokenRefreshRequired", _) => {
-                        "the session has ended: renew AWS_SESSION_TOKEN and its keys".to_owned()
-                    }
-                    ("RequestTimeTooSkewed" | "RequestExpired", _) => {
-                        "this machine's clock is wrong by minutes: set it, best by NTP".to_owned()
-                    }
-                    ("NoSuchBucket", _) => {
-                        format!("there is no bucket {bucket}: create it, or correct its name")
-                    }
-                    (
-                        "PermanentRedirect"
-                        | "AuthorizationHeaderMalformed"
-                        | "IllegalLocationConstraintException",
-                        _,
-                    )
-                    | (_, 301 | 307) => {
-                        "the bucket is in another region: set AWS_REGION to its own".to_owned()
-                    }
-                    ("QuotaExceeded" | "EntityTooLarge" | "InsufficientStorage", _) | (_, 507) => {
-                        "the bucket has no room left: make some".to_owned()
-                    }
-                    ("SlowDown" | "TooManyRequests" | "Throttling", _) | (_, 429) => {
-                        "the server asks for patience: fewer workers, or more of its quota"
-                            .to_owned()
-                    }
-                    (_, 403) => format!(
-                        "the key {key} may not do this: give it the rights to list, read, write \
-                         and delete in {bucket}"
-                    ),
-                    (_, 500..) => "the server is at fault".to_owned(),
-                    _ => format!("check that {endpoint} is an S3 server's address"),
-                };
-                let said = said(*status, code, message);
-                format!("{said}; {remedy}")
-            }
+            } => format!(
+                "{}; {}",
+                said(*status, code, message),
+                remedy(*status, code, config)
+            ),
         }
     }
+}
+
+/// What to do about an answer.
+fn remedy(status: u16, code: &str, config: &S3Config) -> String {
+    let (names, bucket) = (config.names(), &config.bucket);
+    let (key, secret) = (names.access_key(), names.secret_key());
+    match (code, status) {
+        ("InvalidAccessKeyId", _) | (_, 401) => {
+            format!("the server does not know the access key: check {key}")
+        }
+        ("SignatureDoesNotMatch", _) => {
+            format!("the secret does not belong to the access key: check {secret}")
+        }
+        ("ExpiredToken" | "InvalidToken" | "TokenRefreshRequired", _) => {
+            "the session has ended: renew AWS_SESSION_TOKEN and its keys".to_owned()
+        }
+        ("RequestTimeTooSkewed" | "RequestExpired" | "ExpiredRequest", _) => {
+            "this machine's clock is wrong by minutes: set it, best by NTP".to_owned()
+        }
+        ("NoSuchBucket", _) => {
+            format!("there is no bucket {bucket}: create it, or correct its name")
+        }
+        (
+            "PermanentRedirect"
+            | "AuthorizationHeaderMalformed"
+            | "IllegalLocationConstraintException"
+            | "InvalidRegionName",
+            _,
+        )
+        | (_, 301 | 307) => match names {
+            Names::Aws => "the bucket is in another region: set AWS_REGION to its own".to_owned(),
+            // Their region is always `auto`.
+            Names::R2 => format!(
+                "the bucket is elsewhere: check {}",
+                config.address_variable()
+            ),
+        },
+        ("QuotaExceeded" | "EntityTooLarge" | "InsufficientStorage", _) | (_, 507) => {
+            "the bucket has no room left: make some".to_owned()
+        }
+        ("SlowDown" | "TooManyRequests" | "Throttling", _) | (_, 429) => {
+            "the server asks for patience: fewer workers, or more of its quota".to_owned()
+        }
+        (_, 403) => format!(
+            "the key {key} may not do this: give it the rights to list, read, write and delete in \
+             {bucket}"
+        ),
+        (_, 500..) => "the server is at fault".to_owned(),
+        _ => no_s3_server(config),
+    }
+}
+
+fn no_s3_server(config: &S3Config) -> String {
+    let address = config.address_variable();
+    match config.endpoint {
+        Some(_) => format!("check that {address} is an S3 server's address"),
+        None => format!("check {address}, and what is between here and there"),
+    }
+}
+
+/// What ends a sentence about something that took longer than `limit`.
+pub(super) fn overloaded(limit: Duration) -> String {
+    format!(
+        "within {} s; the server or the way to it is overloaded",
+        limit.as_secs_f64()
+    )
 }
 
 /// What the server said, on one line and not too long.
@@ -168,7 +199,7 @@ fn said(status: u16, code: &str, message: &str) -> String {
 }
 
 /// The cause that has none itself.
-fn innermost<'a>(mut error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
+pub(super) fn innermost<'a>(mut error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
     while let Some(cause) = error.source() {
         error = cause;
     }
@@ -179,22 +210,63 @@ fn innermost<'a>(mut error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'stat
 mod tests {
     use super::*;
 
+    fn config(address: (&str, &str)) -> S3Config {
+        let keys = [
+            ("AWS_ACCESS_KEY_ID", "key"),
+            ("AWS_SECRET_ACCESS_KEY", "hush"),
+        ];
+        let variables = [address, keys[0], keys[1]];
+        S3Config::from_env(Some("s3://digests"), |name| {
+            let (_, value) = variables.iter().find(|(key, _)| *key == name)?;
+            Some((*value).to_owned())
+        })
+        .unwrap()
+    }
+
+    fn answer(status: u16, code: &str) -> Failure {
+        Failure::Answer {
+            status,
+            code: code.to_owned(),
+            message: "it says\nso".to_owned(),
+        }
+    }
+
     #[test]
-    fn each_failure_has_its_own_remedy() {
-        let config = S3Config::from_env(Some("s3://digests"), |name| {
+    fn at_amazon_the_region_says_where_the_server_is() {
+        let config = config(("AWS_REGION", "eu-west-9"));
+        for failure in [
+            Failure::Unconnected,
+            Failure::Refused,
+            Failure::Name("no such host".to_owned()),
+            Failure::Certificate("expired".to_owned()),
+            Failure::Broken("reset".to_owned()),
+            answer(404, ""),
+        ] {
+            let sentence = failure.sentence(&config);
+            assert!(sentence.contains("check AWS_REGION"), "{sentence}");
+            assert!(!sentence.contains("ENDPOINT"), "{sentence}");
+        }
+    }
+
+    #[test]
+    fn the_predecessors_are_not_told_of_a_region_that_they_cannot_set() {
+        let config = S3Config::from_env(None, |name| {
             Some(match name {
-                "AWS_ENDPOINT_URL" => "http://127.0.0.1:9000".to_owned(),
-                "AWS_ACCESS_KEY_ID" => "key".to_owned(),
-                "AWS_SECRET_ACCESS_KEY" => "hush".to_owned(),
+                "R2_BUCKET" => "digests".to_owned(),
+                "R2_ENDPOINT" => "https://acc.r2.cloudflarestorage.com".to_owned(),
+                "R2_ACCESS_KEY" | "R2_SECRET_KEY" => "key".to_owned(),
                 _ => return None,
             })
         })
         .unwrap();
-        let answer = |status, code: &str| Failure::Answer {
-            status,
-            code: code.to_owned(),
-            message: "it says\nso".to_owned(),
-        };
+        let sentence = answer(301, "").sentence(&config);
+        assert!(sentence.contains("check R2_ENDPOINT"), "{sentence}");
+        assert!(!sentence.contains("AWS_"), "{sentence}");
+    }
+
+    #[test]
+    fn each_failure_has_its_own_remedy() {
+        let config = config(("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9000"));
         for (failure, part) in [
             (answer(403, "InvalidAccessKeyId"), "check AWS_ACCESS_KEY_ID"),
             (answer(401, "Unauthorized"), "check AWS_ACCESS_KEY_ID"),
@@ -204,17 +276,20 @@ mod tests {
             ),
             (answer(400, "ExpiredToken"), "AWS_SESSION_TOKEN"),
             (answer(403, "RequestTimeTooSkewed"), "clock"),
+            (answer(403, "ExpiredRequest"), "clock"),
             (answer(404, "NoSuchBucket"), "no bucket digests"),
             (answer(301, "PermanentRedirect"), "AWS_REGION"),
+            (answer(400, "InvalidRegionName"), "AWS_REGION"),
             (answer(507, ""), "no room"),
             (answer(503, "SlowDown"), "patience"),
             (answer(429, ""), "patience"),
             (answer(403, "AccessDenied"), "rights to list"),
             (answer(403, ""), "rights to list"),
             (answer(500, "InternalError"), "server is at fault"),
-            (answer(405, "MethodNotAllowed"), "AWS_ENDPOINT_URL"),
+            (answer(405, "MethodNotAllowed"), "AWS_ENDPOINT_URL_S3"),
             (Failure::Silence, "no answer within 60 s"),
-            (Failure::Refused, "connection refused"),
+            (Failure::Unconnected, "no connection within 3 s"),
+            (Failure::Refused, "check AWS_ENDPOINT_URL_S3"),
             (Failure::Name("no such host".to_owned()), "DNS"),
             (Failure::Certificate("expired".to_owned()), "certificate"),
             (Failure::Broken("reset".to_owned()), "reset"),

@@ -54,8 +54,8 @@ pub(super) fn of(meta: &DigestMeta, mark: &str) -> Map {
 }
 
 impl Metadata {
-    /// Of an object of `bytes` bytes.
-    pub(super) fn read(map: Option<&Map>, bytes: u64) -> Self {
+    /// Of an object of `bytes` bytes, where the server says how many.
+    pub(super) fn read(map: Option<&Map>, bytes: Option<u64>) -> Self {
         let empty = Map::new();
         let map = map.unwrap_or(&empty);
         Self {
@@ -65,7 +65,7 @@ impl Metadata {
     }
 }
 
-fn read(map: &Map, bytes: u64) -> Result<DigestMeta, String> {
+fn read(map: &Map, bytes: Option<u64>) -> Result<DigestMeta, String> {
     let raw = |name: &str| map.get(name).map(String::as_str);
     let pushed_at = raw("pushedat").ok_or("its metadata have no pushedat")?;
     if pushed_at.is_empty() {
@@ -78,7 +78,7 @@ fn read(map: &Map, bytes: u64) -> Result<DigestMeta, String> {
             processed_at: raw("processedat").unwrap_or_default().to_owned(),
             commit: None,
             format: String::new(),
-            bytes,
+            bytes: bytes.unwrap_or_default(),
             truncated: false,
             run: run(NO_RUN)?,
         });
@@ -91,7 +91,7 @@ fn read(map: &Map, bytes: u64) -> Result<DigestMeta, String> {
     let told: u64 = text("bytes")?
         .parse()
         .map_err(|_| "its bytes are not a number".to_owned())?;
-    if told != bytes {
+    if let Some(bytes) = bytes.filter(|bytes| *bytes != told) {
         return Err(format!("it has {bytes} bytes, and its metadata say {told}"));
     }
     Ok(DigestMeta {
@@ -100,7 +100,7 @@ fn read(map: &Map, bytes: u64) -> Result<DigestMeta, String> {
         processed_at: text("processedat")?,
         commit: raw("commit").map(|_| text("commit")).transpose()?,
         format: decoded(format).ok_or("its format is not UTF-8")?,
-        bytes,
+        bytes: told,
         truncated: match raw("truncated") {
             Some("true") => true,
             Some("false") => false,
@@ -179,8 +179,10 @@ mod tests {
                 );
                 assert!(name.bytes().all(|b| b.is_ascii_lowercase()), "{name}");
             }
-            let read = Metadata::read(Some(&map), 7);
-            assert_eq!(read.meta, Ok(meta));
+            let read = Metadata::read(Some(&map), Some(7));
+            assert_eq!(read.meta, Ok(meta.clone()));
+            let of_unsaid_length = Metadata::read(Some(&map), None);
+            assert_eq!(of_unsaid_length.meta, Ok(meta));
             assert_eq!(read.mark, "0123456789abcdef");
         }
     }
@@ -214,7 +216,7 @@ mod tests {
             let map = of(&DigestMeta { url, ..meta() }, "");
             let total: usize = map.iter().map(|(k, v)| k.len() + v.len()).sum();
             assert!(total < 2000, "{total}");
-            let read = Metadata::read(Some(&map), 7).meta.unwrap().url;
+            let read = Metadata::read(Some(&map), Some(7)).meta.unwrap().url;
             assert!(read.ends_with("😀…"), "{read}");
         }
     }
@@ -226,20 +228,20 @@ mod tests {
             ("url", "https://github.com/a/b%20"),
             ("processedat", "2026-01-03T00:00:00Z"),
         ]);
-        let read = Metadata::read(Some(&old), 9).meta.unwrap();
+        let read = Metadata::read(Some(&old), Some(9)).meta.unwrap();
         assert_eq!((read.format.as_str(), read.bytes), ("", 9));
         assert_eq!(read.url, "https://github.com/a/b%20");
         let unpushed = map(&[("pushedat", ""), ("url", ""), ("processedat", "")]);
-        let why = Metadata::read(Some(&unpushed), 9).meta.unwrap_err();
+        let why = Metadata::read(Some(&unpushed), Some(9)).meta.unwrap_err();
         assert!(why.contains("predecessor"), "{why}");
     }
 
     #[test]
     fn metadata_that_lack_something_are_refused() {
-        assert!(Metadata::read(None, 7).meta.is_err());
+        assert!(Metadata::read(None, Some(7)).meta.is_err());
         let whole = of(&meta(), "");
         assert!(
-            Metadata::read(Some(&whole), 8).meta.is_err(),
+            Metadata::read(Some(&whole), Some(8)).meta.is_err(),
             "another size"
         );
         for name in [
@@ -252,7 +254,7 @@ mod tests {
         ] {
             let mut map = whole.clone();
             map.remove(name);
-            let why = Metadata::read(Some(&map), 7).meta.unwrap_err();
+            let why = Metadata::read(Some(&map), Some(7)).meta.unwrap_err();
             assert!(why.contains(name), "{why}");
         }
         for (name, value) in [
@@ -266,7 +268,7 @@ mod tests {
             let mut map = whole.clone();
             map.insert(name.to_owned(), value.to_owned());
             assert!(
-                Metadata::read(Some(&map), 7).meta.is_err(),
+                Metadata::read(Some(&map), Some(7)).meta.is_err(),
                 "{name}={value}"
             );
         }
