@@ -7,6 +7,7 @@
 mod bucket;
 mod cache;
 mod crash;
+mod dead;
 mod exits;
 mod feed;
 mod fleet;
@@ -18,3 +19,4 @@ mod logs;
 mod metrics;
 mod run;
 mod signals;
+mod status;
