@@ -14,9 +14,9 @@ use tokio_util::sync::CancellationToken;
 use self::amqp::AmqpBroker;
 
 use crate::exit::{self, ExitError};
-use crate::fault::Fault;
+use crate::fault::{Fault, FaultKind};
 use crate::job::Job;
-use crate::outcome::OutcomeRecord;
+use crate::outcome::{Outcome, OutcomeRecord};
 
 pub mod memory;
 
@@ -206,6 +206,22 @@ pub enum Event {
     /// The broker itself gave a job up: delivered too often without being settled. Where there is
     /// an [`Event::Outcome`] too, that one counts.
     Dead(Job),
+}
+
+impl Event {
+    /// The outcome that it is, or for a [`Event::Dead`] stands for; `None` where a job only begins.
+    pub fn into_outcome(self) -> Option<OutcomeRecord> {
+        match self {
+            Self::Job(_) => None,
+            Self::Outcome(record) => Some(record),
+            Self::Dead(job) => Some(OutcomeRecord::without_work(
+                job.key(),
+                job.run,
+                Outcome::Failed(FaultKind::Killed),
+                "given up by the broker: delivered again and again, never settled",
+            )),
+        }
+    }
 }
 
 /// How often a job that is delivered again and again without being settled comes back before

@@ -92,12 +92,28 @@ pub struct Job {
     /// Digest it although the store may hold this `pushedAt` already (`--force`).
     #[serde(default)]
     pub force: bool,
+    /// [`Job::id`] of the dead letter that it was made of, where it was made of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay_of: Option<String>,
 }
 
 impl Job {
     /// `{run}/{owner}/{name}@{pushedAt}`: the same for every copy of the message.
     pub fn id(&self) -> String {
         format!("{}/{}@{}", self.run, self.repo, self.pushed_at)
+    }
+
+    /// What a [`Job::id`] says of its job.
+    pub fn parse_id(id: &str) -> Option<(RunId, JobKey)> {
+        let (run, rest) = id.split_once('/')?;
+        let (repo, pushed_at) = rest.split_once('@')?;
+        Some((
+            RunId::try_from(run.to_owned()).ok()?,
+            JobKey {
+                repo: repo.parse().ok()?,
+                pushed_at: PushedAt::new(pushed_at).ok()?,
+            },
+        ))
     }
 
     /// What a run counts it by.
@@ -179,6 +195,25 @@ mod tests {
             job.id(),
             "20261123T130000Z-0a1b2c/alphagov/whitehall@2026-11-22T10:00:00Z"
         );
+    }
+
+    #[test]
+    fn an_id_says_which_job_it_was() {
+        let (run, key) = Job::parse_id("20261123T130000Z-0a1b2c/a/b@2026-11-22T10:00:00Z").unwrap();
+        assert_eq!(run.as_str(), "20261123T130000Z-0a1b2c");
+        assert_eq!(key.repo.to_string(), "a/b");
+        assert_eq!(key.pushed_at.as_str(), "2026-11-22T10:00:00Z");
+        for id in ["", "a", "a/b", "a/b/c", "a/b@c", "/a/b@c", "r/../x@1"] {
+            assert!(Job::parse_id(id).is_none(), "{id:?}");
+        }
+    }
+
+    #[test]
+    fn a_replay_says_what_it_is_one_of() {
+        let replay = GOLDEN_V1.replace("false}", "false,\"replayOf\":\"run-1/a/b@1\"}");
+        let job = Job::decode(replay.as_bytes()).unwrap();
+        assert_eq!(job.replay_of.as_deref(), Some("run-1/a/b@1"));
+        assert_eq!(String::from_utf8(job.encode()).unwrap(), replay);
     }
 
     #[test]

@@ -168,7 +168,7 @@ where
 }
 
 /// A text that is one line and tells a terminal nothing: parts of messages come from strangers.
-fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     let mut printable = String::with_capacity(text.len());
     for c in text.chars() {
         if c.is_control() {

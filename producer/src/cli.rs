@@ -11,8 +11,10 @@ use common::shutdown::Shutdown;
 use common::telemetry::LogConfig;
 use tracing::{error, warn};
 
+use crate::dead::DeadConfig;
 use crate::report::Bar;
 use crate::run::RunConfig;
+use crate::status::StatusConfig;
 
 /// Turns a feed of git repositories into an always-fresh store of digests.
 #[derive(Debug, Parser)]
@@ -51,12 +53,77 @@ Examples:
   producer run --feed deploy/sample/repos.json  this checkout, without a network
   producer run --only 'alphagov/*' --dry-run    what would be done, and why")]
     Run(Box<RunConfig>),
+    /// Show how far a run has got, from any machine that reaches store and broker.
+    #[command(after_long_help = STATUS_HELP)]
+    Status(Box<StatusConfig>),
+    /// List, show, replay or remove the jobs that were given up.
+    #[command(after_long_help = DEAD_HELP)]
+    Dead(Box<DeadConfig>),
 }
+
+impl Command {
+    /// Whether standard output is for an answer, and the log belongs elsewhere.
+    fn answers(&self) -> bool {
+        matches!(self, Self::Status(_) | Self::Dead(_))
+    }
+}
+
+const STATUS_HELP: &str = "\
+Examples:
+  producer status                          the run begun last, at this moment
+  producer status --watch                  a live page, until the run closes
+  producer status 20261123T130000Z-0a1b2c  another run, or a replay of dead letters
+  producer status --json | jq .open        for programs
+
+The numbers come from the run's documents in the store and from the broker's ledger. A run that has
+ended is told from its summary.json; then no broker is needed.
+
+Members of --json; null is not known, or no longer to the point:
+  run_id, started_at, feed, elapsed_seconds
+  state                 running, closed (every job has its outcome), or stopped (jobs are open and
+                        the producer has ended; workers may go on). Of a run with --detach, or whose
+                        producer was killed, nobody can tell: it counts as running.
+  source                ledger (now) or summary (as the producer left it)
+  total_repos = cached + processed + failed + open; cache_hit_rate (percent), adopted
+  unchanged, superseded (both within processed), failures_by_class
+  outcomes_per_minute (over the last 5), eta_seconds
+  oldest_open_repo, oldest_open_seconds
+  waiting, waiting_retry, dead_letters     of all runs on this broker
+  in_work_or_lost       open jobs beyond those that wait
+  workers_connected, workers_seen (with an outcome within the last minute)
+  notes                 sentences about what limits these numbers
+
+Exit codes:
+  0    shown; with --watch, the run has closed
+  2    the command line is wrong, there is no such run, or a broker is needed and not named
+  69   store or broker cannot be reached
+  130  stopped by SIGINT (143: by SIGTERM)";
+
+const DEAD_HELP: &str = "\
+Examples:
+  producer dead list --older-than 3d               what has been lying here for long
+  producer dead show alphagov/whitehall            all that is known about it
+  producer dead replay --class killed --dry-run    what would be tried again
+  producer dead replay --owner 'alphagov' --rate 5 five jobs a second, each as if it were new
+  producer dead purge --older-than 7d --yes        removed for good
+
+A job becomes a dead letter when the broker has delivered it again and again without an answer, as
+when it kills its worker; so does a message that is no job. A job that failed in an ordinary way is
+none: the next run does it again.
+
+While one of these commands looks at the letters, no other sees them.
+
+Exit codes:
+  0    done; also where nothing matched, or SIGTERM stopped it between two letters
+  2    the command line is wrong, no broker is named, or no letter has that id
+  69   the broker cannot be reached
+  130  stopped by SIGINT";
 
 impl Cli {
     /// Does what was asked for, and prints what went wrong.
     pub fn main(self) -> ExitCode {
-        let human = self.log.is_human();
+        // An answer's log goes to standard error, where the error is printed anyway.
+        let human = self.log.is_human() || self.command.answers();
         let result = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
@@ -86,17 +153,26 @@ impl Cli {
             true => Bar::on_terminal(),
             false => Bar::hidden(),
         };
-        let lines = bar.clone();
-        self.log.init(move || lines.writer(io::stdout()))?;
+        if self.command.answers() {
+            self.log.init(io::stderr)?;
+        } else {
+            let lines = bar.clone();
+            self.log.init(move || lines.writer(io::stdout()))?;
+        }
         let shutdown = Shutdown::on_signals().context("cannot listen to signals")?;
-        match self.command {
-            Command::Run(config) => tokio::select! {
-                code = config.run(bar, &shutdown) => code,
-                () = overdue(&shutdown) => {
-                    warn!(operation = "shutdown", "something hangs; leaving it as it is");
-                    Ok(shutdown.code())
-                }
-            },
+        let asked = async {
+            match self.command {
+                Command::Run(config) => config.run(bar, &shutdown).await,
+                Command::Status(config) => config.run(&shutdown).await,
+                Command::Dead(config) => config.run(&shutdown).await,
+            }
+        };
+        tokio::select! {
+            code = asked => code,
+            () = overdue(&shutdown) => {
+                warn!(operation = "shutdown", "something hangs; leaving it as it is");
+                Ok(shutdown.code())
+            }
         }
     }
 }

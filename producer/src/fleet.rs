@@ -27,7 +27,7 @@ use crate::report::Reporter;
 const PATIENCE: Duration = Duration::from_secs(300);
 /// A job that was published longer ago than this is published again: a broker that was killed may
 /// have kept the ledger's copy only, and nobody would ever work on it.
-const BELIEVED: Duration = Duration::from_secs(2 * 3600);
+pub const BELIEVED: Duration = Duration::from_secs(2 * 3600);
 /// How long nothing is heard before it is looked whether anybody works.
 const LOOK_AFTER: Duration = Duration::from_secs(60);
 /// How many digests are looked at together.

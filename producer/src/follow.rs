@@ -3,8 +3,7 @@
 use std::time::{Duration, Instant};
 
 use common::broker::{Entries, Entry, Event};
-use common::fault::{Fault, FaultKind};
-use common::outcome::{Outcome, OutcomeRecord};
+use common::fault::Fault;
 use common::run::Tally;
 use futures::{Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
@@ -80,15 +79,7 @@ fn take_ready(events: &mut (impl Stream<Item = Result<Entry, Fault>> + Unpin), t
 }
 
 fn count(tally: &mut Tally, event: Event) -> bool {
-    match event {
-        Event::Job(_) => false,
-        Event::Outcome(record) => tally.apply(&record),
-        // Without an outcome of its own, or that one would have been counted before.
-        Event::Dead(job) => tally.apply(&OutcomeRecord::without_work(
-            job.key(),
-            job.run,
-            Outcome::Failed(FaultKind::Killed),
-            "given up by the broker: delivered again and again, never settled",
-        )),
-    }
+    // A dead job without an outcome of its own, or that one would have been counted before.
+    let outcome = event.into_outcome();
+    outcome.is_some_and(|record| tally.apply(&record))
 }

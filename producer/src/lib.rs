@@ -4,6 +4,7 @@
 //! One run, in reading order: [`run`] goes from the [`feed`] by the [`cache`] (which
 //! saves itself most questions by the [`index`]) to [`publish`]ing and
 //! [`follow`]ing, and [`report`]s. [`embedded`] puts broker and worker into the same process.
+//! [`status`] tells how far a run has got, and [`dead`] is about the jobs that were given up.
 
 pub mod run;
 
@@ -22,5 +23,9 @@ pub mod report;
 pub mod embedded;
 
 pub mod fleet;
+
+pub mod status;
+
+pub mod dead;
 
 pub mod cli;

@@ -36,5 +36,6 @@ pub fn job(run: &RunId, checked: &Checked) -> Job {
         url: entry.url.clone(),
         pushed_at: entry.pushed_at.clone(),
         force: checked.force,
+        replay_of: None,
     }
 }

@@ -151,6 +151,7 @@ mod tests {
             url: "https://github.com/a/b".to_owned(),
             pushed_at: PushedAt::new(pushed_at).unwrap(),
             force,
+            replay_of: None,
         }
     }
 

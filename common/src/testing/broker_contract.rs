@@ -47,6 +47,7 @@ pub fn job(run: &RunId, n: usize) -> Job {
         url: format!("https://github.com/owner/name-{n}"),
         pushed_at: PushedAt::new("2026-01-01T00:00:00Z").expect("a plain time"),
         force: false,
+        replay_of: None,
     }
 }
 

@@ -7,6 +7,7 @@
 mod bucket;
 mod cache;
 mod crash;
+mod dead;
 mod distributed;
 mod exits;
 mod faults;
@@ -22,3 +23,4 @@ mod on_broker;
 mod readme;
 mod run;
 mod signals;
+mod status;

@@ -161,6 +161,7 @@ fn job(url: String) -> Job {
         url,
         pushed_at: PushedAt::new("2026-01-01T00:00:00Z").unwrap(),
         force: false,
+        replay_of: None,
     }
 }
 

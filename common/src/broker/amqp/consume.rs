@@ -23,10 +23,9 @@ use super::topology::kind;
 use super::{Shared, count_of, header, id_of, time_of};
 use crate::broker::{Delivery, Event, Receipt, Settlement};
 use crate::fault::{Fault, FaultKind};
-use crate::job::{Job, PushedAt};
+use crate::job::Job;
 use crate::moment;
 use crate::outcome::{Outcome, OutcomeRecord};
-use crate::run::{JobKey, RunId};
 
 /// The pause of a delivery that nobody took before its consumer ended.
 const HANDED_BACK: Duration = Duration::from_secs(1);
@@ -226,7 +225,7 @@ impl Shared {
             "a message that is no job goes to the dead letters ({id:?}, {} bytes): {fault}",
             incoming.data.len()
         );
-        if let Some((run, key)) = parse_id(id) {
+        if let Some((run, key)) = Job::parse_id(id) {
             let outcome = Outcome::Failed(FaultKind::Poison);
             let mut record = OutcomeRecord::without_work(key, run, outcome, &fault.message);
             record.attempt = attempt;
@@ -253,19 +252,6 @@ impl Shared {
             );
         }
     }
-}
-
-/// What a message's id says of its job: `{run}/{owner}/{name}@{pushedAt}`.
-fn parse_id(id: &str) -> Option<(RunId, JobKey)> {
-    let (run, rest) = id.split_once('/')?;
-    let (repo, pushed_at) = rest.split_once('@')?;
-    Some((
-        RunId::try_from(run.to_owned()).ok()?,
-        JobKey {
-            repo: repo.parse().ok()?,
-            pushed_at: PushedAt::new(pushed_at).ok()?,
-        },
-    ))
 }
 
 #[derive(Debug)]
@@ -354,21 +340,5 @@ impl Drop for AmqpReceipt {
             _ = within(limit, "handing back", acker.nack(requeue)).await;
             drop(channel);
         });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_id_says_which_job_it_was() {
-        let (run, key) = parse_id("20261123T130000Z-0a1b2c/a/b@2026-11-22T10:00:00Z").unwrap();
-        assert_eq!(run.as_str(), "20261123T130000Z-0a1b2c");
-        assert_eq!(key.repo.to_string(), "a/b");
-        assert_eq!(key.pushed_at.as_str(), "2026-11-22T10:00:00Z");
-        for id in ["", "a", "a/b", "a/b/c", "a/b@c", "/a/b@c", "r/../x@1"] {
-            assert!(parse_id(id).is_none(), "{id:?}");
-        }
     }
 }

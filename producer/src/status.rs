@@ -1,0 +1,511 @@
+//! How far a run has got, as told from any machine: by the store's documents and the broker's
+//! ledger.
+//!
+//! [`standing`] counts, [`page`] shows it to people, [`screen`] again and again.
+
+use std::io::{self, Write};
+use std::pin::pin;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+use common::broker::{BrokerConfig, Entry, Position, SharedBroker, Waiting};
+use common::exit::{self, ExitError};
+use common::fault::Fault;
+use common::run::{InvalidRunId, LatestRun, RunId, RunSummary};
+use common::shutdown::Shutdown;
+use common::store::{Document, DocumentKey, SharedStore, StoreConfig};
+use futures::stream::{self, BoxStream};
+use futures::{Stream, StreamExt};
+use serde::de::DeserializeOwned;
+use time::OffsetDateTime;
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
+
+use self::page::page;
+use self::screen::Screen;
+use self::standing::{Documents, Standing, Status};
+use crate::fleet::BELIEVED;
+
+pub mod standing;
+
+pub mod page;
+
+pub mod screen;
+
+/// How long to wait for a broker that is away: a person waits too.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// From one picture on a terminal to the next.
+const REDRAW: Duration = Duration::from_secs(1);
+/// From one page to the next elsewhere.
+const REPRINT: Duration = Duration::from_secs(30);
+/// From one look at the queues to the next.
+const LOOK: Duration = Duration::from_secs(2);
+/// Looks at the queues for one look into the store.
+const LOOKS_FOR_ONE_AT_THE_STORE: u64 = 5;
+
+/// Which run to show, and how.
+#[derive(Args, Clone, Debug)]
+pub struct StatusConfig {
+    /// The run's id, as its log and the store's folder runs/ name it [default: the run begun last].
+    #[arg(value_parser = parse_run)]
+    run: Option<RunId>,
+    /// Print one JSON object a line; see below for its members.
+    #[arg(long)]
+    json: bool,
+    /// Go on until the run closes: on a terminal a page that is drawn every second, elsewhere (and
+    /// with --json) one every 30 s.
+    #[arg(long)]
+    watch: bool,
+    #[command(flatten)]
+    store: StoreConfig,
+    #[command(flatten)]
+    broker: BrokerConfig,
+}
+
+pub(crate) fn parse_run(text: &str) -> Result<RunId, InvalidRunId> {
+    RunId::try_from(text.to_owned())
+}
+
+impl StatusConfig {
+    /// Shows the run, and gives the exit code.
+    ///
+    /// # Errors
+    /// [`exit::USAGE`] where there is no such run, or a broker is needed and not named;
+    /// [`exit::UNAVAILABLE`] where store or broker cannot be reached and nothing else can tell.
+    pub async fn run(&self, shutdown: &Shutdown) -> Result<u8> {
+        tokio::select! {
+            shown = self.show() => unless_closed(shown),
+            () = shutdown.soft.cancelled() => Ok(match shutdown.code() {
+                // Asked to end by SIGTERM before there was an answer.
+                exit::OK => exit::TERMINATED,
+                code => code,
+            }),
+        }
+    }
+
+    async fn show(&self) -> Result<u8> {
+        let store = self.store.open()?;
+        let documents = self.documents(&store).await?;
+        let broker = match self.broker.connect(PATIENCE).await {
+            Ok(broker) => broker,
+            Err(why) => {
+                self.without_broker(&documents, why)?;
+                return Ok(exit::OK);
+            }
+        };
+        let Some(broker) = broker else {
+            let run = &documents.run;
+            let why = ExitError::new(
+                exit::USAGE,
+                format!(
+                    "run {run} has not closed, and how far it has got is in the broker's ledger: set BROKER_URL or --broker-url (a run without a broker shows its progress itself)"
+                ),
+            );
+            if documents.manifest.is_none() {
+                return Err(no_run(&store, run).into());
+            }
+            self.without_broker(&documents, why)?;
+            return Ok(exit::OK);
+        };
+        let shown = match self.watch && documents.closed().is_none() {
+            true => self.watch(&store, &broker, documents).await,
+            false => self.once(&store, &broker, documents).await,
+        };
+        broker.close().await;
+        shown?;
+        Ok(exit::OK)
+    }
+
+    async fn documents(&self, store: &SharedStore) -> Result<Documents, ExitError> {
+        let run = match &self.run {
+            Some(run) => run.clone(),
+            None => match document::<LatestRun>(store, &DocumentKey::Latest).await? {
+                Some(latest) => latest.run,
+                None => return Err(no_run_yet(store)),
+            },
+        };
+        Ok(Documents {
+            manifest: of_run(store, &run, Document::Manifest).await?,
+            jobs: of_run(store, &run, Document::Jobs).await?,
+            summary: of_run(store, &run, Document::Summary).await?,
+            run,
+        })
+    }
+
+    /// What the summary says, or `why` there is nothing else to say.
+    fn without_broker(&self, documents: &Documents, why: ExitError) -> Result<()> {
+        let closed = documents.closed().is_some();
+        // What watches a run that goes on would never see that.
+        let enough = closed || !self.watch;
+        let Some(summary) = documents.summary.as_ref().filter(|_| enough) else {
+            return Err(why.into());
+        };
+        let mut status = Status::of_summary(documents, summary);
+        match (closed, self.broker.broker_url.is_none()) {
+            // Nothing is missing.
+            (true, true) => {}
+            (true, false) => status.notes.push(format!("nothing is known of the queues: {why}")),
+            (false, true) => status.notes.push(
+                "this is what the producer saw last; with BROKER_URL set, what came after it is shown too".to_owned(),
+            ),
+            (false, false) => status.notes.push(format!(
+                "this is what the producer saw last; what came after it is not known: {why}"
+            )),
+        }
+        self.print(&status)?;
+        Ok(())
+    }
+
+    async fn once(
+        &self,
+        store: &SharedStore,
+        broker: &SharedBroker,
+        documents: Documents,
+    ) -> Result<()> {
+        let mut status = match documents.closed() {
+            Some(summary) => Status::of_summary(&documents, summary),
+            None => from_ledger(store, broker, documents).await?,
+        };
+        match broker.waiting().await {
+            Ok(waiting) => status.set_waiting(waiting),
+            Err(fault) => status
+                .notes
+                .push(format!("nothing is known of the queues: {fault}")),
+        }
+        self.print(&status)?;
+        Ok(())
+    }
+
+    async fn watch(
+        &self,
+        store: &SharedStore,
+        broker: &SharedBroker,
+        documents: Documents,
+    ) -> Result<()> {
+        let screen = match screen::size() {
+            Some(_) if !self.json => Some(Screen::open()?),
+            _ => None,
+        };
+        let mut watching = Watching {
+            view: self,
+            screen,
+            looks: look_again_and_again(store, broker, &documents.run),
+            standing: Standing::new(documents),
+            note: Some(READING.to_owned()),
+        };
+        watching.follow(store, broker).await
+    }
+
+    fn print(&self, status: &Status) -> io::Result<()> {
+        let text = match self.json {
+            true => serde_json::to_string(status)? + "\n",
+            false => page::text(&page(status, screen::width())),
+        };
+        print(&text)
+    }
+}
+
+/// Writes to standard output.
+pub(crate) fn print(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
+}
+
+/// Whoever reads an answer by a pipe may have seen enough: nothing is wrong then.
+pub(crate) fn unless_closed(ended: Result<u8>) -> Result<u8> {
+    let closed = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+    match ended {
+        Err(error) if error.downcast_ref().is_some_and(closed) => Ok(exit::OK),
+        ended => ended,
+    }
+}
+
+/// Where in the ledger to begin to read about a run.
+fn position(documents: &Documents) -> Position {
+    match documents.started() {
+        // No longer ago than that was an adopted job published.
+        Some(started) if documents.adopted() > 0 => Position::Since(started - BELIEVED),
+        Some(started) => Position::Since(started),
+        None => Position::Start,
+    }
+}
+
+async fn from_ledger(
+    store: &SharedStore,
+    broker: &SharedBroker,
+    documents: Documents,
+) -> Result<Status> {
+    let mut standing = Standing::new(documents);
+    let read = read(broker, &mut standing).await;
+    let documents = standing.documents();
+    if documents.manifest.is_none() && !standing.is_known() {
+        return Err(match read {
+            Ok(()) => no_run(store, &documents.run),
+            Err(fault) => ExitError::new(exit::UNAVAILABLE, fault),
+        }
+        .into());
+    }
+    if let Some(summary) = standing.better_summary() {
+        let mut status = Status::of_summary(documents, summary);
+        status.notes.push(match read {
+            Ok(()) => format!("{TOO_SHORT} this is the summary"),
+            Err(fault) => {
+                format!("this is the run's summary, since the ledger cannot be read: {fault}")
+            }
+        });
+        return Ok(status);
+    }
+    let known = standing.is_known();
+    let mut status = standing.status(OffsetDateTime::now_utc());
+    if let Err(fault) = read {
+        status
+            .notes
+            .push(format!("there may be more outcomes than these: {fault}"));
+    } else if !known && status.open > 0 {
+        status.notes.push(
+            "the ledger knows nothing of this run: nothing is published yet, or the ledger was emptied since".to_owned(),
+        );
+    }
+    Ok(status)
+}
+
+async fn read(broker: &SharedBroker, standing: &mut Standing) -> Result<(), Fault> {
+    let mut history = broker.history(position(standing.documents())).await?;
+    while let Some(entry) = history.next().await {
+        standing.take(entry?);
+    }
+    Ok(())
+}
+
+/// Of a ledger that does not reach back far enough.
+const TOO_SHORT: &str =
+    "the ledger knows less than the run's summary, since it was emptied or has grown too long;";
+/// What is on the page until the ledger has been read.
+const READING: &str = "reading the ledger …";
+
+/// A run that is watched.
+#[derive(Debug)]
+struct Watching<'a> {
+    view: &'a StatusConfig,
+    /// `None` where lines are printed one after the other.
+    screen: Option<Screen>,
+    looks: watch::Receiver<Looks>,
+    standing: Standing,
+    /// What is wrong with the ledger, or being done about it.
+    note: Option<String>,
+}
+
+/// What is seen beside the ledger.
+#[derive(Clone, Debug, Default)]
+struct Looks {
+    waiting: Option<Waiting>,
+    summary: Option<RunSummary>,
+    note: Option<String>,
+}
+
+/// What comes from the ledger.
+#[derive(Debug)]
+enum Read {
+    Entry(Entry),
+    /// What was there at first is read.
+    CaughtUp,
+}
+
+impl Watching<'_> {
+    async fn follow(&mut self, store: &SharedStore, broker: &SharedBroker) -> Result<()> {
+        let mut ticks = tokio::time::interval(match self.screen {
+            Some(_) => REDRAW,
+            None => REPRINT,
+        });
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ticks.tick().await;
+        let mut from = position(self.standing.documents());
+        loop {
+            let mut entries = pin!(following(broker, from));
+            loop {
+                tokio::select! {
+                    read = entries.next() => match read {
+                        Some(Ok(Read::Entry(entry))) => self.standing.take(entry),
+                        Some(Ok(Read::CaughtUp)) => {
+                            self.note = None;
+                            self.known_at_all(store)?;
+                            // The first page is to be a whole one.
+                            if self.looks.borrow().waiting.is_none() {
+                                _ = tokio::time::timeout(LOOK, self.looks.changed()).await;
+                            }
+                            self.show()?;
+                        }
+                        Some(Err(fault)) => {
+                            self.note = Some(fault.to_string());
+                            break;
+                        }
+                        None => break,
+                    },
+                    _ = ticks.tick() => self.show()?,
+                    changed = self.looks.changed() => changed?,
+                }
+                if self.has_ended() {
+                    return self.show();
+                }
+            }
+            // A ledger that was lost is made anew, and has nothing in it that is not to the point.
+            from = Position::Start;
+            self.show()?;
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// A run that neither store nor ledger knows is not waited for.
+    fn known_at_all(&self, store: &SharedStore) -> Result<()> {
+        let documents = self.standing.documents();
+        if documents.manifest.is_none() && !self.standing.is_known() {
+            return Err(no_run(store, &documents.run).into());
+        }
+        Ok(())
+    }
+
+    /// Whether there is nothing more to see: not before all was read that is there.
+    fn has_ended(&mut self) -> bool {
+        let looks = self.looks.borrow();
+        if let Some(summary) = &looks.summary {
+            self.standing.set_summary(summary.clone());
+        }
+        let closed = self.standing.documents().closed().is_some();
+        closed || (self.note.as_deref() != Some(READING) && self.standing.closes())
+    }
+
+    fn show(&mut self) -> Result<()> {
+        let documents = self.standing.documents();
+        let mut status = match documents.closed() {
+            Some(summary) => Status::of_summary(documents, summary),
+            None => self.standing.status(OffsetDateTime::now_utc()),
+        };
+        if self.note.is_none() && self.standing.better_summary().is_some() {
+            let note = format!("{TOO_SHORT} `producer status` without --watch shows the summary");
+            status.notes.push(note);
+        }
+        let looks = self.looks.borrow().clone();
+        if let Some(waiting) = looks.waiting {
+            status.set_waiting(waiting);
+        }
+        status
+            .notes
+            .extend(self.note.clone().into_iter().chain(looks.note));
+        match (&mut self.screen, screen::size()) {
+            (Some(screen), Some((columns, rows))) => screen.draw(page(&status, columns), rows)?,
+            _ => self.view.print(&status)?,
+        }
+        Ok(())
+    }
+}
+
+/// The ledger from `from` on, with a sign where that is read which is there now.
+fn following(
+    broker: &SharedBroker,
+    from: Position,
+) -> impl Stream<Item = Result<Read, Fault>> + use<> {
+    let broker = SharedBroker::clone(broker);
+    let attached = async move {
+        // In this order, so that nothing comes between the two; what comes twice does no harm.
+        let after = broker.events(Position::Now).await?;
+        let before = broker.history(from).await?;
+        let entries = before
+            .map(|entry| entry.map(Read::Entry))
+            .chain(stream::iter([Ok(Read::CaughtUp)]))
+            .chain(after.map(|entry| entry.map(Read::Entry)));
+        Ok::<BoxStream<'static, _>, Fault>(entries.boxed())
+    };
+    stream::once(attached).flat_map(|attached| match attached {
+        Ok(entries) => entries,
+        Err(fault) => stream::iter([Err(fault)]).boxed(),
+    })
+}
+
+/// Looks at queues and store in the background, so that no page waits for them. Ends when nobody
+/// looks at what it sees.
+fn look_again_and_again(
+    store: &SharedStore,
+    broker: &SharedBroker,
+    run: &RunId,
+) -> watch::Receiver<Looks> {
+    let (sender, receiver) = watch::channel(Looks::default());
+    let (store, broker) = (SharedStore::clone(store), SharedBroker::clone(broker));
+    let run = run.clone();
+    tokio::spawn(async move {
+        let looking = async {
+            for n in 0u64.. {
+                let mut looks = sender.borrow().clone();
+                looks.note = None;
+                match broker.waiting().await {
+                    Ok(waiting) => looks.waiting = Some(waiting),
+                    Err(fault) => {
+                        looks.waiting = None;
+                        looks.note = Some(format!("nothing is known of the queues: {fault}"));
+                    }
+                }
+                if n.is_multiple_of(LOOKS_FOR_ONE_AT_THE_STORE) {
+                    // A store that is away does not hide what the ledger says.
+                    let summary = of_run(&store, &run, Document::Summary).await;
+                    looks.summary = summary.ok().flatten();
+                }
+                sender.send_replace(looks);
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        tokio::select! {
+            () = looking => {}
+            () = sender.closed() => {}
+        }
+    });
+    receiver
+}
+
+async fn of_run<T: DeserializeOwned>(
+    store: &SharedStore,
+    run: &RunId,
+    document: Document,
+) -> Result<Option<T>, ExitError> {
+    let run = run.clone();
+    self::document(store, &DocumentKey::OfRun { run, document }).await
+}
+
+async fn document<T: DeserializeOwned>(
+    store: &SharedStore,
+    key: &DocumentKey,
+) -> Result<Option<T>, ExitError> {
+    let bytes = store.document(key).await;
+    let bytes = bytes.map_err(|fault| ExitError::new(exit::UNAVAILABLE, fault))?;
+    let Some(bytes) = bytes else {
+        return Ok(None);
+    };
+    let document = serde_json::from_slice(&bytes).map_err(|error| {
+        let location = store.location();
+        ExitError::new(
+            exit::UNAVAILABLE,
+            format!("{location}/{key} cannot be read as what it should be: {error}"),
+        )
+    })?;
+    Ok(Some(document))
+}
+
+fn no_run(store: &SharedStore, run: &RunId) -> ExitError {
+    let location = store.location();
+    ExitError::new(
+        exit::USAGE,
+        format!(
+            "there is no run {run}: the runs of this store are the folders of {location}/runs/, and without RUN the one begun last is shown"
+        ),
+    )
+}
+
+fn no_run_yet(store: &SharedStore) -> ExitError {
+    let location = store.location();
+    ExitError::new(
+        exit::USAGE,
+        format!(
+            "{location} has seen no run yet; is this the --store (STORE_URL) that `producer run` was given?"
+        ),
+    )
+}
