@@ -11,6 +11,10 @@ use clap::{Arg, Command, CommandFactory};
 const BEGIN: &str = "<!-- options: written by producer/tests/it/readme.rs -->\n";
 const END: &str = "<!-- end of options -->\n";
 
+/// What the commands about dead letters have in common, they all have.
+const ALL_DEAD: &str =
+    "producer dead list, producer dead show, producer dead replay, producer dead purge";
+
 /// What is said of an option, by what it is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Row {
@@ -42,7 +46,7 @@ fn row(arg: &Arg) -> Option<Row> {
     };
     let help = arg.get_help().map_or_else(String::new, ToString::to_string);
     Some(Row {
-        option: code(&format!("--{long}{value}")),
+        option: code(&format!("--{long}{value}")).replace('|', "\\|"),
         variable: arg
             .get_env()
             .map_or_else(String::new, |name| code(&name.to_string_lossy())),
@@ -78,7 +82,7 @@ fn table() -> String {
             default,
             what,
         } = row;
-        let commands = commands.join(", ");
+        let commands = commands.join(", ").replace(ALL_DEAD, "producer dead");
         table.push_str(&format!(
             "| {option} | {variable} | {default} | {commands} | {what} |\n"
         ));
