@@ -37,7 +37,7 @@ impl Shared {
 pub(super) async fn announcements(
     shared: Arc<Shared>,
 ) -> Result<BoxStream<'static, HostPause>, Fault> {
-    let session = shared.consuming.session(shared.deadline()).await?;
+    let session = shared.consuming.session(Some(shared.deadline())).await?;
     let mut listening = Listening { shared, live: None };
     let attached = listening.attach(session).await;
     attached.map_err(|why| listening.shared.server.unreachable(&why))?;
@@ -64,7 +64,7 @@ impl Listening {
     async fn attach(&mut self, session: Arc<Session>) -> Result<(), String> {
         let limit = self.shared.options.call_limit;
         let attached = async {
-            let channel = session.channel(limit).await?;
+            let channel = session.channel().await?;
             let attach = async {
                 // Of this connection alone, with a name that the broker chooses; it goes with it.
                 let own = QueueDeclareOptions {

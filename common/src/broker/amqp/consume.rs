@@ -36,7 +36,7 @@ pub(super) async fn deliveries(
     shared: Arc<Shared>,
     prefetch: u16,
 ) -> Result<BoxStream<'static, Delivery>, Fault> {
-    let session = shared.consuming.session(shared.deadline()).await?;
+    let session = shared.consuming.session(Some(shared.deadline())).await?;
     let mut consuming = Consuming {
         live: None,
         shared,
@@ -72,7 +72,7 @@ impl Consuming {
     async fn attach(&mut self, session: Arc<Session>) -> Result<(), String> {
         let limit = self.shared.options.call_limit;
         let attached = async {
-            let channel = session.channel(limit).await?;
+            let channel = session.channel().await?;
             let qos = channel.basic_qos(self.prefetch, BasicQosOptions::default());
             within(limit, "setting the prefetch", qos).await?;
             let consume = channel.basic_consume(

@@ -123,7 +123,7 @@ enum Unread {
 
 impl Reading {
     async fn start(shared: Arc<Shared>, from: Position) -> Result<Self, Fault> {
-        let session = shared.consuming.session(shared.deadline()).await?;
+        let session = shared.consuming.session(Some(shared.deadline())).await?;
         let mut reading = Self {
             shared,
             from,
@@ -167,7 +167,7 @@ impl Reading {
         let mut arguments = FieldTable::default();
         arguments.insert("x-stream-offset".into(), self.offset());
         let attached = async {
-            let channel = session.channel(limit).await.map_err(Unread::Broken)?;
+            let channel = session.channel().await.map_err(Unread::Broken)?;
             let qos = channel.basic_qos(PREFETCH, BasicQosOptions::default());
             within(limit, "setting the prefetch", qos)
                 .await
