@@ -35,7 +35,7 @@ impl Shared {
             OffsetDateTime::now_utc(),
             serde_json::to_vec(pause).map_err(Fault::infra)?,
         )
-        .to_whoever_listens())
+        .for_whoever_listens())
     }
 }
 

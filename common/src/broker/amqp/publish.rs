@@ -71,7 +71,7 @@ impl Message {
     }
 
     /// Not an error where there is nobody, and not kept on a disk.
-    pub(super) fn to_whoever_listens(mut self) -> Self {
+    pub(super) fn for_whoever_listens(mut self) -> Self {
         self.mandatory = false;
         self.properties = self.properties.with_delivery_mode(1);
         self
