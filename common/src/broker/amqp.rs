@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
 use self::publish::Message;
-use self::session::{Link, Server, within};
+use self::session::{Link, Server, Session, Unanswered};
 use self::topology::{Look, Names, PAUSES, key, kind};
 use super::{
     Broker, DeadLetter, Delivery, Enqueued, Entries, Event, HostPause, Position, ProducerLock,
@@ -57,6 +57,9 @@ pub struct Options {
     pub patience: Duration,
     /// How long the broker may take to answer one call. An answer can be lost for ever.
     pub call_limit: Duration,
+    /// How long a producer that lost its connection asks for its lock again when it is refused:
+    /// until the broker has noticed the loss, it is the lost connection that holds the lock.
+    pub lock_grace: Duration,
 }
 
 impl Options {
@@ -65,11 +68,13 @@ impl Options {
     /// # Errors
     /// Where either is not what it should be. No error repeats the URL.
     pub fn new(url: &str, prefix: &str) -> Result<Self, Fault> {
+        let server = Server::parse(url)?;
         Ok(Self {
-            server: Server::parse(url)?,
             names: Names::new(prefix)?,
             patience: Duration::from_secs(300),
             call_limit: Duration::from_secs(10),
+            lock_grace: server.notices_within(),
+            server,
         })
     }
 }
@@ -81,6 +86,7 @@ impl fmt::Debug for Options {
             .field("names", &self.names)
             .field("patience", &self.patience)
             .field("call_limit", &self.call_limit)
+            .field("lock_grace", &self.lock_grace)
             .finish()
     }
 }
@@ -130,7 +136,7 @@ impl AmqpBroker {
         let this = Self { shared };
         // Dropped where this fails, and with it who tries to connect.
         let deadline = this.shared.deadline();
-        this.shared.publishing.session(deadline).await?;
+        this.shared.publishing.session(Some(deadline)).await?;
         Ok(this)
     }
 }
@@ -188,8 +194,11 @@ impl Broker for AmqpBroker {
     }
 
     async fn probe(&self) -> Result<(), Fault> {
+        let deadline = Instant::now() + self.shared.options.call_limit;
         // A round trip.
-        self.shared.look(self.shared.names.jobs()).await?;
+        let publishing = self.shared.look(self.shared.names.jobs(), deadline);
+        let consuming = self.shared.consuming.session(Some(deadline));
+        tokio::try_join!(publishing, consuming)?;
         Ok(())
     }
 
@@ -202,38 +211,48 @@ impl Broker for AmqpBroker {
 
 impl Shared {
     /// When a call that begins now must have ended.
-    fn deadline(&self) -> Option<Instant> {
-        Some(Instant::now() + self.options.patience)
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.options.patience
     }
 
+    /// In the order in which a job moves on: one that moves meanwhile is counted twice rather than
+    /// not at all.
     async fn waiting(&self) -> Result<Waiting, Fault> {
-        let jobs = self.look(self.names.jobs()).await?;
-        let mut waiting = Waiting {
-            ready: jobs.ready,
-            retry: 0,
-            dead: self.look(self.names.dead()).await?.ready,
-            workers: jobs.consumers,
-        };
+        let deadline = self.deadline();
+        let mut retry = 0;
         for pause in PAUSES {
-            waiting.retry += self.look(self.names.retry(pause)).await?.ready;
+            retry += self.look(self.names.retry(pause), deadline).await?.ready;
         }
-        Ok(waiting)
+        let jobs = self.look(self.names.jobs(), deadline).await?;
+        let dead = self.look(self.names.dead(), deadline).await?;
+        Ok(Waiting {
+            ready: jobs.ready,
+            retry,
+            dead: dead.ready,
+            workers: jobs.consumers,
+        })
     }
 
-    /// What the broker says of `queue`.
-    async fn look(&self, queue: lapin::types::ShortString) -> Result<Look, Fault> {
-        let session = self.consuming.session(self.deadline()).await?;
-        let limit = self.options.call_limit;
-        let look = async {
-            let channel = session.channel(limit).await?;
-            let what = format!("looking at {queue}");
-            within(limit, &what, topology::look(&channel, queue)).await
-        };
+    /// What the broker says of `queue`, asked by the publishing connection: the other one's loans
+    /// would go back where the question breaks it.
+    async fn look(&self, queue: ShortString, deadline: Instant) -> Result<Look, Fault> {
+        let session = self.publishing.session(Some(deadline)).await?;
+        let looked = session.look(deadline, queue).await;
         // What is missing is declared again with the next connection.
-        look.await.map_err(|why| {
-            session.fail(&why);
-            self.server.unreachable(&why)
-        })
+        looked.map_err(|why| self.unanswered(&session, why))
+    }
+
+    /// The fault of a call without an answer. A broken connection is given up.
+    fn unanswered(&self, session: &Session, why: Unanswered) -> Fault {
+        match why {
+            Unanswered::Blocked => self.server.unreachable(
+                "it is short of memory or disk and takes no messages (an alarm, see `rabbitmq-diagnostics alarms`)",
+            ),
+            Unanswered::Broken(why) => {
+                session.fail(&why);
+                self.server.unreachable(&why)
+            }
+        }
     }
 
     fn event_message(&self, event: &Event) -> Result<Message, Fault> {

@@ -22,8 +22,10 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     mode: Mode,
-    /// Both ends of each connection; those that have ended too.
+    /// Both ends of each connection, the client's first; those that have ended too.
     streams: Vec<TcpStream>,
+    /// The server is not told of the end of this many connections, the first ones.
+    unnoticed: usize,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,6 +33,8 @@ enum Mode {
     #[default]
     Flow,
     Stall,
+    StallAt(&'static [u8]),
+    CutAt(&'static [u8]),
     Refuse,
     Gone,
 }
@@ -63,6 +67,16 @@ impl TcpProxy {
         self.shared.cut(&mut self.shared.state());
     }
 
+    /// Ends every connection for its client; its server does not hear of that before the next
+    /// [`TcpProxy::cut`].
+    pub fn cut_clients(&self) {
+        let mut state = self.shared.state();
+        state.unnoticed = state.streams.len() / 2;
+        for client in state.streams.iter().step_by(2) {
+            _ = client.shutdown(Shutdown::Both);
+        }
+    }
+
     /// Ends every connection, and every new one at once.
     pub fn refuse(&self) {
         self.set(Mode::Refuse);
@@ -72,6 +86,17 @@ impl TcpProxy {
     /// Passes on nothing more, in either direction, without ending a connection.
     pub fn stall(&self) {
         self.set(Mode::Stall);
+    }
+
+    /// Passes on what comes before these bytes, where both come at once, and then nothing more in
+    /// that direction.
+    pub fn stall_at(&self, bytes: &'static [u8]) {
+        self.set(Mode::StallAt(bytes));
+    }
+
+    /// Ends a connection where these bytes would come.
+    pub fn cut_at(&self, bytes: &'static [u8]) {
+        self.set(Mode::CutAt(bytes));
     }
 
     /// As at the start.
@@ -115,7 +140,7 @@ impl Shared {
             match self.state().mode {
                 Mode::Gone => return,
                 Mode::Refuse => continue,
-                Mode::Flow | Mode::Stall => {}
+                Mode::Flow | Mode::Stall | Mode::StallAt(_) | Mode::CutAt(_) => {}
             }
             // What fails here fails for the client, as it would without us.
             _ = client.and_then(|client| self.pass_on(client));
@@ -127,28 +152,48 @@ impl Shared {
         client.set_nodelay(true)?;
         server.set_nodelay(true)?;
         let mut state = self.state();
+        let number = state.streams.len() / 2;
         state.streams.push(client.try_clone()?);
         state.streams.push(server.try_clone()?);
         drop(state);
         let there = (client.try_clone()?, server.try_clone()?);
         for (from, to) in [there, (server, client)] {
             let shared = Arc::clone(self);
-            thread::spawn(move || shared.copy(from, to));
+            thread::spawn(move || shared.copy(number, from, to));
         }
         Ok(())
     }
 
-    fn copy(&self, mut from: TcpStream, mut to: TcpStream) {
+    fn copy(&self, number: usize, mut from: TcpStream, mut to: TcpStream) {
         let mut buffer = [0; 1 << 16];
         while let Ok(length @ 1..) = from.read(&mut buffer) {
-            let stalled = |state: &mut State| state.mode == Mode::Stall;
-            let flowing = self.changed.wait_while(self.state(), stalled);
-            drop(flowing);
-            if to.write_all(&buffer[..length]).is_err() {
+            if self.pass(&buffer[..length], &mut to).is_err() {
                 break;
             }
         }
-        _ = to.shutdown(Shutdown::Both);
-        _ = from.shutdown(Shutdown::Both);
+        if number >= self.state().unnoticed {
+            _ = to.shutdown(Shutdown::Both);
+            _ = from.shutdown(Shutdown::Both);
+        }
     }
+
+    fn pass(&self, bytes: &[u8], to: &mut TcpStream) -> io::Result<()> {
+        let mode = self.state().mode;
+        let at_once = match mode {
+            Mode::Stall => 0,
+            Mode::StallAt(stop) => position(bytes, stop).unwrap_or(bytes.len()),
+            Mode::CutAt(stop) if position(bytes, stop).is_some() => {
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            }
+            _ => bytes.len(),
+        };
+        to.write_all(&bytes[..at_once])?;
+        let stalled = |state: &mut State| at_once < bytes.len() && state.mode == mode;
+        drop(self.changed.wait_while(self.state(), stalled));
+        to.write_all(&bytes[at_once..])
+    }
+}
+
+fn position(bytes: &[u8], of: &[u8]) -> Option<usize> {
+    bytes.windows(of.len()).position(|window| window == of)
 }

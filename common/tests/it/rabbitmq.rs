@@ -37,9 +37,17 @@ fn options(url: &str, prefix: &str) -> Options {
     options
 }
 
+/// What a broker's every delivery says: class and method of `basic.deliver`.
+const DELIVER: &[u8] = &[0, 60, 0, 60];
+/// `basic.consume-ok`.
+const CONSUMING: &[u8] = &[0, 60, 0, 21];
+
 /// A proxy in front of the shared broker, and the broker's URL through it.
 fn proxied() -> (TcpProxy, String) {
-    let url = shared_url();
+    proxy_of(&shared_url())
+}
+
+fn proxy_of(url: &str) -> (TcpProxy, String) {
     let (before, authority) = url.rsplit_once('@').unwrap();
     let (authority, after) = authority.split_once('/').unwrap_or((authority, ""));
     let (host, port) = authority.split_once(':').unwrap_or((authority, "5672"));
@@ -250,6 +258,43 @@ async fn a_connection_that_says_nothing_is_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_alarm_is_waited_for_with_what_was_sent() {
+    let node = Node::start();
+    let (proxy, url) = proxy_of(&node.url());
+    let mut options = options(&url, &fresh_prefix());
+    options.call_limit = Duration::from_secs(1);
+    let broker = AmqpBroker::connect(options.clone()).await.unwrap();
+    options.patience = Duration::from_secs(2);
+    let impatient = AmqpBroker::connect(options).await.unwrap();
+    let all = jobs(&RunId::new(), 0..700);
+    let one = &all[0];
+    node.control(&["set_vm_memory_high_watermark", "0"]);
+    let before = proxy.connections();
+
+    let event = outcome(one, Outcome::Unchanged);
+    let fault = impatient.record(&event).await.unwrap_err();
+    assert!(fault.message.contains("alarm"), "{fault}");
+    let event = outcome(one, Outcome::Processed);
+    let recorded = broker.record(&event);
+    let enqueued = broker.enqueue(stream::iter(all.clone()).boxed());
+    let relieved = async {
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        let control = ["set_vm_memory_high_watermark", "absolute", "1GB"];
+        tokio::task::block_in_place(|| node.control(&control));
+    };
+    let (recorded, enqueued, ()) = tokio::join!(recorded, enqueued, relieved);
+    recorded.unwrap();
+    assert_eq!(enqueued.unwrap().jobs, 700);
+    // What was given up was sent all the same, without harm to the connection.
+    impatient.record(&event).await.unwrap();
+    assert_eq!(proxy.connections(), before);
+    let history = history(&impatient).await;
+    // Each once; the outcomes are one given up and one recorded twice.
+    assert_eq!(history.len(), 703);
+    assert_eq!(history.iter().filter(|other| **other == event).count(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn following_goes_on_where_a_connection_left_off() {
     let (proxy, url) = proxied();
     let broker = connect(&url, &fresh_prefix()).await;
@@ -270,6 +315,48 @@ async fn following_goes_on_where_a_connection_left_off() {
             };
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn following_begins_though_the_connection_goes_meanwhile() {
+    let (proxy, url) = proxied();
+    let mut options = options(&url, &fresh_prefix());
+    options.call_limit = Duration::from_secs(2);
+    options.patience = Duration::from_secs(20);
+    let broker = AmqpBroker::connect(options).await.unwrap();
+    // Attached, and what is written then does not arrive.
+    proxy.stall_at(DELIVER);
+    let disturbed = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        proxy.cut();
+        proxy.flow();
+    };
+    let (events, ()) = tokio::join!(broker.events(Position::Now), disturbed);
+    let mut events = events.unwrap();
+    let one = jobs(&RunId::new(), 0..1).remove(0);
+    enqueue(&broker, std::slice::from_ref(&one)).await;
+    assert_eq!(event(&mut events).await, Event::Job(one));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ledger_that_is_slow_to_come_back_is_waited_for() {
+    let (proxy, url) = proxied();
+    let mut options = options(&url, &fresh_prefix());
+    options.call_limit = Duration::from_secs(2);
+    let broker = AmqpBroker::connect(options).await.unwrap();
+    let all = jobs(&RunId::new(), 0..2);
+    let mut events = broker.events(Position::Now).await.unwrap();
+    enqueue(&broker, &all[..1]).await;
+    assert_eq!(event(&mut events).await, Event::Job(all[0].clone()));
+    proxy.stall_at(DELIVER);
+    proxy.cut();
+    let slow = async {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        proxy.flow();
+        enqueue(&broker, &all[1..]).await;
+    };
+    let (seen, ()) = tokio::join!(event(&mut events), slow);
+    assert_eq!(seen, Event::Job(all[1].clone()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -383,6 +470,47 @@ async fn what_is_no_job_is_recorded_and_buried() {
             .iter()
             .all(|letter| letter.as_ref().unwrap().job.is_none())
     );
+    connection.close(200, "".into()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_job_and_cannot_be_recorded_takes_no_others_place() {
+    let (url, prefix) = (shared_url(), fresh_prefix());
+    let mut options = options(&url, &prefix);
+    options.patience = Duration::from_secs(2);
+    let broker = AmqpBroker::connect(options).await.unwrap();
+    let mut deliveries = broker.deliveries(1).await.unwrap();
+    let (connection, channel) = raw(&url).await;
+    let run = RunId::new();
+    let (bad, good) = (job(&run, 1), job(&run, 2));
+    // Nothing can be recorded through an exchange of another kind.
+    let exchange = prefix.as_str();
+    channel
+        .exchange_delete(exchange.into(), Default::default())
+        .await
+        .unwrap();
+    channel
+        .exchange_declare(
+            exchange.into(),
+            lapin::ExchangeKind::Fanout,
+            Default::default(),
+            FieldTable::default(),
+        )
+        .await
+        .unwrap();
+    let queue = format!("{prefix}.jobs");
+    let properties = BasicProperties::default().with_message_id(bad.id().as_str().into());
+    for (body, properties) in [
+        (b"{".to_vec(), properties),
+        (good.encode(), BasicProperties::default()),
+    ] {
+        let options = BasicPublishOptions::default();
+        let queue = queue.as_str().into();
+        let publish = channel.basic_publish("".into(), queue, options, &body, properties);
+        publish.await.unwrap().await.unwrap();
+    }
+    let delivery = next(&mut deliveries).await;
+    assert_eq!(delivery.job, good);
     connection.close(200, "".into()).await.unwrap();
 }
 
@@ -534,7 +662,7 @@ async fn ending_a_consumer_hands_back_what_it_did_not_take_without_counting() {
                 ready: 2,
                 retry: 0,
                 dead: 0,
-                workers: 1,
+                workers: 0,
             }
     })
     .await;
@@ -542,6 +670,17 @@ async fn ending_a_consumer_hands_back_what_it_did_not_take_without_counting() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_whose_connection_was_lost_comes_back_and_cannot_be_settled() {
+    let again = Settlement::Again {
+        after: Duration::ZERO,
+        attempt: 1,
+        waits: 0,
+    };
+    for settlement in [again, Settlement::Done, Settlement::Dead] {
+        a_lost_job_cannot_be_settled(settlement).await;
+    }
+}
+
+async fn a_lost_job_cannot_be_settled(settlement: Settlement) {
     let (proxy, url) = proxied();
     let broker = connect(&url, &fresh_prefix()).await;
     enqueue(&broker, &jobs(&RunId::new(), 0..1)).await;
@@ -550,28 +689,67 @@ async fn a_job_whose_connection_was_lost_comes_back_and_cannot_be_settled() {
     proxy.cut();
     let again = next(&mut deliveries).await;
     assert_eq!(again.job, first.job);
-    for (delivery, settlement) in [(
-        first,
-        Settlement::Again {
-            after: Duration::ZERO,
-            attempt: 1,
-            waits: 0,
-        },
-    )] {
-        let fault = delivery.settle(settlement).await.unwrap_err();
-        assert_eq!(fault.kind, FaultKind::Infra);
-    }
+    let shown = format!("{again:?}");
+    assert!(!shown.contains("guest"), "{shown}");
+    let fault = first.settle(settlement).await.unwrap_err();
+    assert_eq!(fault.kind, FaultKind::Infra);
+    // Neither a second copy was made of it, nor a dead letter; and it is still on loan.
+    let on_loan = Waiting {
+        workers: 1,
+        ..Default::default()
+    };
+    assert_eq!(broker.waiting().await.unwrap(), on_loan);
     again.settle(Settlement::Done).await.unwrap();
-    // No second copy was made of it either.
-    waiting(&broker, |waiting| waiting == Waiting::default()).await;
+    assert_eq!(broker.waiting().await.unwrap(), on_loan);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_question_that_fails_takes_no_loan_back() {
+    let (url, prefix) = (shared_url(), fresh_prefix());
+    let broker = connect(&url, &prefix).await;
+    enqueue(&broker, &jobs(&RunId::new(), 0..1)).await;
+    let mut deliveries = broker.deliveries(1).await.unwrap();
+    let delivery = next(&mut deliveries).await;
+    let (connection, channel) = raw(&url).await;
+    let queue = format!("{prefix}.retry.60s");
+    channel
+        .queue_delete(queue.as_str().into(), QueueDeleteOptions::default())
+        .await
+        .unwrap();
+    let fault = broker.waiting().await.unwrap_err();
+    assert!(fault.message.contains(&queue), "{fault}");
+    delivery.settle(Settlement::Done).await.unwrap();
+    broker.probe().await.unwrap();
+    waiting(&broker, |waiting| waiting.workers == 1).await;
+    connection.close(200, "".into()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_breaks_in_use_is_made_again_ever_more_slowly() {
+    let (proxy, url) = proxied();
+    let broker = connect(&url, &fresh_prefix()).await;
+    let mut deliveries = broker.deliveries(1).await.unwrap();
+    // It opens, and goes with the first answer to a consumer.
+    proxy.cut_at(CONSUMING);
+    proxy.cut();
+    let before = proxy.connections();
+    let cut = tokio::time::timeout(Duration::from_secs(8), deliveries.next()).await;
+    assert!(cut.is_err());
+    let made = proxy.connections() - before;
+    assert!((2..=6).contains(&made), "{made} connections in 8 s");
+    proxy.flow();
+    enqueue(&broker, &jobs(&RunId::new(), 0..1)).await;
+    next(&mut deliveries).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_lock_is_one_for_all_processes_and_can_be_lost() {
     let prefix = fresh_prefix();
     let (proxy, through) = proxied();
+    let mut options = options(&through, &prefix);
+    options.lock_grace = Duration::from_secs(2);
     let (one, other) = (
-        connect(&through, &prefix).await,
+        AmqpBroker::connect(options).await.unwrap(),
         connect(&shared_url(), &prefix).await,
     );
     let lock = one.producer_lock().await.unwrap().expect("free");
@@ -596,6 +774,25 @@ async fn the_lock_is_one_for_all_processes_and_can_be_lost() {
     assert!(one.producer_lock().await.unwrap().is_none());
     drop(others);
     taken(&one).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_lock_is_not_lost_to_its_own_lost_connection() {
+    let prefix = fresh_prefix();
+    let (proxy, through) = proxied();
+    let one = connect(&through, &prefix).await;
+    let lock = one.producer_lock().await.unwrap().expect("free");
+    let before = proxy.connections();
+    proxy.cut_clients();
+    wait_until(|| proxy.connections() > before).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!lock.lost.is_cancelled());
+    // The broker notices, and gives it back to its owner.
+    proxy.cut();
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    assert!(!lock.lost.is_cancelled());
+    let other = connect(&shared_url(), &prefix).await;
+    assert!(other.producer_lock().await.unwrap().is_none());
 }
 
 async fn taken(broker: &AmqpBroker) -> common::broker::ProducerLock {

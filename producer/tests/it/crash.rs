@@ -141,7 +141,7 @@ fn the_next_run_sweeps_up_and_goes_on() {
     let runs = names_in(&fleet.store_folder().join("runs"));
     assert_eq!(
         names_in(&fleet.store_folder().join("runs").join(&runs[0])),
-        ["manifest.json"]
+        ["jobs.json", "manifest.json"]
     );
 
     fleet.server.clear_faults();

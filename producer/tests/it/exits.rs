@@ -299,7 +299,8 @@ fn a_second_run_on_a_store_is_75() {
     first.signal(Signal::TERM);
     let first = first.wait().with(OK);
     assert_eq!(first.summary()["closed"], false);
-    assert_eq!(names_in(&fleet.store_folder().join("runs")).len(), 1);
+    let runs = names_in(&fleet.store_folder().join("runs"));
+    assert_eq!(runs, [first.run_id(), "latest.json".to_owned()]);
 }
 
 /// With nothing to do, or only failed repositories, the run still closes.

@@ -1,6 +1,7 @@
 //! Announcements: from one worker to all that listen, kept for nobody.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
@@ -8,7 +9,7 @@ use lapin::options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions}
 use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
 use time::OffsetDateTime;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::Shared;
 use super::publish::Message;
@@ -16,6 +17,12 @@ use super::session::{Session, within};
 use super::topology::kind;
 use crate::broker::HostPause;
 use crate::fault::Fault;
+use crate::retry;
+
+/// Pauses before it is tried again to listen grow from this …
+const SHORTEST_PAUSE: Duration = Duration::from_millis(500);
+/// … to this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 impl Shared {
     /// Everybody's announcement of a host that wants to be left alone.
@@ -28,7 +35,7 @@ impl Shared {
             OffsetDateTime::now_utc(),
             serde_json::to_vec(pause).map_err(Fault::infra)?,
         )
-        .to_whoever_listens())
+        .for_whoever_listens())
     }
 }
 
@@ -37,8 +44,12 @@ impl Shared {
 pub(super) async fn announcements(
     shared: Arc<Shared>,
 ) -> Result<BoxStream<'static, HostPause>, Fault> {
-    let session = shared.consuming.session(shared.deadline()).await?;
-    let mut listening = Listening { shared, live: None };
+    let session = shared.consuming.session(Some(shared.deadline())).await?;
+    let mut listening = Listening {
+        shared,
+        live: None,
+        pauses: pauses(),
+    };
     let attached = listening.attach(session).await;
     attached.map_err(|why| listening.shared.server.unreachable(&why))?;
     let stream = stream::unfold(listening, |mut listening| async move {
@@ -51,6 +62,14 @@ pub(super) async fn announcements(
 struct Listening {
     shared: Arc<Shared>,
     live: Option<Live>,
+    /// Before it is tried again to listen.
+    pauses: Pauses,
+}
+
+type Pauses = Box<dyn Iterator<Item = Duration> + Send>;
+
+fn pauses() -> Pauses {
+    Box::new(retry::pauses(SHORTEST_PAUSE, LONGEST_PAUSE))
 }
 
 struct Live {
@@ -61,10 +80,12 @@ struct Live {
 }
 
 impl Listening {
+    /// Where it fails the connection stays as it is: jobs are on loan through it, and they matter
+    /// more.
     async fn attach(&mut self, session: Arc<Session>) -> Result<(), String> {
         let limit = self.shared.options.call_limit;
         let attached = async {
-            let channel = session.channel(limit).await?;
+            let channel = session.channel().await?;
             let attach = async {
                 // Of this connection alone, with a name that the broker chooses; it goes with it.
                 let own = QueueDeclareOptions {
@@ -91,20 +112,14 @@ impl Listening {
             let consumer = within(limit, "listening to announcements", attach).await?;
             Ok::<_, String>((channel, consumer))
         };
-        match attached.await {
-            Ok((channel, consumer)) => {
-                self.live = Some(Live {
-                    session,
-                    _channel: channel,
-                    consumer,
-                });
-                Ok(())
-            }
-            Err(why) => {
-                session.fail(&why);
-                Err(why)
-            }
-        }
+        let (channel, consumer) = attached.await?;
+        self.pauses = pauses();
+        self.live = Some(Live {
+            session,
+            _channel: channel,
+            consumer,
+        });
+        Ok(())
     }
 
     /// `None` when the broker was closed.
@@ -112,8 +127,9 @@ impl Listening {
         loop {
             let Some(live) = &mut self.live else {
                 let session = self.shared.consuming.session(None).await.ok()?;
-                // It was logged, and the next session waits longer.
-                _ = self.attach(session).await;
+                if let Err(why) = self.attach(session).await {
+                    self.lost(&why).await;
+                }
                 continue;
             };
             let incoming = tokio::select! {
@@ -127,16 +143,23 @@ impl Listening {
                     // A later version's.
                     Err(error) => debug!(operation = "announcement", "not understood: {error}"),
                 },
-                Some(Err(error)) => self.lost(&error.to_string()),
-                None => self.lost("the broker ended the consumer"),
+                Some(Err(error)) => self.lost(&error.to_string()).await,
+                None => self.lost("the broker ended the consumer").await,
             }
         }
     }
 
-    fn lost(&mut self, why: &str) {
-        if let Some(live) = self.live.take() {
-            let why = format!("announcements are no longer heard: {why}");
-            live.session.fail(&why);
+    async fn lost(&mut self, why: &str) {
+        self.live = None;
+        let pause = self.pauses.next().unwrap_or(LONGEST_PAUSE);
+        warn!(
+            operation = "announcement",
+            "announcements are not heard: {why}; trying again in {:.1} s",
+            pause.as_secs_f64()
+        );
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = self.shared.closed.cancelled() => {}
         }
     }
 }

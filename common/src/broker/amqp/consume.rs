@@ -1,5 +1,6 @@
 //! Deliveries: jobs on loan, and what becomes of them.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,7 +36,7 @@ pub(super) async fn deliveries(
     shared: Arc<Shared>,
     prefetch: u16,
 ) -> Result<BoxStream<'static, Delivery>, Fault> {
-    let session = shared.consuming.session(shared.deadline()).await?;
+    let session = shared.consuming.session(Some(shared.deadline())).await?;
     let mut consuming = Consuming {
         live: None,
         shared,
@@ -71,7 +72,7 @@ impl Consuming {
     async fn attach(&mut self, session: Arc<Session>) -> Result<(), String> {
         let limit = self.shared.options.call_limit;
         let attached = async {
-            let channel = session.channel(limit).await?;
+            let channel = session.channel().await?;
             let qos = channel.basic_qos(self.prefetch, BasicQosOptions::default());
             within(limit, "setting the prefetch", qos).await?;
             let consume = channel.basic_consume(
@@ -105,7 +106,7 @@ impl Consuming {
         loop {
             let Some(live) = &mut self.live else {
                 let session = self.shared.consuming.session(None).await.ok()?;
-                // It was logged, and the next session waits longer.
+                // It was logged, and the next connection waits longer.
                 _ = self.attach(session).await;
                 continue;
             };
@@ -225,25 +226,17 @@ impl Shared {
             "a message that is no job goes to the dead letters ({id:?}, {} bytes): {fault}",
             incoming.data.len()
         );
-        if let Some((run, key)) = Job::parse_id(id) {
-            let outcome = Outcome::Failed(FaultKind::Poison);
-            let mut record = OutcomeRecord::without_work(key, run, outcome, &fault.message);
-            record.attempt = attempt;
-            let recorded = match self.event_message(&Event::Outcome(record)) {
-                Ok(message) => self.publish(&message).await,
-                Err(fault) => Err(fault),
-            };
-            if let Err(fault) = recorded {
-                warn!(
-                    operation = "record",
-                    job = id,
-                    "the outcome of {id} could not be recorded: {fault}"
-                );
-                // It comes again with the next connection.
-                return;
-            }
+        let recorded = self.record_poison(id, attempt, fault).await;
+        if let Err(fault) = &recorded {
+            warn!(
+                operation = "record",
+                job = id,
+                "the outcome of {id} could not be recorded, so it comes again: {fault}"
+            );
         }
-        let reject = incoming.acker.reject(BasicRejectOptions { requeue: false });
+        // Handed back where it was not recorded: kept, it would take another's place.
+        let requeue = recorded.is_err();
+        let reject = incoming.acker.reject(BasicRejectOptions { requeue });
         if let Err(why) = within(self.options.call_limit, "rejecting", reject).await {
             warn!(
                 operation = "settle",
@@ -252,9 +245,20 @@ impl Shared {
             );
         }
     }
+
+    /// The outcome of a message that holds no job, as far as its id says which job it was.
+    async fn record_poison(&self, id: &str, attempt: u32, fault: &Fault) -> Result<(), Fault> {
+        let Some((run, key)) = Job::parse_id(id) else {
+            return Ok(());
+        };
+        let outcome = Outcome::Failed(FaultKind::Poison);
+        let mut record = OutcomeRecord::without_work(key, run, outcome, &fault.message);
+        record.attempt = attempt;
+        let message = self.event_message(&Event::Outcome(record))?;
+        self.publish(&message).await
+    }
 }
 
-#[derive(Debug)]
 struct AmqpReceipt {
     shared: Arc<Shared>,
     /// `None` once settled.
@@ -265,6 +269,13 @@ struct AmqpReceipt {
     /// Kept open until all of its deliveries are settled.
     _channel: Channel,
     runtime: Handle,
+}
+
+impl fmt::Debug for AmqpReceipt {
+    /// Without the channel, which shows the user's name.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AmqpReceipt").finish_non_exhaustive()
+    }
 }
 
 #[async_trait]

@@ -1,5 +1,6 @@
 //! Dead letters, looked at one by one.
 
+use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -18,10 +19,10 @@ use crate::job::Job;
 pub(super) async fn letters(
     shared: Arc<Shared>,
 ) -> Result<BoxStream<'static, Result<DeadLetter, Fault>>, Fault> {
-    let count = shared.look(shared.names.dead()).await?.ready;
-    let session = shared.consuming.session(shared.deadline()).await?;
-    let limit = shared.options.call_limit;
-    let channel = session.channel(limit).await;
+    let deadline = shared.deadline();
+    let count = shared.look(shared.names.dead(), deadline).await?.ready;
+    let session = shared.consuming.session(Some(deadline)).await?;
+    let channel = session.channel().await;
     let channel = channel.map_err(|why| shared.server.unreachable(&why))?;
     let stream = stream::unfold(Some((session, channel, count)), move |state| {
         let shared = Arc::clone(&shared);
@@ -75,12 +76,18 @@ impl Shared {
 }
 
 /// Dropped, it does nothing: a letter that was given back at once would be the next one shown.
-#[derive(Debug)]
 struct LetterReceipt {
     acker: Acker,
     _channel: Channel,
     server: super::session::Server,
     limit: std::time::Duration,
+}
+
+impl fmt::Debug for LetterReceipt {
+    /// Without the channel, which shows the user's name.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LetterReceipt").finish_non_exhaustive()
+    }
 }
 
 #[async_trait]

@@ -34,9 +34,7 @@ const CLOCKS_DIFFER: Duration = Duration::from_secs(600);
 pub(super) async fn events(shared: Arc<Shared>, from: Position) -> Result<Entries, Fault> {
     let mut reading = Reading::start(Arc::clone(&shared), from).await?;
     if from == Position::Now {
-        // Read once, so that there is a place to go on from before the first event.
-        let mark = shared.mark().await?;
-        reading.until(&mark).await?;
+        reading.find_place().await?;
     }
     let stream = stream::unfold(Some(reading), |reading| async move {
         let mut reading = reading?;
@@ -55,7 +53,8 @@ pub(super) async fn history(shared: Arc<Shared>, from: Position) -> Result<Entri
     if from == Position::Now {
         return Ok(stream::empty().boxed());
     }
-    let mark = shared.mark().await?;
+    let mark = new_mark();
+    shared.mark(&mark).await?;
     let reading = Reading::start(shared, from).await?;
     let stream = stream::unfold(Some(reading), move |reading| {
         let mark = mark.clone();
@@ -97,6 +96,8 @@ struct Reading {
     /// The last record that was read; reading goes on after it.
     last: Option<Place>,
     live: Option<Live>,
+    /// The last record did not come once more when it should have.
+    missed: bool,
     /// Read on the way to a mark, to be given out first.
     before: VecDeque<Read>,
 }
@@ -123,12 +124,13 @@ enum Unread {
 
 impl Reading {
     async fn start(shared: Arc<Shared>, from: Position) -> Result<Self, Fault> {
-        let session = shared.consuming.session(shared.deadline()).await?;
+        let session = shared.consuming.session(Some(shared.deadline())).await?;
         let mut reading = Self {
             shared,
             from,
             last: None,
             live: None,
+            missed: false,
             before: VecDeque::new(),
         };
         match reading.attach(session).await {
@@ -167,7 +169,7 @@ impl Reading {
         let mut arguments = FieldTable::default();
         arguments.insert("x-stream-offset".into(), self.offset());
         let attached = async {
-            let channel = session.channel(limit).await.map_err(Unread::Broken)?;
+            let channel = session.channel().await.map_err(Unread::Broken)?;
             let qos = channel.basic_qos(PREFETCH, BasicQosOptions::default());
             within(limit, "setting the prefetch", qos)
                 .await
@@ -201,6 +203,24 @@ impl Reading {
                 });
                 Err(unread)
             }
+        }
+    }
+
+    /// Reads once, so that there is a place to go on from before the first event.
+    ///
+    /// The mark is written anew until it is seen: where the connection is replaced before the first
+    /// record was read, reading goes on after what was written until then.
+    async fn find_place(&mut self) -> Result<(), Fault> {
+        let (shared, mark) = (Arc::clone(&self.shared), new_mark());
+        let marking = async {
+            loop {
+                shared.mark(&mark).await?;
+                tokio::time::sleep(shared.options.call_limit).await;
+            }
+        };
+        tokio::select! {
+            read = self.until(&mark) => read,
+            failed = marking => failed,
         }
     }
 
@@ -257,7 +277,8 @@ impl Reading {
                 () = self.shared.closed.cancelled() => return Ok(None),
             };
             let Ok(incoming) = incoming else {
-                return Err(self.lost());
+                self.is_there().await?;
+                continue;
             };
             match incoming {
                 Some(Ok(incoming)) => {
@@ -295,6 +316,7 @@ impl Reading {
             if place != expected {
                 return Err(self.lost());
             }
+            self.missed = false;
             return Ok(None);
         }
         self.last = Some(place);
@@ -311,17 +333,36 @@ impl Reading {
     /// The consumer ended without an error: with the connection, or because the stream was deleted
     /// (lapin says the same of both).
     async fn ended(&mut self) -> Result<(), Fault> {
+        self.attach_again().await?;
+        Ok(())
+    }
+
+    /// The last record does not come once more. A broker may be slow to open a stream, so that is
+    /// believed only the second time, and if it answers otherwise.
+    async fn is_there(&mut self) -> Result<(), Fault> {
+        if self.attach_again().await? {
+            if self.missed {
+                return Err(self.lost());
+            }
+            self.missed = true;
+        }
+        Ok(())
+    }
+
+    /// Attaches by the same connection, as long as it is well; whether that worked.
+    async fn attach_again(&mut self) -> Result<bool, Fault> {
         let Some(live) = self.live.take() else {
-            return Ok(());
+            return Ok(false);
         };
         if live.session.failed.is_cancelled() {
-            return Ok(());
+            return Ok(false);
         }
         let session = Arc::clone(&live.session);
         drop(live);
         match self.attach(session).await {
+            Ok(()) => Ok(true),
             Err(Unread::Missing) => Err(self.lost()),
-            Ok(()) | Err(Unread::Broken(_)) => Ok(()),
+            Err(Unread::Broken(_)) => Ok(false),
         }
     }
 }
@@ -369,19 +410,22 @@ fn offset_of(incoming: &Incoming) -> i64 {
         .unwrap_or_default()
 }
 
+/// The id of a mark that is nobody else's.
+fn new_mark() -> String {
+    format!("mark-{:016x}", fastrand::u64(..))
+}
+
 impl Shared {
-    /// Writes a mark to the ledger and gives its id.
-    async fn mark(&self) -> Result<String, Fault> {
-        let id = format!("mark-{:016x}", fastrand::u64(..));
+    /// Writes a mark to the ledger.
+    async fn mark(&self, id: &str) -> Result<(), Fault> {
         let message = Message::new(
             self.names.exchange(),
             key::RUN.into(),
             kind::MARK,
-            &id,
+            id,
             OffsetDateTime::now_utc(),
             Vec::new(),
         );
-        self.publish(&message).await?;
-        Ok(id)
+        self.publish(&message).await
     }
 }

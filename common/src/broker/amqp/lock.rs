@@ -70,14 +70,8 @@ fn keep(shared: &Arc<Shared>, mut owned: Owned) -> ProducerLock {
                 "the producer's lock went with its connection: taking it again"
             );
             let again = async {
-                let mut pauses = retry::pauses(SHORTEST_PAUSE, LONGEST_PAUSE);
-                loop {
-                    match shared.ask().await {
-                        Ok(asked) => return asked,
-                        Err(fault) => warn!(operation = "lock", "{fault}"),
-                    }
-                    tokio::time::sleep(pauses.next().unwrap_or(LONGEST_PAUSE)).await;
-                }
+                close(&owned.connection).await;
+                shared.ask_again().await
             };
             let asked = tokio::select! {
                 () = released.cancelled() => return,
@@ -101,6 +95,24 @@ fn keep(shared: &Arc<Shared>, mut owned: Owned) -> ProducerLock {
 }
 
 impl Shared {
+    /// Asks after a lost connection, for as long as it takes; `None` where somebody else has it.
+    ///
+    /// A broker that has not noticed the loss refuses the lock to its owner: for a while a refusal
+    /// says nothing.
+    async fn ask_again(&self) -> Option<Owned> {
+        let lost = Instant::now();
+        let mut pauses = retry::pauses(SHORTEST_PAUSE, LONGEST_PAUSE);
+        loop {
+            match self.ask().await {
+                Ok(Some(owned)) => return Some(owned),
+                Ok(None) if lost.elapsed() >= self.options.lock_grace => return None,
+                Ok(None) => {}
+                Err(fault) => warn!(operation = "lock", "{fault}"),
+            }
+            tokio::time::sleep(pauses.next().unwrap_or(LONGEST_PAUSE)).await;
+        }
+    }
+
     /// Asks once; `None` where somebody else has it.
     async fn ask(&self) -> Result<Option<Owned>, Fault> {
         let limit = self.options.call_limit;

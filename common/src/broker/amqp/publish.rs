@@ -13,8 +13,8 @@ use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
 use time::OffsetDateTime;
 use tracing::warn;
 
-use super::session::{Session, within};
-use super::topology::{self, key, kind};
+use super::session::{Session, Unanswered};
+use super::topology::{key, kind};
 use super::{Shared, header};
 use crate::broker::Enqueued;
 use crate::fault::Fault;
@@ -71,7 +71,7 @@ impl Message {
     }
 
     /// Not an error where there is nobody, and not kept on a disk.
-    pub(super) fn to_whoever_listens(mut self) -> Self {
+    pub(super) fn for_whoever_listens(mut self) -> Self {
         self.mandatory = false;
         self.properties = self.properties.with_delivery_mode(1);
         self
@@ -89,78 +89,121 @@ impl Message {
     }
 }
 
-/// A message, the connection that it went by, and its confirm.
-type Sent = (Message, Arc<Session>, Result<(), Unconfirmed>);
-
 /// Why a message is not safely with the broker. It may be there all the same.
 #[derive(Debug)]
 enum Unconfirmed {
     /// The broker would not take it: a queue is full.
     Full,
-    /// Something is wrong with the connection or with what is declared.
-    Broken(String),
+    /// The broker did not say.
+    Unanswered(Unanswered),
 }
 
-/// Sends a message off; its confirm is still to come.
-async fn send(
-    channel: &Channel,
-    message: &Message,
-    limit: Duration,
-) -> Result<PublisherConfirm, String> {
-    let options = BasicPublishOptions {
-        mandatory: message.mandatory,
-        ..Default::default()
-    };
-    let sending = channel.basic_publish(
-        message.exchange.clone(),
-        message.routing_key.clone(),
-        options,
-        &message.body,
-        message.properties.clone(),
-    );
-    within(limit, "publishing", sending).await
-}
-
-/// `Ack(None)` is the only success: an unroutable message comes back as `Ack(Some(…))`.
-async fn confirmed(confirm: PublisherConfirm, limit: Duration) -> Result<(), Unconfirmed> {
-    let confirmation = within(limit, "a confirm", confirm).await;
-    match confirmation {
-        Ok(Confirmation::Ack(None)) => Ok(()),
-        Ok(Confirmation::Ack(Some(returned))) => Err(Unconfirmed::Broken(format!(
-            "a message found no queue: {} {}",
-            returned.reply_code, returned.reply_text
-        ))),
-        Ok(Confirmation::Nack(_)) => Err(Unconfirmed::Full),
-        Ok(Confirmation::NotRequested) => Err(Unconfirmed::Broken(
-            "the channel does not confirm".to_owned(),
-        )),
-        Err(why) => Err(Unconfirmed::Broken(why)),
+impl From<Unanswered> for Unconfirmed {
+    fn from(why: Unanswered) -> Self {
+        Self::Unanswered(why)
     }
 }
 
+impl Unconfirmed {
+    fn broken(why: String) -> Self {
+        Self::Unanswered(Unanswered::Broken(why))
+    }
+}
+
+/// A connection, and a channel of it that nobody else publishes on.
+#[derive(Clone)]
+struct Publisher {
+    session: Arc<Session>,
+    channel: Arc<Channel>,
+}
+
+impl Publisher {
+    /// Sends a message off; its confirm is still to come.
+    async fn send(
+        &self,
+        message: &Message,
+        deadline: Instant,
+    ) -> Result<PublisherConfirm, Unanswered> {
+        let options = BasicPublishOptions {
+            mandatory: message.mandatory,
+            ..Default::default()
+        };
+        let sending = self.channel.basic_publish(
+            message.exchange.clone(),
+            message.routing_key.clone(),
+            options,
+            &message.body,
+            message.properties.clone(),
+        );
+        self.session.answered(deadline, "publishing", sending).await
+    }
+
+    /// `Ack(None)` is the only success: an unroutable message comes back as `Ack(Some(…))`.
+    async fn confirmed(
+        &self,
+        confirm: PublisherConfirm,
+        deadline: Instant,
+    ) -> Result<(), Unconfirmed> {
+        let confirmed = self.session.answered(deadline, "a confirm", confirm);
+        match confirmed.await? {
+            Confirmation::Ack(None) => Ok(()),
+            Confirmation::Ack(Some(returned)) => Err(Unconfirmed::broken(format!(
+                "a message found no queue: {} {}",
+                returned.reply_code, returned.reply_text
+            ))),
+            Confirmation::Nack(_) => Err(Unconfirmed::Full),
+            Confirmation::NotRequested => Err(Unconfirmed::broken(
+                "the channel does not confirm".to_owned(),
+            )),
+        }
+    }
+
+    /// Publishes one message, once.
+    async fn publish(&self, message: &Message, deadline: Instant) -> Result<(), Unconfirmed> {
+        let confirm = self.send(message, deadline).await?;
+        self.confirmed(confirm, deadline).await
+    }
+
+    /// Leaves the channel to the next one. What has not been sent yet, as while the broker takes
+    /// nothing, is still sent by it.
+    fn give_back(self) -> Arc<Session> {
+        self.session.give_back(self.channel);
+        self.session
+    }
+}
+
+/// A message, what it went by, and its confirm.
+type Sent = (Message, Publisher, Result<(), Unconfirmed>);
+
 impl Shared {
-    /// Publishes one message until it is confirmed, or patience ends.
-    pub(super) async fn publish(&self, message: &Message) -> Result<(), Fault> {
-        let deadline = Instant::now() + self.options.patience;
-        let mut pauses = retry::pauses(SHORTEST_PAUSE, LONGEST_PAUSE);
+    /// What to publish with, until `deadline`.
+    async fn publisher(&self, deadline: Instant) -> Result<Publisher, Fault> {
         loop {
             let session = self.publishing.session(Some(deadline)).await?;
-            let limit = self.options.call_limit;
-            let published = match send(&session.publishing, message, limit).await {
-                Ok(confirm) => confirmed(confirm, limit).await,
-                Err(why) => Err(Unconfirmed::Broken(why)),
-            };
-            let why = match published {
+            match session.confirming(deadline).await {
+                Ok(channel) => return Ok(Publisher { session, channel }),
+                Err(Unanswered::Broken(why)) => session.fail(&why),
+                Err(blocked) => return Err(self.unanswered(&session, blocked)),
+            }
+        }
+    }
+
+    /// Publishes one message until it is confirmed, or patience ends.
+    pub(super) async fn publish(&self, message: &Message) -> Result<(), Fault> {
+        let deadline = self.deadline();
+        let mut pauses = retry::pauses(SHORTEST_PAUSE, LONGEST_PAUSE);
+        loop {
+            let publisher = self.publisher(deadline).await?;
+            let published = publisher.publish(message, deadline).await;
+            let session = publisher.give_back();
+            let fault = match published {
                 Ok(()) => return Ok(()),
-                Err(Unconfirmed::Full) => "a queue is full".to_owned(),
-                Err(Unconfirmed::Broken(why)) => {
-                    session.fail(&why);
-                    why
-                }
+                Err(Unconfirmed::Full) => self.server.unreachable("a queue is full"),
+                Err(Unconfirmed::Unanswered(why)) => self.unanswered(&session, why),
             };
             let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
             if Instant::now() + pause >= deadline {
-                return Err(self.server.unreachable(&why));
+                return Err(fault);
             }
             tokio::time::sleep(pause).await;
         }
@@ -171,7 +214,6 @@ impl Shared {
         &self,
         mut jobs: BoxStream<'_, Job>,
     ) -> Result<Enqueued, Fault> {
-        let limit = self.options.call_limit;
         let mut enqueued = Enqueued::default();
         let mut again = VecDeque::new();
         let mut waiting = FuturesUnordered::<BoxFuture<'_, Sent>>::new();
@@ -181,11 +223,13 @@ impl Shared {
         let mut window = WINDOW;
         let mut progress = Instant::now();
         let mut pauses = retry::pauses(SHORTEST_PAUSE, LONGEST_PAUSE);
-        let mut session = self.session_for(progress).await?;
+        let mut publisher = self.publisher(self.deadline()).await?;
         loop {
-            if session.failed.is_cancelled() {
-                session = self.session_for(progress).await?;
-                if session.jobs_were_missing {
+            // From the last progress on.
+            let deadline = progress + self.options.patience;
+            if publisher.session.failed.is_cancelled() {
+                publisher = self.publisher(deadline).await?;
+                if publisher.session.jobs_were_missing {
                     return Err(self.jobs_lost());
                 }
             }
@@ -206,7 +250,7 @@ impl Shared {
                             again.push_back(message);
                             let full = matches!(why, Unconfirmed::Full);
                             // Of the connection that it went by, which may have been replaced.
-                            self.after_refusal(&by, why, progress, &mut window)?;
+                            self.after_refusal(&by.session, why, deadline, &mut window)?;
                             // Once for all that were on their way.
                             if full && waiting.is_empty() {
                                 tokio::time::sleep(pauses.next().unwrap_or(LONGEST_PAUSE)).await;
@@ -228,30 +272,24 @@ impl Shared {
                 }
                 continue;
             };
-            match send(&session.publishing, &message, limit).await {
+            match publisher.send(&message, deadline).await {
                 Ok(confirm) => {
-                    let by = Arc::clone(&session);
+                    let by = publisher.clone();
                     let confirmed = async move {
-                        let confirmed = confirmed(confirm, limit).await;
+                        let confirmed = by.confirmed(confirm, deadline).await;
                         (message, by, confirmed)
                     };
                     waiting.push(confirmed.boxed());
                 }
                 Err(why) => {
                     again.push_front(message);
-                    let why = Unconfirmed::Broken(why);
-                    self.after_refusal(&session, why, progress, &mut window)?;
+                    self.after_refusal(&publisher.session, why.into(), deadline, &mut window)?;
                 }
             }
         }
-        self.jobs_exist(&session).await?;
+        self.jobs_exist(&publisher.session).await?;
+        publisher.give_back();
         Ok(enqueued)
-    }
-
-    /// The connection, patience counting from the last progress.
-    async fn session_for(&self, progress: Instant) -> Result<Arc<Session>, Fault> {
-        let deadline = progress + self.options.patience;
-        self.publishing.session(Some(deadline)).await
     }
 
     /// What is to be done before a message that was not confirmed is published again.
@@ -259,16 +297,16 @@ impl Shared {
         &self,
         session: &Session,
         why: Unconfirmed,
-        progress: Instant,
+        deadline: Instant,
         window: &mut usize,
     ) -> Result<(), Fault> {
-        let idle = progress.elapsed() >= self.options.patience;
+        let idle = Instant::now() >= deadline;
         match why {
-            Unconfirmed::Broken(why) if idle => Err(self.server.unreachable(&why)),
-            Unconfirmed::Broken(why) => {
+            Unconfirmed::Unanswered(Unanswered::Broken(why)) if !idle => {
                 session.fail(&why);
                 Ok(())
             }
+            Unconfirmed::Unanswered(why) => Err(self.unanswered(session, why)),
             Unconfirmed::Full if idle => Err(self.server.unreachable(
                 "the jobs queue is full, and has been for too long: are workers at work?",
             )),
@@ -288,20 +326,17 @@ impl Shared {
     /// Confirms say nothing of the jobs queue, even with `mandatory`: the ledger is a route too. So
     /// it is looked at after the last one.
     async fn jobs_exist(&self, last: &Arc<Session>) -> Result<(), Fault> {
-        let session = self.session_for(Instant::now()).await?;
-        if !Arc::ptr_eq(&session, last) && session.jobs_were_missing {
-            return Err(self.jobs_lost());
-        }
-        let channel = session
-            .channel(self.options.call_limit)
-            .await
-            .map_err(|why| self.server.unreachable(&why))?;
-        let look = topology::look(&channel, self.names.jobs());
-        match within(self.options.call_limit, "looking at the jobs queue", look).await {
-            Ok(_) => Ok(()),
-            Err(why) => {
-                session.fail(&why);
-                Err(self.jobs_lost())
+        let deadline = self.deadline();
+        loop {
+            let session = self.publishing.session(Some(deadline)).await?;
+            if !Arc::ptr_eq(&session, last) && session.jobs_were_missing {
+                return Err(self.jobs_lost());
+            }
+            match session.look(deadline, self.names.jobs()).await {
+                Ok(_) => return Ok(()),
+                // Missing, or only a connection that broke: the next one says which.
+                Err(Unanswered::Broken(why)) => session.fail(&why),
+                Err(blocked) => return Err(self.unanswered(&session, blocked)),
             }
         }
     }

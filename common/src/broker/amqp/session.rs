@@ -3,15 +3,21 @@
 //! lapin's own recovery is not used: it hung in three of three broker restarts under load. Here a
 //! connection that failed in any way is thrown away whole, and the next one who needs it makes a
 //! new one: back off, connect, declare.
+//!
+//! A connection that is given up while its peer says nothing, but still takes what is sent, keeps
+//! its thread and its socket until the kernel ends it: some 15 minutes.
 
 use std::fmt;
 use std::future::Future;
+use std::pin::pin;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use lapin::options::ConfirmSelectOptions;
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
+use lapin::types::ShortString;
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Channel, Connection, ConnectionProperties, ErrorKind};
 use tokio::runtime::Handle;
@@ -19,7 +25,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::topology::{self, Names};
+use super::topology::{self, Look, Names};
 use crate::fault::Fault;
 use crate::retry;
 
@@ -31,6 +37,9 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// A connection that lived this long was a good one: the next pause is short again.
 const GOOD_LIFE: Duration = Duration::from_secs(10);
+/// Channels that are kept for those who publish next. More are made, and closed, when more publish
+/// at once.
+const IDLE_CHANNELS: usize = 64;
 /// How long closing may take.
 const CLOSING: Duration = Duration::from_secs(5);
 
@@ -63,6 +72,13 @@ impl Server {
         }
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
         Ok(Self { uri })
+    }
+
+    /// How long the broker may take to notice that a connection is gone: at most three heartbeats,
+    /// and a margin.
+    pub(super) fn notices_within(&self) -> Duration {
+        let heartbeat = self.uri.query.heartbeat.unwrap_or(HEARTBEAT);
+        Duration::from_secs(10) + 4 * Duration::from_secs(heartbeat.into())
     }
 
     /// The fault of a broker that cannot be used.
@@ -143,14 +159,31 @@ impl Refused {
     }
 }
 
+/// Why a call has no answer.
+#[derive(Debug)]
+pub(super) enum Unanswered {
+    /// The broker takes nothing from this connection: it is short of memory or disk. What was sent
+    /// arrives when that has passed.
+    Blocked,
+    /// Something is wrong with the connection, or with what was asked for.
+    Broken(String),
+}
+
 /// One connection on which everything is declared.
 pub(super) struct Session {
     connection: Arc<Connection>,
-    /// In confirm mode.
-    pub(super) publishing: Channel,
+    /// In confirm mode, and nobody's at present. A clone of a channel costs more than one would
+    /// think, and one is made for each message that is on its way.
+    idle: Mutex<Vec<Arc<Channel>>>,
     /// Cancelled when the connection was given up.
     pub(super) failed: CancellationToken,
     opened: Instant,
+    /// How many connections before it, one after the other, broke as soon as they were made.
+    hasty: usize,
+    /// How long the broker may take to answer one call.
+    limit: Duration,
+    /// The broker has blocked the connection, and that was logged.
+    blocked: AtomicBool,
     /// The jobs queue was not there and had to be declared.
     pub(super) jobs_were_missing: bool,
     /// Kept, since a session may be dropped outside of the runtime.
@@ -171,6 +204,7 @@ impl Session {
         names: &Names,
         purpose: &str,
         limit: Duration,
+        hasty: usize,
     ) -> Result<Self, Refused> {
         let connection = Arc::new(connect(server, names, purpose, limit).await?);
         let this = async {
@@ -188,9 +222,12 @@ impl Session {
                 .await?;
             Ok(Self {
                 connection: Arc::clone(&connection),
-                publishing: channel,
+                idle: Mutex::new(vec![Arc::new(channel)]),
                 failed: CancellationToken::new(),
                 opened: Instant::now(),
+                hasty,
+                limit,
+                blocked: AtomicBool::new(false),
                 jobs_were_missing,
                 runtime: Handle::current(),
             })
@@ -222,9 +259,7 @@ impl Session {
     }
 
     fn usable(&self) -> bool {
-        !self.failed.is_cancelled()
-            && self.connection.status().connected()
-            && self.publishing.status().connected()
+        !self.failed.is_cancelled() && self.connection.status().connected()
     }
 
     /// Has the connection replaced before anybody uses it again. Jobs on loan through it go back.
@@ -246,8 +281,96 @@ impl Session {
     }
 
     /// A new channel.
-    pub(super) async fn channel(&self, limit: Duration) -> Result<Channel, String> {
-        within(limit, "opening a channel", self.connection.create_channel()).await
+    pub(super) async fn channel(&self) -> Result<Channel, String> {
+        let opening = self.connection.create_channel();
+        within(self.limit, "opening a channel", opening).await
+    }
+
+    /// What the broker says of a queue that must exist.
+    pub(super) async fn look(
+        &self,
+        deadline: Instant,
+        queue: ShortString,
+    ) -> Result<Look, Unanswered> {
+        // Not a new one for each look: lapin gives out the numbers of channels anew after the
+        // 2047th, and a number is of no use any more once the broker has closed its channel.
+        let channel = self.confirming(deadline).await?;
+        let what = format!("looking at {queue}");
+        let looking = topology::look(&channel, queue);
+        let look = self.answered(deadline, &what, looking).await?;
+        self.give_back(channel);
+        Ok(look)
+    }
+
+    /// A channel in confirm mode for one task alone: lapin numbers a message and queues it under
+    /// two locks, so that of two messages at once on one channel each may get the other's confirm.
+    ///
+    /// To be given back after use. Dropped, it is closed, so that whoever is next is not told what
+    /// became of an earlier message.
+    pub(super) async fn confirming(&self, deadline: Instant) -> Result<Arc<Channel>, Unanswered> {
+        let idle = self.idle().pop();
+        if let Some(channel) = idle.filter(|channel| channel.status().connected()) {
+            return Ok(channel);
+        }
+        let opening = async {
+            let channel = self.connection.create_channel().await?;
+            let confirm = ConfirmSelectOptions::default();
+            channel.confirm_select(confirm).await?;
+            Ok(Arc::new(channel))
+        };
+        self.answered(deadline, "opening a channel", opening).await
+    }
+
+    /// Keeps a channel of [`Session::confirming`] for whoever is next.
+    pub(super) fn give_back(&self, channel: Arc<Channel>) {
+        let mut idle = self.idle();
+        if idle.len() < IDLE_CHANNELS {
+            idle.push(channel);
+        }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Arc<Channel>>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bounds a call as [`within`] does, by the limit of one call; but a broker that has blocked
+    /// the connection is waited for until `deadline`. It reads nothing meanwhile and lapin writes
+    /// nothing, so another connection would only bring the same messages a second time.
+    pub(super) async fn answered<T>(
+        &self,
+        deadline: Instant,
+        what: &str,
+        call: impl Future<Output = lapin::Result<T>>,
+    ) -> Result<T, Unanswered> {
+        let mut call = pin!(call);
+        let step = self.limit / 10;
+        let mut silent = Duration::ZERO;
+        while silent < self.limit {
+            match tokio::time::timeout(step, &mut call).await {
+                Ok(Ok(value)) => return Ok(value),
+                Ok(Err(error)) => return Err(Unanswered::Broken(format!("{what}: {error}"))),
+                Err(_) if !self.is_blocked() => silent += step,
+                Err(_) if Instant::now() >= deadline => return Err(Unanswered::Blocked),
+                Err(_) => silent = Duration::ZERO,
+            }
+        }
+        let limit = self.limit.as_secs();
+        Err(Unanswered::Broken(format!(
+            "{what}: no answer for {limit} s"
+        )))
+    }
+
+    /// Whether the broker has blocked the connection; said once each time.
+    fn is_blocked(&self) -> bool {
+        let blocked = self.connection.status().blocked();
+        let known = self.blocked.swap(blocked, Ordering::Relaxed);
+        if blocked && !known {
+            warn!(
+                operation = "broker",
+                "the broker is short of memory or disk and takes no messages: waiting for it"
+            );
+        }
+        blocked
     }
 }
 
@@ -449,17 +572,18 @@ impl Supervisor {
     }
 
     async fn connected(&self, phase: &watch::Sender<Phase>, lost: Option<&Session>) -> Phase {
-        let mut pauses = retry::pauses(SHORTEST_PAUSE, LONGEST_PAUSE);
+        let mut hasty = 0;
         if let Some(lost) = lost {
             lost.fail("it was lost");
-            // One that breaks as soon as it is made is not made again and again without a pause.
-            let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
-            let hasty = lost.opened.elapsed() < GOOD_LIFE;
-            tokio::time::sleep(if hasty { pause * 4 } else { pause }).await;
+            if lost.opened.elapsed() < GOOD_LIFE {
+                hasty = lost.hasty + 1;
+            }
+            tokio::time::sleep(pause_after(hasty)).await;
         }
+        let mut pauses = retry::pauses(SHORTEST_PAUSE, LONGEST_PAUSE);
         loop {
-            let opened = Session::open(&self.server, &self.names, self.purpose, self.limit).await;
-            let refused = match opened {
+            let opened = Session::open(&self.server, &self.names, self.purpose, self.limit, hasty);
+            let refused = match opened.await {
                 Ok(session) => {
                     self.report(&session, lost.is_some());
                     return Phase::Connected(Arc::new(session));
@@ -502,6 +626,13 @@ impl Supervisor {
             );
         }
     }
+}
+
+/// The pause before a lost connection is made again. What opens, but breaks as soon as it is used,
+/// would else be made again and again at once.
+fn pause_after(hasty: usize) -> Duration {
+    let mut pauses = retry::pauses(SHORTEST_PAUSE, LONGEST_PAUSE);
+    pauses.nth(hasty.min(10)).unwrap_or(LONGEST_PAUSE)
 }
 
 /// Bounds a call: every one can be lost for ever (a confirm never came after a restart).
