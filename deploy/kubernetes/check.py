@@ -3,6 +3,7 @@
 
     check.py BUILT...             a file for each overlay, as `kustomize build` prints it
     check.py --environment FILE   the variables of an environment file
+    check.py --units UNIT...      systemd's units
     check.py --self-test BUILT... that every check finds what it is there for
 
 Which variables and options there are is read from README's option table and .env.example, the first
@@ -30,6 +31,8 @@ FOREIGN_VARIABLES = {"GITHUB_TOKEN", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SS
 GRACE = 15
 # worker/src/slot.rs: room for a pack's index beside the pack.
 INDEX_BYTES = 64 << 20
+# The same: what a slot may take beyond the largest fetch; and what one usually takes, and a worker without any.
+SLOT_BYTES, USUAL_SLOT_BYTES, WORKER_BYTES = 512 << 20, 128 << 20, 256 << 20
 # worker/src/run.rs: RabbitMQ takes a job back after 30 minutes.
 LONGEST_JOB = 25 * 60
 # The longest wait of a job in a retry queue.
@@ -342,6 +345,12 @@ class Checker:
             self.need(number(values, "TIMEOUT", 300) + drain <= LONGEST_JOB, owner, "TIMEOUT and DRAIN are more than a job may take")
             self.need("CONCURRENCY" in values, owner, "CONCURRENCY depends on the node's cores")
             self.scratch(pod, container, values)
+            needed = memory(values)
+            try:
+                enough = quantity(container["resources"]["limits"]["memory"]) >= needed
+            except (KeyError, ValueError):
+                enough = True  # Said already.
+            self.need(enough, owner, f"one large repository ends all slots: the limit of memory is less than {needed}")
 
     def scratch(self, pod, container, values):
         mounts = {m["mountPath"]: m["name"] for m in container.get("volumeMounts", [])}
@@ -502,6 +511,12 @@ def command_of(container):
     return f"{program_of(container)} {container.get('args', [''])[0]}"
 
 
+def memory(values):
+    """What a worker needs with one slot at its limit and the others as usual."""
+    others = (number(values, "CONCURRENCY", 1) - 1) * USUAL_SLOT_BYTES
+    return number(values, "MAX_FETCH_BYTES", 1 << 30) + SLOT_BYTES + others + WORKER_BYTES
+
+
 def number(values, variable, default):
     value = values.get(variable) or ""
     return int(value) if value.isdigit() else default
@@ -515,6 +530,39 @@ def check_environment(text, programs):
             problems.append(f"no program reads {name}")
         elif name in programs.numeric and value and not value.isdigit():
             problems.append(f"{name}={value} is no number")
+    return problems
+
+
+def seconds(text):
+    unit = {"": 1, "s": 1, "min": 60, "h": 3600}
+    return sum(int(n) * unit[u] for n, u in re.findall(r"(\d+)\s*([a-z]*)", text))
+
+
+def check_unit(name, text, programs, names):
+    """Problems of a unit, by its file's name; `names` are those of all units."""
+    settings = {}
+    for key, value in re.findall(r"^(\w+)=(.*)$", text, re.M):
+        settings.setdefault(key, []).append(value)
+    last = {key: values[-1] for key, values in settings.items()}
+    if name.endswith(".timer"):
+        service = last.get("Unit", name.replace(".timer", ".service"))
+        return [] if service in names and "OnCalendar" in last else [f"does not start {service}, or never"]
+    problems = []
+    program, *arguments = last["ExecStart"].split()
+    command = f"{program.rpartition('/')[2]} {arguments[0]}"
+    problems += [f"`{command}` has no option {a}" for a in arguments[1:]
+                 if a.startswith("-") and not programs.has_option(a.split("=")[0], command)]
+    values = dict(pair.split("=", 1) for line in settings.get("Environment", []) for pair in line.split())
+    problems += [f"`{command}` reads no variable {v}" for v in values if not programs.knows(v, command)]
+    problems += [f"{v}={values[v]} is no number" for v in programs.numeric & values.keys() if not values[v].isdigit()]
+    if seconds(last.get("TimeoutStopSec", "90")) < number(values, "DRAIN", 30) + GRACE:
+        problems.append(f"is killed before DRAIN={number(values, 'DRAIN', 30)} is over")
+    if last.get("KillMode") != "mixed":
+        problems.append("SIGTERM would reach the slots as well: KillMode is not mixed")
+    if command.startswith("producer") and "75" not in last.get("SuccessExitStatus", "").split():
+        problems.append("counts it as a failure that another producer runs")
+    if "MemoryMax" not in last or quantity(last["MemoryMax"].replace("G", "Gi")) < memory(values):
+        problems.append(f"one large repository ends all slots: MemoryMax is less than {memory(values)}")
     return problems
 
 
@@ -582,6 +630,7 @@ FAULTS = [
     ("volume without end", lambda d: put(pod_of(d)["volumes"][0], "emptyDir", {}), "has no size limit"),
     ("volume over limit", lambda d: put(pod_of(d)["volumes"][0]["emptyDir"], "sizeLimit", "9Gi"), "grow beyond"),
     ("scratch too small", lambda d: put(data_of(d, "repofleet-worker"), "CONCURRENCY", "5"), "below SCRATCH"),
+    ("memory", lambda d: put(container_of(d)["resources"]["limits"], "memory", "2Gi"), "one large repository"),
     ("unmounted", lambda d: container_of(d)["volumeMounts"].pop(), "mounts and volumes differ"),
     ("probe's port", lambda d: put(container_of(d)["livenessProbe"]["httpGet"], "port", "http"), "no named port"),
     ("probe's number", lambda d: put(container_of(d)["readinessProbe"]["httpGet"], "port", 9100), "no named port"),
@@ -649,19 +698,31 @@ def self_test(overlays, programs):
     for text, expected in (("CONCURENCY=4\n", "no program reads"), ("#DRAIN=1m\n", "is no number")):
         if not any(expected in p for p in check_environment(text, programs)):
             failed.append(f"environment file: {text!r}")
+    unit = (ROOT / "deploy/systemd/repofleet-producer.service").read_text()
+    units = [("ExecStart=/usr/local/bin/producer run", "ExecStart=/usr/local/bin/producer run --fed=x", "has no option --fed"),
+             ("DRAIN=60", "DRAYN=60", "reads no variable DRAYN"), ("DRAIN=60", "DRAIN=1m", "is no number"),
+             ("TimeoutStopSec=90", "TimeoutStopSec=1min", "before DRAIN=60"), ("=mixed", "=control-group", "KillMode"),
+             ("SuccessExitStatus=75", "", "another producer runs"), ("MemoryMax=3G", "MemoryMax=1G", "MemoryMax is less")]
+    for good, bad, expected in units:
+        if good not in unit or not any(expected in p for p in check_unit("x.service", unit.replace(good, bad), programs, [])):
+            failed.append(f"unit: {bad}")
+    faults = len(FAULTS) + len(units) + 2
     for problem in failed:
         print(f"not found: {problem}")
-    print(f"self-test: {len(FAULTS) + 2 - len(failed)} of {len(FAULTS) + 2} faults were found")
+    print(f"self-test: {faults - len(failed)} of {faults} faults were found")
     return not failed
 
 
 def main(arguments):
     programs = Programs((ROOT / "README.md").read_text(), (ROOT / ".env.example").read_text())
     mode = arguments.pop(0) if arguments and arguments[0].startswith("--") else None
-    if not arguments or mode not in (None, "--environment", "--self-test"):
+    if not arguments or mode not in (None, "--environment", "--units", "--self-test"):
         raise SystemExit(__doc__)
     if mode == "--environment":
         problems = [f"{f}: {p}" for f in arguments for p in check_environment(Path(f).read_text(), programs)]
+    elif mode == "--units":
+        names = [Path(f).name for f in arguments]
+        problems = [f"{n}: {p}" for f, n in zip(arguments, names) for p in check_unit(n, Path(f).read_text(), programs, names)]
     else:
         overlays = {f: [d for d in yaml.safe_load_all(Path(f).read_text()) if d] for f in arguments}
         if mode == "--self-test":
