@@ -26,9 +26,9 @@ EOF
 [ -e "$alerts" ] || fail "there is no deploy/prometheus/alerts.yml to write it from"
 case "${1:-}" in
 --check)
-    rule | cmp -s - "$component/prometheusrule.yaml" &&
-        grep -qxF '  - prometheusrule.yaml' "$component/kustomization.yaml" ||
-        fail "$component is not up to date: run deploy/kubernetes/prometheus-rule.sh"
+    stale="$component is not up to date: run deploy/kubernetes/prometheus-rule.sh"
+    rule | cmp -s - "$component/prometheusrule.yaml" || fail "$stale"
+    grep -qxF '  - prometheusrule.yaml' "$component/kustomization.yaml" || fail "$stale"
     ;;
 '')
     rule >"$component/prometheusrule.yaml"
