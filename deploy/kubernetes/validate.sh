@@ -117,4 +117,4 @@ echo "selectors, targets, quantities, ports, variables, options, Pod Security, n
 if [ -d ../systemd ]; then
     ../systemd/validate.sh "$python"
 fi
-say done
+say 'done'
