@@ -422,7 +422,11 @@ impl Metrics {
         for class in FaultKind::ALL {
             metrics.job_counter(Outcome::Failed(class));
         }
-        for class in [FaultKind::Transient, FaultKind::Throttled, FaultKind::Killed] {
+        for class in [
+            FaultKind::Transient,
+            FaultKind::Throttled,
+            FaultKind::Killed,
+        ] {
             metrics.retries.with_label_values(&[class.as_str()]);
         }
         for reason in CacheReason::ALL {

@@ -12,7 +12,8 @@ use common::fault::Fault;
 use common::moment;
 use common::repo::DIGEST_PATTERN;
 use common::run::{
-    ClosedRun, JobKey, JobList, LastClosed, LatestRun, Manifest, RunId, RunSummary, Tally, thousands,
+    ClosedRun, JobKey, JobList, LastClosed, LatestRun, Manifest, RunId, RunSummary, Tally,
+    thousands,
 };
 use common::shutdown::Shutdown;
 use common::store::{Document, DocumentKey, SharedStore, StoreConfig};
@@ -452,7 +453,10 @@ async fn conclude(store: &SharedStore, run: &RunId, summary: &RunSummary) {
         && let Err(fault) = write_last_closed(store, summary).await
     {
         // Who watches finds the summary, unless the next run begins before that.
-        warn!(operation = "run", "that this run closed could not be noted: {fault}");
+        warn!(
+            operation = "run",
+            "that this run closed could not be noted: {fault}"
+        );
     }
     let digests = format!("{store_location}/{DIGEST_PATTERN}");
     info!(
@@ -477,7 +481,12 @@ async fn write_last_closed(store: &SharedStore, summary: &RunSummary) -> Result<
         cache_hit_rate: summary.cache_hit_rate,
     };
     let before = known.map(|known| known.last);
-    write(store, &DocumentKey::LastClosed, &LastClosed { last, before }).await
+    write(
+        store,
+        &DocumentKey::LastClosed,
+        &LastClosed { last, before },
+    )
+    .await
 }
 
 fn of_run(run: &RunId, document: Document) -> DocumentKey {

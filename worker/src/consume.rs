@@ -183,7 +183,9 @@ impl Worker {
             Turn::Go => {}
             Turn::Wait(pause) => {
                 debug!(repo = %delivery.job.repo, host, "waits for its host");
-                return self.hand_back(delivery, HandedBack::Host, pause, &hold).await;
+                return self
+                    .hand_back(delivery, HandedBack::Host, pause, &hold)
+                    .await;
             }
             Turn::GiveUp(duration) => {
                 let fault = Fault::throttled(

@@ -25,7 +25,10 @@ mod field {
 /// Adds, under the names that every program gives them, what is known of this process.
 pub(super) fn add_process(registry: &Registry) {
     let gauge = |name: &str, help: &str, look: fn() -> Option<f64>| {
-        register(registry, Gauge::new(name, help).map(|g| Looked::new(g, look)));
+        register(
+            registry,
+            Gauge::new(name, help).map(|g| Looked::new(g, look)),
+        );
     };
     gauge(
         "process_resident_memory_bytes",
@@ -57,7 +60,10 @@ pub(super) fn add_slots(registry: &Registry, scratch: &Arc<OnceLock<PathBuf>>) {
         let scratch = Arc::clone(scratch);
         // Exact to a few bytes where a disk has petabytes.
         let look = move || scratch.get().and_then(disk).map(|disk| of(disk) as f64);
-        register(registry, Gauge::new(name, help).map(|g| Looked::new(g, look)));
+        register(
+            registry,
+            Gauge::new(name, help).map(|g| Looked::new(g, look)),
+        );
     };
     disk(
         "scratch_free_bytes",
@@ -144,7 +150,9 @@ fn disk(folder: &PathBuf) -> Option<Disk> {
 
 fn resident_bytes() -> Option<f64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kibibytes: f64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
     Some(kibibytes * 1024.0)
 }

@@ -208,7 +208,13 @@ impl Shared {
                     runtime: runtime.clone(),
                 };
                 let enqueued = receipt.at;
-                Some(Delivery::new(job, attempt, waits, enqueued, Box::new(receipt)))
+                Some(Delivery::new(
+                    job,
+                    attempt,
+                    waits,
+                    enqueued,
+                    Box::new(receipt),
+                ))
             }
             Err(fault) => {
                 self.bury(&incoming, attempt, &fault).await;
