@@ -5,7 +5,8 @@
 #
 # Usage: deploy/compose-test.sh         exit code 0: all is well, 1: it is not, 69: there is no Docker engine
 #
-# Variables: WORKERS (40), COUNT of repositories (200), KILLED workers (10); KEEP=1 leaves everything running.
+# Variables: WORKERS (40), COUNT of repositories (200), KILLED workers (10); KEEP=1 leaves everything running,
+# NO_BUILD=1 takes the images of the last time.
 # RUST_IMAGE, RUNTIME_IMAGE, DEBIAN_IMAGE, RABBITMQ_IMAGE, S3_IMAGE: images to use where the official ones cannot be had.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -46,7 +47,7 @@ clean() {
     if [ -z "${KEEP:-}" ]; then
         step "cleaning up"
         compose down --volumes --remove-orphans --timeout 5 || true
-        docker image rm --force repofleet-test-git >/dev/null 2>&1 || true
+
     fi
     exit "$code"
 }
@@ -121,10 +122,12 @@ logs=$(mktemp -d)
 trap clean EXIT
 compose down --volumes --remove-orphans --timeout 5 >/dev/null 2>&1 || true
 
-step "building"
-start=$SECONDS
-compose build || fail "the images cannot be built; where a registry cannot be reached, name others (see the head of this file)"
-figure "images built in $((SECONDS - start)) s"
+if [ -z "${NO_BUILD:-}" ]; then
+    step "building"
+    start=$SECONDS
+    compose build || fail "the images cannot be built; where a registry cannot be reached, name others (see the head of this file)"
+    figure "images built in $((SECONDS - start)) s"
+fi
 for program in producer worker; do
     layers=$(docker history --human=false --no-trunc --format '{{.Size}} {{.CreatedBy}}' "repofleet-$program")
     figure "image repofleet-$program: $(awk '/COPY/ && /scratch|data|LICENSE|release/ {s += $1} END {printf "%.1f", s / 1e6}' <<<"$layers") MB above its base"
