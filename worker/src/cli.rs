@@ -16,6 +16,7 @@ use url::Url;
 
 use crate::digest::{self, Limits, Subject};
 use crate::fetch::policy::FetchConfig;
+use crate::health::HealthCommand;
 use crate::run::RunConfig;
 use crate::slot::{SlotConfig, Slots, Unmade};
 
@@ -35,7 +36,7 @@ say how to reach a store in a bucket; .env.example lists them.
 
 Exit codes:
   0    done; or, of `worker run`, stopped by SIGTERM
-  1    a fault of this program or machine
+  1    a fault of this program or machine; of `worker health`: not well
   2    the command line is wrong, or the source is not allowed
   69   the repository cannot be had: gone, throttled, too large, or its host is away;
        of `worker run`: the broker refuses, or --metrics-addr is taken
@@ -48,6 +49,8 @@ enum Command {
     Run(Box<RunConfig>),
     /// Write the digest of one repository.
     Digest(Box<DigestCommand>),
+    /// Ask a worker on this machine whether it is well: 0 if so, else 1 and a sentence.
+    Health(HealthCommand),
 }
 
 /// Writes the digest of one repository to standard output or a file.
@@ -101,6 +104,7 @@ impl Cli {
             Command::Run(_) => self.log.init(io::stdout)?,
             // Standard output is the digest's.
             Command::Digest(_) => self.log.init(io::stderr)?,
+            Command::Health(_) => {}
         }
         match self.command {
             Command::Run(config) => {
@@ -108,6 +112,7 @@ impl Cli {
                 config.run(&shutdown).await
             }
             Command::Digest(command) => command.run().await,
+            Command::Health(command) => command.run().await,
         }
     }
 }

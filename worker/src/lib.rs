@@ -20,4 +20,6 @@ pub mod digest;
 
 pub mod run;
 
+pub mod health;
+
 pub mod cli;

@@ -14,6 +14,9 @@ mod slots;
 mod consume;
 
 #[cfg(test)]
+mod health;
+
+#[cfg(test)]
 mod hostile_trees;
 
 #[cfg(test)]

@@ -1,0 +1,193 @@
+#!/usr/bin/env bash
+# Runs compose.yaml for real: forty workers on a git server in its network, a run that everything goes well in, and one
+# in which ten workers and the broker are killed. Looks each time whether the bucket is right, and prints figures.
+# Takes everything away again, volumes and all. A fleet at work beside it (another project name) is left alone.
+#
+# Usage: deploy/compose-test.sh         exit code 0: all is well, 1: it is not, 69: there is no Docker engine
+#
+# Variables: WORKERS (40), COUNT of repositories (200), KILLED workers (10); KEEP=1 leaves everything running,
+# NO_BUILD=1 takes the images of the last time.
+# RUST_IMAGE, RUNTIME_IMAGE, DEBIAN_IMAGE, RABBITMQ_IMAGE, S3_IMAGE: images to use where the official ones cannot be had.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+workers=${WORKERS:-40} killed=${KILLED:-10}
+export COUNT=${COUNT:-200}
+# Longest that a run may take, in seconds.
+patience=900
+
+fail() { printf 'deploy/compose-test.sh: %s\n' "$*" >&2; exit 1; }
+no_engine() { printf 'deploy/compose-test.sh: %s\n' "$*" >&2; exit 69; }
+step() { printf '\n== %s (after %s s)\n' "$*" "$SECONDS"; }
+figure() { printf 'figure: %s\n' "$*"; }
+
+command -v docker >/dev/null || no_engine "there is no docker command: see https://docs.docker.com/engine/install/"
+docker info >/dev/null 2>&1 ||
+    no_engine "no Docker engine answers: is it started, and may you use it? See: docker info"
+docker compose version >/dev/null 2>&1 ||
+    no_engine "docker has no compose: see https://docs.docker.com/compose/install/linux/"
+
+project=repofleet-test
+compose() {
+    docker compose --project-name "$project" --env-file /dev/null \
+        --file compose.yaml --file deploy/compose-test.yaml --progress quiet "$@"
+}
+# A command of the producer's, its output alone.
+producer() { compose run --rm --no-deps --no-TTY producer "$@" 2>/dev/null; }
+containers() { docker ps --quiet --filter "label=com.docker.compose.project=$project" "$@"; }
+workers_alive() { containers --filter label=com.docker.compose.service=worker; }
+
+clean() {
+    local code=$?
+    trap - EXIT
+    if [ "$code" != 0 ]; then
+        compose ps --all || true
+        compose logs --tail 5 2>/dev/null | tail -n 100 || true
+    fi
+    if [ -z "${KEEP:-}" ]; then
+        step "cleaning up"
+        compose down --volumes --remove-orphans --timeout 5 || true
+
+    fi
+    exit "$code"
+}
+
+# Starts a run in the background, and gives its container.
+start_run() { compose run --detach --no-deps --no-TTY producer run 2>/dev/null | tail -n 1; }
+
+# Waits for the run in container $1, and prints its last sentence.
+end_of() {
+    local code
+    code=$(timeout "$patience" docker wait "$1") || fail "the run has not ended after $patience s"
+    docker logs "$1" >"$logs/$1" 2>&1
+    [ "$code" = 0 ] || { tail -n 20 "$logs/$1" >&2; fail "the run ended with code $code"; }
+    last_sentence "$logs/$1"
+}
+
+last_sentence() { sed -n 's/.*"message":"\(Pipeline complete: [^"]*\)".*/\1/p' "$1" | tail -n 1; }
+
+# That sentence $1 begins with the numbers $2.
+expect() { [ "${1#"Pipeline complete: $2, "}" != "$1" ] || fail "$1, and not $2"; }
+
+in_s3() { printf '%s\n' "$@" | compose exec --no-TTY s3 weed shell -master=localhost:9333 2>/dev/null; }
+
+# That the bucket holds a digest of each repository as it was pushed last, and nothing is left over.
+check() {
+    local year=$1 log=$logs/check-$1 said
+    # Asks the store for the pushedAt of every object, whatever the index says.
+    producer run --check head >"$log" || fail "the checking run ended with code $?"
+    said=$(last_sentence "$log")
+    expect "$said" "$COUNT total, $COUNT cached (100.0%), 0 processed, 0 failed"
+    echo "a run after it: $said"
+    local digests
+    digests=$(in_s3 "fs.tree /buckets/repofleet/gitingest" | grep -c 'summary\.txt') || true
+    [ "$digests" = "$COUNT" ] || fail "$digests digests in the bucket, and not $COUNT"
+    echo "in the bucket: $digests digests"
+    if [ "$year" != 2023 ]; then
+        local names commands name with
+        names=$(compose exec --no-TTY git ls /srv/git/crates)
+        commands=()
+        for name in $names; do
+            commands+=("fs.cat /buckets/repofleet/gitingest/crates/${name%.git}/summary.txt")
+        done
+        with=$(in_s3 "${commands[@]}" | grep -c -- "── PUSHED-$year.txt") || true
+        [ "$with" = "$COUNT" ] || fail "$with digests show the push of $year, and not $COUNT"
+        echo "in their texts: all $with show the push of $year"
+    fi
+    local dead status
+    dead=$(producer dead list --json | grep -c '^{') || true
+    [ "$dead" = 0 ] || fail "$dead dead letters"
+    status=$(producer status --json)
+    for member in '"open":0' '"failed":0' '"waiting":0' '"waiting_retry":0' '"dead_letters":0'; do
+        [[ "${status// /}" == *"$member"* ]] || fail "the status lacks $member: $status"
+    done
+    echo "dead letters: 0; nothing waits"
+}
+
+# Waits until $1 workers say themselves that they can work.
+wait_until_ready() {
+    local wanted=$1 end=$((SECONDS + 180)) ready container
+    while :; do
+        ready=0
+        for container in $(workers_alive); do
+            docker exec "$container" /usr/local/bin/worker health --ready 2>/dev/null && ready=$((ready + 1))
+        done
+        [ "$ready" -lt "$wanted" ] || return 0
+        [ "$SECONDS" -lt "$end" ] || fail "$ready workers are ready, and not $wanted"
+        sleep 1
+    done
+}
+
+logs=$(mktemp -d)
+trap clean EXIT
+compose down --volumes --remove-orphans --timeout 5 >/dev/null 2>&1 || true
+
+if [ -z "${NO_BUILD:-}" ]; then
+    step "building"
+    start=$SECONDS
+    compose build || fail "the images cannot be built; where a registry cannot be reached, name others (see the head of this file)"
+    figure "images built in $((SECONDS - start)) s"
+fi
+for program in producer worker; do
+    layers=$(docker history --human=false --no-trunc --format '{{.Size}} {{.CreatedBy}}' "repofleet-$program")
+    figure "image repofleet-$program: $(awk '/COPY/ && /scratch|data|LICENSE|release/ {s += $1} END {printf "%.1f", s / 1e6}' <<<"$layers") MB above its base"
+done
+
+step "docker compose up --scale worker=$workers"
+start=$SECONDS
+compose up --detach --scale worker="$workers" || fail "it does not come up"
+figure "up after $((SECONDS - start)) s, broker and store healthy"
+said=$(end_of "$(compose ps --all --quiet producer)")
+figure "first run: $said"
+figure "from nothing to the end of the first run: $((SECONDS - start)) s"
+expect "$said" "$COUNT total, 0 cached (0.0%), $COUNT processed, 0 failed"
+wait_until_ready "$workers"
+figure "$workers workers are ready"
+memory=$(workers_alive | xargs docker stats --no-stream --format '{{.MemUsage}}' |
+    awk '{n = $1 + 0; if ($1 ~ /GiB/) n *= 1024; s += n; if (n > m) m = n} END {printf "%.0f MiB in all, %.0f MiB at most", s, m}')
+figure "memory of the workers, at rest: $memory"
+check 2023
+
+step "everything is pushed again"
+compose exec --no-TTY git repositories push 2024
+said=$(end_of "$(start_run)")
+figure "second run: $said"
+expect "$said" "$COUNT total, 0 cached (0.0%), $COUNT processed, 0 failed"
+check 2024
+
+step "and again, and in the middle $killed workers and the broker are killed"
+compose exec --no-TTY git repositories push 2025
+run=$(start_run)
+end=$((SECONDS + patience))
+until docker logs "$run" 2>&1 | grep -qE '"message":"Processed [1-9][0-9]*/'; do
+    [ "$SECONDS" -lt "$end" ] || fail "nothing is processed after $patience s"
+    [ "$(docker inspect --format '{{.State.Running}}' "$run")" = true ] || fail "the run ended before anything was killed"
+    sleep 0.2
+done
+docker logs "$run" 2>&1 | sed -n 's/.*"message":"\(Processed [^"]*\)".*/when they are killed: \1/p' | tail -n 1
+workers_alive | shuf -n "$killed" | xargs docker kill --signal KILL >/dev/null
+compose kill --signal KILL rabbitmq
+[ "$(docker inspect --format '{{.State.Running}}' "$run")" = true ] || fail "the run was over before the broker was killed"
+start=$SECONDS
+compose start rabbitmq
+alive=$(workers_alive | wc -l)
+[ "$alive" = $((workers - killed)) ] || fail "$alive workers are left, and not $((workers - killed))"
+echo "$alive workers are left; the broker is started again"
+said=$(end_of "$run")
+figure "third run, with $killed workers and the broker killed: $said"
+figure "it ended $((SECONDS - start)) s after the broker was killed"
+expect "$said" "$COUNT total, 0 cached (0.0%), $COUNT processed, 0 failed"
+check 2025
+
+step "what was killed comes back, and everybody stops when asked to"
+compose up --detach --no-recreate --no-deps --scale worker="$workers" worker
+wait_until_ready "$workers"
+start=$SECONDS
+stopped=$(workers_alive)
+compose stop worker
+figure "$workers workers stopped in $((SECONDS - start)) s"
+# shellcheck disable=SC2086
+codes=$(docker inspect --format '{{.State.ExitCode}}' $stopped | sort | uniq -c)
+[ "$(tr -d ' ' <<<"$codes")" = "${workers}0" ] || fail "workers ended with other codes than 0: $codes"
+
+printf '\nall is well: the runs close and the bucket is right, with and without things killed in the middle\n'
