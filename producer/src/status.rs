@@ -1,7 +1,7 @@
 //! How far a run has got, as told from any machine: by the store's documents and the broker's
 //! ledger.
 //!
-//! [`standing`] counts, [`page`] shows it to people, [`screen`] again and again.
+//! [`standing`] counts, [`mod@page`] shows it to people, [`screen`] again and again.
 
 use std::io::{self, Write};
 use std::pin::pin;

@@ -47,7 +47,7 @@ enum Command {
     /// Work on the jobs that a producer puts on RabbitMQ, until stopped.
     Run(Box<RunConfig>),
     /// Write the digest of one repository.
-    Digest(DigestCommand),
+    Digest(Box<DigestCommand>),
 }
 
 /// Writes the digest of one repository to standard output or a file.
