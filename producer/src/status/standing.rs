@@ -293,6 +293,10 @@ impl Standing {
                 self.tally.add_job(key.clone());
                 self.open.insert(key.clone(), None);
             }
+            // Whatever the ledger's first chunk says of an earlier run's job for the same push.
+            if let Some(since) = self.open.get_mut(&key) {
+                *since = Some(at);
+            }
         }
         if ours {
             self.early.remove(&key);
@@ -512,6 +516,29 @@ mod tests {
             standing.take(Entry { at, event });
         }
         standing.status(START + time::Duration::seconds(now))
+    }
+
+    /// A repository that fails in each run is as old as this run's job, not the one before's.
+    #[test]
+    fn an_open_job_is_as_old_as_its_own_run_made_it() {
+        let documents = documents(0, &["a/a", "a/b"]);
+        let gone = Outcome::Failed(FaultKind::Gone);
+        let mut entries = vec![
+            (-50, job("before", "a/a")),
+            (-20, ended("before", "a/a", gone, "w1")),
+            (10, job("this", "a/a")),
+            (11, job("this", "a/b")),
+        ];
+        assert_eq!(
+            status(&documents, &entries, 70).oldest_open_seconds,
+            Some(60)
+        );
+        // A second copy changes nothing.
+        entries.push((30, job("this", "a/a")));
+        assert_eq!(
+            status(&documents, &entries, 70).oldest_open_seconds,
+            Some(60)
+        );
     }
 
     #[test]
