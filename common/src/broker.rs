@@ -237,16 +237,25 @@ pub struct Delivery {
     pub attempt: u32,
     /// How often it was sent to wait for a throttling host.
     pub waits: u32,
+    /// When the job was enqueued first, by the clock of who did.
+    pub enqueued: OffsetDateTime,
     receipt: Box<dyn Receipt>,
 }
 
 impl Delivery {
     /// For implementations of [`Broker`].
-    pub fn new(job: Job, attempt: u32, waits: u32, receipt: Box<dyn Receipt>) -> Self {
+    pub fn new(
+        job: Job,
+        attempt: u32,
+        waits: u32,
+        enqueued: OffsetDateTime,
+        receipt: Box<dyn Receipt>,
+    ) -> Self {
         Self {
             job,
             attempt,
             waits,
+            enqueued,
             receipt,
         }
     }

@@ -169,6 +169,32 @@ pub struct LatestRun {
     pub run: RunId,
 }
 
+/// Which run closed last, and which before it: `runs/last-closed.json`. It says how fresh the
+/// digests are while the latest run goes on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LastClosed {
+    /// The last.
+    pub last: ClosedRun,
+    /// The one before.
+    pub before: Option<ClosedRun>,
+}
+
+/// A run of which every job has its outcome.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClosedRun {
+    /// Its id.
+    pub run: RunId,
+    /// When it closed.
+    #[serde(with = "time::serde::rfc3339")]
+    pub closed_at: OffsetDateTime,
+    /// How long it took.
+    pub elapsed_seconds: f64,
+    /// Percent, one decimal.
+    pub cache_hit_rate: f64,
+}
+
 /// One repository without a digest, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {

@@ -81,6 +81,8 @@ pub enum DocumentKey {
     Index,
     /// [`LatestRun`](crate::run::LatestRun), written with each manifest.
     Latest,
+    /// [`LastClosed`](crate::run::LastClosed), written when a run closes.
+    LastClosed,
 }
 
 /// The documents of a run.
@@ -107,6 +109,7 @@ impl fmt::Display for DocumentKey {
             }
             Self::Index => f.write_str("runs/index.json"),
             Self::Latest => f.write_str("runs/latest.json"),
+            Self::LastClosed => f.write_str("runs/last-closed.json"),
         }
     }
 }

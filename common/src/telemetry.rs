@@ -1,11 +1,13 @@
 //! Logs, metrics, and the small HTTP server that shows them.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fmt;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use http_body_util::Full;
@@ -15,8 +17,8 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -35,6 +37,10 @@ use tracing_subscriber::registry::LookupSpan;
 use crate::fault::FaultKind;
 use crate::outcome::Outcome;
 use crate::run::CacheReason;
+
+pub mod fleet;
+
+mod process;
 
 /// Most connections that are served at a time: nobody who looks may use up what work needs.
 const MAX_CONNECTIONS: usize = 32;
@@ -260,9 +266,11 @@ pub struct MetricsConfig {
 /// Never a label per repository: there are tens of thousands.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    registry: Registry,
+    ours: Registry,
+    common: Registry,
     jobs: IntCounterVec,
     retries: IntCounterVec,
+    handed_back: IntCounterVec,
     cache_checks: IntCounterVec,
     slots_killed: IntCounterVec,
     /// Slots that this process has.
@@ -276,6 +284,44 @@ pub struct Metrics {
     fetch_seconds: Histogram,
     digest_seconds: Histogram,
     store_seconds: Histogram,
+    queue_to_stored_seconds: Histogram,
+    throttled_hosts: IntGauge,
+    infra_paused: IntGauge,
+    /// Until when each host is left alone.
+    paused_hosts: Arc<Mutex<HashMap<String, Instant>>>,
+    scratch: Arc<OnceLock<PathBuf>>,
+}
+
+/// Why a slot is ended before its time: the values of a metric's label.
+const KILLED_FOR: [&str; 4] = ["crash", "stall", "stopped", "timeout"];
+
+/// Why a job goes back to the broker with nothing said against it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HandedBack {
+    /// Its worker stops.
+    Stopping,
+    /// Its host wants to be left alone.
+    Host,
+    /// Machine or store were not well for as long as a job may be held.
+    Infra,
+}
+
+impl HandedBack {
+    const ALL: [Self; 3] = [Self::Stopping, Self::Host, Self::Infra];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Stopping => "stopping",
+            Self::Host => "host",
+            Self::Infra => "infra",
+        }
+    }
+}
+
+/// What is shown at `/metrics`.
+pub trait Expose: Clone + Send + Sync + 'static {
+    /// Everything in Prometheus' text format.
+    fn render(&self) -> Vec<u8>;
 }
 
 impl Default for Metrics {
@@ -289,19 +335,27 @@ impl Metrics {
     pub fn new() -> Self {
         let registry = Registry::new_custom(Some("repofleet".to_owned()), None)
             .expect("the prefix is a valid name");
-        let seconds = |name: &str, help: &str| {
-            let buckets = vec![
-                0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
-            ];
-            let opts = HistogramOpts::new(name, help).buckets(buckets);
+        let common = Registry::new();
+        process::add_process(&common);
+        add_build(&registry);
+        let scratch = Arc::default();
+        process::add_slots(&registry, &scratch);
+        let seconds = |name: &str, help: &str, buckets: &[f64]| {
+            let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
             register(&registry, Histogram::with_opts(opts))
         };
-        let fetch_seconds = seconds("fetch_seconds", "Time to fetch a repository");
+        let fetch_seconds = seconds("fetch_seconds", "Time to fetch a repository", &OF_WORK);
         let digest_seconds = seconds(
             "digest_seconds",
             "Time to make a digest of what was fetched",
+            &OF_WORK,
         );
-        let store_seconds = seconds("store_seconds", "Time to store a digest");
+        let store_seconds = seconds("store_seconds", "Time to store a digest", &OF_WORK);
+        let queue_to_stored_seconds = seconds(
+            "queue_to_stored_seconds",
+            "Time from when a job was put on the queue until its digest was stored, retries and pauses included",
+            &OF_WAITING,
+        );
         let family = |name: &str, help: &str, labels: &[&str]| {
             register(&registry, IntCounterVec::new(Opts::new(name, help), labels))
         };
@@ -316,12 +370,33 @@ impl Metrics {
                 "Attempts that will be repeated",
                 &["class"],
             ),
+            handed_back: family(
+                "handed_back_total",
+                "Jobs that went back to the queue with nothing said against them: their worker stops (`stopping`), their host wants to be left alone (`host`), machine or store were not well for long (`infra`)",
+                &["reason"],
+            ),
+            throttled_hosts: register(
+                &registry,
+                IntGauge::new("throttled_hosts", "Hosts that are left alone now"),
+            ),
+            infra_paused: register(
+                &registry,
+                IntGauge::new(
+                    "infra_paused",
+                    "1 while no job is started, since machine or store are not well",
+                ),
+            ),
+            paused_hosts: Arc::default(),
             cache_checks: family(
                 "cache_checks_total",
                 "Repositories by what the cache said",
                 &["reason"],
             ),
-            slots_killed: family("slots_killed_total", "Slots that were ended", &["reason"]),
+            slots_killed: family(
+                "slots_killed_total",
+                "Slots that were ended before their time: `crash`, `stall`, `stopped`, `timeout`",
+                &["reason"],
+            ),
             slots: register(&registry, IntGauge::new("slots", "Slots of this process")),
             slots_busy: register(&registry, IntGauge::new("slots_busy", "Slots at work")),
             fetched_bytes: register(
@@ -335,7 +410,10 @@ impl Metrics {
             fetch_seconds,
             digest_seconds,
             store_seconds,
-            registry,
+            queue_to_stored_seconds,
+            scratch,
+            ours: registry,
+            common,
         };
         // An absent series reads as "no data" in an alert; a zero reads as zero.
         for outcome in [Outcome::Processed, Outcome::Unchanged, Outcome::Superseded] {
@@ -344,8 +422,21 @@ impl Metrics {
         for class in FaultKind::ALL {
             metrics.job_counter(Outcome::Failed(class));
         }
+        for class in [
+            FaultKind::Transient,
+            FaultKind::Throttled,
+            FaultKind::Killed,
+        ] {
+            metrics.retries.with_label_values(&[class.as_str()]);
+        }
         for reason in CacheReason::ALL {
             metrics.cache_checks.with_label_values(&[reason.as_str()]);
+        }
+        for reason in KILLED_FOR {
+            metrics.slots_killed.with_label_values(&[reason]);
+        }
+        for reason in HandedBack::ALL {
+            metrics.handed_back.with_label_values(&[reason.as_str()]);
         }
         metrics
     }
@@ -395,14 +486,91 @@ impl Metrics {
         self.store_seconds.observe(duration.as_secs_f64());
     }
 
-    /// Everything in Prometheus' text format.
-    pub fn render(&self) -> Vec<u8> {
-        let mut text = Vec::new();
-        TextEncoder::new()
-            .encode(&self.registry.gather(), &mut text)
-            .expect("writing to memory does not fail");
-        text
+    /// Notes how long ago the job of a digest that is stored now was put on the queue.
+    pub fn stored_after(&self, enqueued: OffsetDateTime) {
+        // By two machines' clocks.
+        let waited = (OffsetDateTime::now_utc() - enqueued).as_seconds_f64();
+        self.queue_to_stored_seconds.observe(waited.max(0.0));
     }
+
+    /// Counts a job that goes back.
+    pub fn handed_back(&self, why: HandedBack) {
+        self.handed_back.with_label_values(&[why.as_str()]).inc();
+    }
+
+    /// Takes note that `host` is left alone for `pause`, at least.
+    pub fn host_paused(&self, host: &str, pause: Duration) {
+        let until = Instant::now() + pause;
+        let mut hosts = self.paused_hosts();
+        let known = hosts.entry(host.to_owned()).or_insert(until);
+        *known = until.max(*known);
+    }
+
+    fn paused_hosts(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
+        self.paused_hosts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shows that no job is started, until what this gives is dropped.
+    pub fn infra_pause(&self) -> InfraPause {
+        self.infra_paused.set(1);
+        InfraPause(self.infra_paused.clone())
+    }
+
+    /// Says which disk work is done on.
+    pub fn set_scratch(&self, folder: &Path) {
+        // The first one counts: the programs have no other.
+        _ = self.scratch.set(folder.to_owned());
+    }
+}
+
+/// A pause that shows while this is there.
+#[derive(Debug)]
+pub struct InfraPause(IntGauge);
+
+impl Drop for InfraPause {
+    fn drop(&mut self) {
+        self.0.set(0);
+    }
+}
+
+impl Expose for Metrics {
+    fn render(&self) -> Vec<u8> {
+        {
+            let now = Instant::now();
+            let mut hosts = self.paused_hosts();
+            hosts.retain(|_, until| *until > now);
+            let paused = i64::try_from(hosts.len()).unwrap_or(i64::MAX);
+            self.throttled_hosts.set(paused);
+        }
+        text_of(&[&self.ours, &self.common])
+    }
+}
+
+/// Seconds of what a worker does itself.
+const OF_WORK: [f64; 14] = [
+    0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
+];
+/// Seconds of what may wait for others, a whole run long.
+const OF_WAITING: [f64; 14] = [
+    0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 1800.0, 3600.0, 10_800.0, 43_200.0,
+];
+
+fn add_build(registry: &Registry) {
+    let opts = Opts::new("build_info", "1, with the program's version");
+    let build = register(registry, IntGaugeVec::new(opts, &["version"]));
+    build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+}
+
+fn text_of(registries: &[&Registry]) -> Vec<u8> {
+    let mut text = Vec::new();
+    for registry in registries {
+        TextEncoder::new()
+            .encode(&registry.gather(), &mut text)
+            .expect("writing to memory does not fail");
+    }
+    text
 }
 
 fn register<C: Collector + Clone + 'static>(
@@ -432,7 +600,7 @@ impl MetricsConfig {
     /// Where the address cannot be listened on.
     pub async fn serve(
         &self,
-        metrics: &Metrics,
+        metrics: &impl Expose,
         readiness: &Readiness,
     ) -> anyhow::Result<Option<(SocketAddr, JoinHandle<()>)>> {
         let Some(address) = self.metrics_addr else {
@@ -486,7 +654,7 @@ impl MetricsConfig {
 
 fn answer<B>(
     request: &Request<B>,
-    metrics: &Metrics,
+    metrics: &impl Expose,
     readiness: &Readiness,
 ) -> Response<Full<Bytes>> {
     let (status, body) = match (request.method(), request.uri().path()) {
@@ -592,8 +760,41 @@ mod tests {
             r#"repofleet_cache_checks_total{reason="hit"} 5"#,
             r#"repofleet_cache_checks_total{reason="stale"} 0"#,
             "repofleet_slots_busy 0",
+            r#"repofleet_slots_killed_total{reason="stall"} 0"#,
+            r#"repofleet_handed_back_total{reason="host"} 0"#,
         ] {
             assert!(text.contains(line), "{line} in\n{text}");
+        }
+    }
+    #[test]
+    fn a_pause_shows_until_it_is_over() {
+        let metrics = Metrics::new();
+        let shows = |line: &str| {
+            let text = String::from_utf8(metrics.render()).unwrap();
+            assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
+        };
+        shows("repofleet_throttled_hosts 0");
+        metrics.host_paused("a", Duration::from_secs(3600));
+        metrics.host_paused("a", Duration::from_millis(1));
+        metrics.host_paused("b", Duration::ZERO);
+        shows("repofleet_throttled_hosts 1");
+        let pause = metrics.infra_pause();
+        shows("repofleet_infra_paused 1");
+        drop(pause);
+        shows("repofleet_infra_paused 0");
+    }
+
+    #[test]
+    fn a_clock_that_is_behind_makes_no_negative_wait() {
+        let metrics = Metrics::new();
+        metrics.stored_after(OffsetDateTime::now_utc() + Duration::from_secs(60));
+        metrics.stored_after(OffsetDateTime::now_utc() - Duration::from_secs(60));
+        let text = String::from_utf8(metrics.render()).unwrap();
+        for line in [
+            r#"repofleet_queue_to_stored_seconds_bucket{le="0.5"} 1"#,
+            "repofleet_queue_to_stored_seconds_count 2",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
         }
     }
 }

@@ -12,6 +12,7 @@ use common::telemetry::LogConfig;
 use tracing::{error, warn};
 
 use crate::dead::DeadConfig;
+use crate::observe::ObserveConfig;
 use crate::report::Bar;
 use crate::run::RunConfig;
 use crate::status::StatusConfig;
@@ -56,6 +57,9 @@ Examples:
     /// Show how far a run has got, from any machine that reaches store and broker.
     #[command(after_long_help = STATUS_HELP)]
     Status(Box<StatusConfig>),
+    /// Serve the state of fleet and run as metrics, for as long as it is left to.
+    #[command(after_long_help = OBSERVE_HELP)]
+    Observe(Box<ObserveConfig>),
     /// List, show, replay or remove the jobs that were given up.
     #[command(after_long_help = DEAD_HELP)]
     Dead(Box<DeadConfig>),
@@ -98,6 +102,21 @@ Exit codes:
   2    the command line is wrong, there is no such run, or a broker is needed and not named
   69   store or broker cannot be reached
   130  stopped by SIGINT (143: by SIGTERM)";
+
+const OBSERVE_HELP: &str = "\
+Example:
+  producer observe --store s3://digests --broker-url amqp://rabbit --metrics-addr 0.0.0.0:9100
+
+A run's producer ends with its run, so what alerts need is told by this: how far the latest run has
+got, when a run closed last, what waits on the queues, and who works. It looks at store and broker
+every 15 seconds, writes nothing, and waits for a broker or store that is away. Without a broker it
+tells what the documents in the store say. The README lists the metrics.
+
+Exit codes:
+  0    stopped by SIGTERM
+  2    the command line is wrong
+  69   the address is taken, or the broker refuses
+  130  stopped by SIGINT";
 
 const DEAD_HELP: &str = "\
 Examples:
@@ -164,6 +183,7 @@ impl Cli {
             match self.command {
                 Command::Run(config) => config.run(bar, &shutdown).await,
                 Command::Status(config) => config.run(&shutdown).await,
+                Command::Observe(config) => config.run(&shutdown).await,
                 Command::Dead(config) => config.run(&shutdown).await,
             }
         };

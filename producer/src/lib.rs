@@ -4,7 +4,7 @@
 //! One run, in reading order: [`run`] goes from the [`feed`] by the [`cache`] (which
 //! saves itself most questions by the [`index`]) to [`publish`]ing and
 //! [`follow`]ing, and [`report`]s. [`embedded`] puts broker and worker into the same process.
-//! [`status`] tells how far a run has got, and [`dead`] is about the jobs that were given up.
+//! [`status`] tells how far a run has got, [`observe`] shows the same as metrics, and [`dead`] is about the jobs that were given up.
 
 pub mod run;
 
@@ -25,6 +25,8 @@ pub mod embedded;
 pub mod fleet;
 
 pub mod status;
+
+pub mod observe;
 
 pub mod dead;
 

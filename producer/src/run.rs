@@ -11,7 +11,10 @@ use common::exit::{self, ExitError};
 use common::fault::Fault;
 use common::moment;
 use common::repo::DIGEST_PATTERN;
-use common::run::{JobKey, JobList, LatestRun, Manifest, RunId, RunSummary, Tally, thousands};
+use common::run::{
+    ClosedRun, JobKey, JobList, LastClosed, LatestRun, Manifest, RunId, RunSummary, Tally,
+    thousands,
+};
 use common::shutdown::Shutdown;
 use common::store::{Document, DocumentKey, SharedStore, StoreConfig};
 use common::telemetry::{Metrics, MetricsConfig, always_ready};
@@ -446,6 +449,15 @@ async fn conclude(store: &SharedStore, run: &RunId, summary: &RunSummary) {
             "in this log only".to_owned()
         }
     };
+    if summary.closed
+        && let Err(fault) = write_last_closed(store, summary).await
+    {
+        // Who watches finds the summary, unless the next run begins before that.
+        warn!(
+            operation = "run",
+            "that this run closed could not be noted: {fault}"
+        );
+    }
     let digests = format!("{store_location}/{DIGEST_PATTERN}");
     info!(
         operation = "run",
@@ -455,6 +467,26 @@ async fn conclude(store: &SharedStore, run: &RunId, summary: &RunSummary) {
         "Digests: {digests}; this run: {this_run}"
     );
     report::completed(summary);
+}
+
+/// Remembers this run beside the one that closed before it.
+async fn write_last_closed(store: &SharedStore, summary: &RunSummary) -> Result<(), Fault> {
+    let known = store.document(&DocumentKey::LastClosed).await?;
+    // One that cannot be read is none.
+    let known = known.and_then(|known| serde_json::from_slice::<LastClosed>(&known).ok());
+    let last = ClosedRun {
+        run: summary.run_id.clone(),
+        closed_at: OffsetDateTime::now_utc(),
+        elapsed_seconds: summary.elapsed_seconds,
+        cache_hit_rate: summary.cache_hit_rate,
+    };
+    let before = known.map(|known| known.last);
+    write(
+        store,
+        &DocumentKey::LastClosed,
+        &LastClosed { last, before },
+    )
+    .await
 }
 
 fn of_run(run: &RunId, document: Document) -> DocumentKey {

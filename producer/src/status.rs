@@ -1,7 +1,7 @@
 //! How far a run has got, as told from any machine: by the store's documents and the broker's
 //! ledger.
 //!
-//! [`standing`] counts, [`page`] shows it to people, [`screen`] again and again.
+//! [`standing`] counts, [`mod@page`] shows it to people, [`screen`] again and again.
 
 use std::io::{self, Write};
 use std::pin::pin;
@@ -223,7 +223,7 @@ pub(crate) fn unless_closed(ended: Result<u8>) -> Result<u8> {
 }
 
 /// Where in the ledger to begin to read about a run.
-fn position(documents: &Documents) -> Position {
+pub(crate) fn position(documents: &Documents) -> Position {
     match documents.started() {
         // No longer ago than that was an adopted job published.
         Some(started) if documents.adopted() > 0 => Position::Since(started - BELIEVED),
@@ -307,7 +307,7 @@ struct Looks {
 
 /// What comes from the ledger.
 #[derive(Debug)]
-enum Read {
+pub(crate) enum Read {
     Entry(Entry),
     /// What was there at first is read.
     CaughtUp,
@@ -402,7 +402,7 @@ impl Watching<'_> {
 }
 
 /// The ledger from `from` on, with a sign where that is read which is there now.
-fn following(
+pub(crate) fn following(
     broker: &SharedBroker,
     from: Position,
 ) -> impl Stream<Item = Result<Read, Fault>> + use<> {
@@ -462,7 +462,7 @@ fn look_again_and_again(
     receiver
 }
 
-async fn of_run<T: DeserializeOwned>(
+pub(crate) async fn of_run<T: DeserializeOwned>(
     store: &SharedStore,
     run: &RunId,
     document: Document,
@@ -471,7 +471,7 @@ async fn of_run<T: DeserializeOwned>(
     self::document(store, &DocumentKey::OfRun { run, document }).await
 }
 
-async fn document<T: DeserializeOwned>(
+pub(crate) async fn document<T: DeserializeOwned>(
     store: &SharedStore,
     key: &DocumentKey,
 ) -> Result<Option<T>, ExitError> {

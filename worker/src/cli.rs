@@ -48,7 +48,7 @@ enum Command {
     /// Work on the jobs that a producer puts on RabbitMQ, until stopped.
     Run(Box<RunConfig>),
     /// Write the digest of one repository.
-    Digest(DigestCommand),
+    Digest(Box<DigestCommand>),
     /// Ask a worker on this machine whether it is well: 0 if so, else 1 and a sentence.
     Health(HealthCommand),
 }

@@ -10,7 +10,7 @@ use common::outcome::{Decision, Outcome, OutcomeRecord, decide};
 use common::run::words;
 use common::shutdown::Shutdown;
 use common::store::SharedStore;
-use common::telemetry::Metrics;
+use common::telemetry::{HandedBack, Metrics};
 use futures::StreamExt;
 use time::OffsetDateTime;
 use tokio::task::JoinSet;
@@ -111,6 +111,7 @@ impl Worker {
             Arc::clone(&self.broker),
             self.name.clone(),
             Arc::clone(&shared),
+            self.metrics.clone(),
         )));
         loop {
             let delivery = tokio::select! {
@@ -182,7 +183,9 @@ impl Worker {
             Turn::Go => {}
             Turn::Wait(pause) => {
                 debug!(repo = %delivery.job.repo, host, "waits for its host");
-                return self.again(delivery, pause, Counts::Neither, &hold).await;
+                return self
+                    .hand_back(delivery, HandedBack::Host, pause, &hold)
+                    .await;
             }
             Turn::GiveUp(duration) => {
                 let fault = Fault::throttled(
@@ -206,13 +209,13 @@ impl Worker {
             if well.is_err() || Instant::now() >= held {
                 debug!(operation = "infra", repo = %delivery.job.repo, "handed back: held too long");
                 return self
-                    .again(delivery, HELD_TOO_LONG, Counts::Neither, &hold)
+                    .hand_back(delivery, HandedBack::Infra, HELD_TOO_LONG, &hold)
                     .await;
             }
             drop(well);
             if soft.is_cancelled() || give_up.is_cancelled() {
                 return self
-                    .again(delivery, HANDED_BACK, Counts::Neither, &hold)
+                    .hand_back(delivery, HandedBack::Stopping, HANDED_BACK, &hold)
                     .await;
             }
             let started = Instant::now();
@@ -220,7 +223,7 @@ impl Worker {
                 Ok(attempt) => break Ok(attempt),
                 Err(Unmade::Stopped) => {
                     return self
-                        .again(delivery, HANDED_BACK, Counts::Neither, &hold)
+                        .hand_back(delivery, HandedBack::Stopping, HANDED_BACK, &hold)
                         .await;
                 }
                 Err(Unmade::Fault(fault)) if fault.kind == FaultKind::Infra => {
@@ -243,7 +246,7 @@ impl Worker {
                             .unwrap_or_else(PoisonError::into_inner) = Some(fault);
                         give_up.cancel();
                         return self
-                            .again(delivery, HANDED_BACK, Counts::Neither, &hold)
+                            .hand_back(delivery, HandedBack::Stopping, HANDED_BACK, &hold)
                             .await;
                     }
                     tokio::select! {
@@ -271,6 +274,9 @@ impl Worker {
     ) {
         let repo = delivery.job.repo.clone();
         let outcome = result.as_ref().map(|attempt| attempt.outcome);
+        if outcome == Ok(Outcome::Processed) {
+            self.metrics.stored_after(delivery.enqueued);
+        }
         let class = result.as_ref().err().map(|fault| fault.kind);
         if !matches!(
             class,
@@ -319,6 +325,7 @@ impl Worker {
                     pause.as_secs()
                 );
                 if paused {
+                    self.metrics.host_paused(host, pause);
                     self.announce(host, pause).await;
                 }
                 self.again(delivery, pause, Counts::Wait, hold).await;
@@ -412,6 +419,18 @@ impl Worker {
         settle(delivery, settlement, hold).await;
     }
 
+    /// Gives a job back with nothing said against it.
+    async fn hand_back(
+        &self,
+        delivery: Delivery,
+        why: HandedBack,
+        after: Duration,
+        hold: &Hold<'_>,
+    ) {
+        self.metrics.handed_back(why);
+        self.again(delivery, after, Counts::Neither, hold).await;
+    }
+
     async fn again(&self, delivery: Delivery, after: Duration, counts: Counts, hold: &Hold<'_>) {
         let settlement = Settlement::Again {
             after,
@@ -434,6 +453,7 @@ impl Worker {
             operation = "infra",
             "not a repository's fault, no job is started until it is mended: {fault}"
         );
+        let _pause = self.metrics.infra_pause();
         let since = ill.since.unwrap_or(started);
         let mut pause = SHORTEST_PAUSE * 2_u32.pow(ill.well_but_failed);
         loop {
@@ -521,7 +541,7 @@ impl Drop for AbortOnDrop {
 }
 
 /// Leaves hosts alone that other workers were turned away by.
-async fn listen(broker: SharedBroker, name: String, shared: Arc<Shared>) {
+async fn listen(broker: SharedBroker, name: String, shared: Arc<Shared>, metrics: Metrics) {
     let mut announcements = match broker.announcements().await {
         Ok(announcements) => announcements,
         Err(fault) => {
@@ -544,6 +564,7 @@ async fn listen(broker: SharedBroker, name: String, shared: Arc<Shared>) {
         let left = Duration::from_millis(left).min(LONGEST_HEARSAY);
         let left = left.mul_f64(1.0 + fastrand::f64() / 4.0);
         if shared.hosts().heard(&pause.host, left, Instant::now()) {
+            metrics.host_paused(&pause.host, left);
             info!(
                 operation = "throttled",
                 host = pause.host,

@@ -210,8 +210,10 @@ impl Slots {
         set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(Fault::infra)?;
         let parent = config.scratch.clone().unwrap_or_else(std::env::temp_dir);
         metrics.slots.set(config.slots().into());
+        let scratch = Scratch::new(&parent)?;
+        metrics.set_scratch(&parent);
         Ok(Arc::new(Self {
-            scratch: Scratch::new(&parent)?,
+            scratch,
             free: Semaphore::new(config.slots().into()),
             spawner: Spawner::start().map_err(Fault::infra)?,
             config,

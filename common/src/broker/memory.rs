@@ -191,6 +191,7 @@ impl Broker for MemoryBroker {
                     message.job,
                     message.attempt,
                     message.waits,
+                    message.enqueued,
                     Box::new(receipt),
                 );
                 Some((delivery, (consumer, loans, ready)))

@@ -16,6 +16,7 @@ use std::time::Duration;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use hyper::body::Bytes;
 use rustix::process::{Pid, Signal, kill_process_group};
+use sha2::{Digest, Sha256};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio_util::task::TaskTracker;
@@ -118,6 +119,14 @@ impl GitServer {
     /// Every answer, good or bad, is this late from now on: a server at the end of a long line.
     pub fn set_latency(&self, latency: Duration) {
         locked(&self.shared.faults).latency = latency;
+    }
+
+    /// From now on the general latency is the mean over repositories, each of which has its own:
+    /// log-normal with this `sigma`, always the same for the same name. At 1, half of them are
+    /// answered within 0.6 of the mean and one in a hundred takes more than six times as long, as
+    /// real repositories do; at 0 all are alike.
+    pub fn set_latency_spread(&self, sigma: f64) {
+        locked(&self.shared.faults).latency_spread = sigma;
     }
 
     /// What was asked for and given so far, by `owner/name`.
@@ -382,6 +391,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Faults {
     latency: Duration,
+    latency_spread: f64,
     all: Vec<Rule>,
     repos: HashMap<RepoRef, Vec<Rule>>,
 }
@@ -418,7 +428,8 @@ async fn answer(shared: Arc<Shared>, request: Request) -> Response {
     };
     let (latency, faults) = {
         let mut faults = locked(&shared.faults);
-        (faults.latency, faults.take(&repo, kind, &request))
+        let latency = faults.latency.mul_f64(share(&repo, faults.latency_spread));
+        (latency, faults.take(&repo, kind, &request))
     };
     shared.update(&repo, |stats| {
         match kind {
@@ -456,6 +467,18 @@ async fn answer(shared: Arc<Shared>, request: Request) -> Response {
     response
         .map_body(|body| count(body, shared, repo, kind))
         .after(delay)
+}
+
+/// How many times the mean latency `repo` has.
+fn share(repo: &RepoRef, sigma: f64) -> f64 {
+    let hash = Sha256::digest(repo.to_string());
+    // Between 0 and 1, and neither.
+    let uniform = |at: usize| {
+        let bytes = [hash[at], hash[at + 1], hash[at + 2], hash[at + 3]];
+        (f64::from(u32::from_be_bytes(bytes)) + 0.5) / (f64::from(u32::MAX) + 1.0)
+    };
+    let normal = (-2.0 * uniform(0).ln()).sqrt() * (std::f64::consts::TAU * uniform(4)).cos();
+    (sigma * normal - sigma * sigma / 2.0).exp()
 }
 
 /// What `fault` says in place of git's answer, if it does.
@@ -907,6 +930,22 @@ mod tests {
             }
         }
         (pack, scan.is_whole())
+    }
+
+    #[test]
+    fn latencies_spread_around_their_mean() {
+        let shares = |sigma| -> Vec<f64> {
+            let repos = (0..4000).map(|i| RepoRef::new("owner", &format!("name-{i}")).unwrap());
+            let mut shares: Vec<_> = repos.map(|repo| share(&repo, sigma)).collect();
+            shares.sort_by(f64::total_cmp);
+            shares
+        };
+        assert!(shares(0.0).iter().all(|share| (share - 1.0).abs() < 1e-9));
+        let spread = shares(1.0);
+        let mean = spread.iter().sum::<f64>() / spread.len() as f64;
+        assert!((mean - 1.0).abs() < 0.1, "{mean}");
+        assert!((spread[2000] - 0.6).abs() < 0.05, "{}", spread[2000]);
+        assert!((spread[3960] - 6.2).abs() < 1.0, "{}", spread[3960]);
     }
 
     #[test]

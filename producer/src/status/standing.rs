@@ -365,7 +365,7 @@ impl Standing {
         };
         let started = self.documents.started().or(self.first_job);
         status.started_at = started.and_then(|at| at.format(&Rfc3339).ok());
-        let end = self.last_outcome.filter(|_| self.closes()).unwrap_or(now);
+        let end = self.closed_at().unwrap_or(now);
         status.elapsed_seconds = started.map(|at| seconds(end - at));
         status.workers_seen = Some(self.workers_seen(now));
         if !self.closes() {
@@ -386,9 +386,16 @@ impl Standing {
         status
     }
 
-    fn workers_seen(&self, now: OffsetDateTime) -> u64 {
-        let seen = self.workers.values().filter(|at| **at >= now - SEEN);
-        seen.count() as u64
+    /// Workers that recorded an outcome within the last minute, of whatever run.
+    pub fn workers_seen(&mut self, now: OffsetDateTime) -> u64 {
+        // Who watches for months would remember every worker that ever was.
+        self.workers.retain(|_, at| *at >= now - SEEN);
+        self.workers.len() as u64
+    }
+
+    /// When the last of its jobs got its outcome; `None` while some are open.
+    pub fn closed_at(&self) -> Option<OffsetDateTime> {
+        self.last_outcome.filter(|_| self.closes())
     }
 
     fn outcomes_per_minute(&mut self, now: OffsetDateTime) -> Option<f64> {

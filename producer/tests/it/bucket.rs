@@ -47,8 +47,8 @@ fn a_run_fills_the_bucket_and_the_next_finds_it_full() {
         .keys()
         .filter(|key| key.starts_with("runs/"))
         .collect();
-    // Jobs, manifest, summary, and which run is the latest.
-    assert_eq!(documents.len(), 4, "{documents:?}");
+    // Jobs, manifest, summary, and which run was begun last, and which closed last.
+    assert_eq!(documents.len(), 5, "{documents:?}");
     for document in documents {
         let content: Value = serde_json::from_slice(&objects[document].content).unwrap();
         assert!(content.is_object(), "{document}");

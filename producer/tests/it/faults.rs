@@ -37,9 +37,17 @@ fn rounds(round: impl Fn(&mut Rng)) {
     };
     let first = number("REPOFLEET_FAULT_SEED", 1);
     for seed in first..first + number("REPOFLEET_FAULT_ROUNDS", 1) {
-        eprintln!("seed {seed}");
+        report(&format!("seed {seed}"));
         round(&mut Rng::with_seed(seed));
     }
+}
+
+#[expect(
+    clippy::print_stderr,
+    reason = "captured by the test harness, and shown with --nocapture or when a test fails"
+)]
+fn report(line: &str) {
+    eprintln!("{line}");
 }
 
 /// A fleet whose repositories are pushed to, all of them, again and again.
@@ -201,10 +209,10 @@ impl Pushed {
                 (times > 1).then_some((repo, times))
             })
             .collect();
-        eprintln!(
+        report(&format!(
             "{what}: {} of {REPOS} fetched more than once, {twice} explained: {again:?}",
             again.len()
-        );
+        ));
         assert!(again.len() <= twice, "{what}: {again:?}");
     }
 
@@ -305,7 +313,7 @@ fn a_producer_killed_while_it_publishes_and_right_before() {
 }
 
 #[test]
-fn a_broker_killed_and_restarted() {
+fn a_broker_killed_and_restarted_and_its_queues_deleted() {
     let mut node = Node::start();
     let node = std::cell::RefCell::new(&mut node);
     rounds(|random| {
@@ -338,6 +346,29 @@ fn a_broker_killed_and_restarted() {
             };
             // What was in the workers' hands came back to them.
             pushed.check(what, &run.wait().with(exit::OK), 2 * SLOTS);
+        }
+        for (queue, said) in [
+            ("ledger", "outcomes that nobody saw are lost"),
+            (
+                "jobs",
+                "neither wait nor have a digest: publishing them again",
+            ),
+        ] {
+            pushed.push();
+            for repo in &pushed.repos {
+                let late = Fault::Latency(Duration::from_millis(200));
+                pushed.fleet.fleet.server.fault(repo, late);
+            }
+            // Longer than a job takes here.
+            let run = Running::start(&mut pushed.fleet.producer(&["--republish-after", "5"]));
+            let some = random.usize(1..REPOS / 2);
+            wait_until("some fetches", || pushed.fetched_now() >= some);
+            let name = format!("{}.{queue}", pushed.fleet.prefix);
+            node.borrow().control(&["delete_queue", &name]);
+            pushed.fleet.fleet.server.clear_faults();
+            let run = run.wait().with(exit::OK);
+            assert!(run.stdout.contains(said), "{}", run.stdout);
+            pushed.check(&format!("{queue} deleted"), &run, 2 * SLOTS);
         }
         pushed.end(workers);
     });

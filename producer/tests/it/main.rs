@@ -19,6 +19,7 @@ mod index;
 mod log_lines;
 mod logs;
 mod metrics;
+mod observe;
 mod on_broker;
 mod readme;
 mod run;

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::fleet::{Fleet, PUSHED_LATER, Running, wait_until};
 
-fn get(address: &str, path: &str) -> String {
+pub(crate) fn get(address: &str, path: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     write!(
         stream,
@@ -23,7 +23,7 @@ fn get(address: &str, path: &str) -> String {
 }
 
 /// The address that a run says it listens on.
-fn address(run: &Running) -> String {
+pub(crate) fn address(run: &Running) -> String {
     let line: Value = serde_json::from_str(&run.wait_for_line("\"metrics\"")).unwrap();
     let address = &line["context"]["metadata"]["address"];
     address.as_str().unwrap().to_owned()
@@ -69,15 +69,29 @@ fn a_run_shows_what_it_has_counted() {
         "repofleet_fetch_seconds_count 2",
         "repofleet_digest_seconds_count 2",
         "repofleet_store_seconds_count 2",
+        "repofleet_queue_to_stored_seconds_count 2",
+        r#"repofleet_handed_back_total{reason="stopping"} 0"#,
+        "repofleet_throttled_hosts 0",
+        "repofleet_infra_paused 0",
+        concat!(
+            "repofleet_build_info{version=\"",
+            env!("CARGO_PKG_VERSION"),
+            "\"} 1"
+        ),
     ] {
         assert!(text.lines().any(|l| l == line), "{line:?} in {text}");
     }
-    for counter in [
+    for number in [
         "repofleet_fetched_bytes_total",
         "repofleet_stored_bytes_total",
+        "repofleet_scratch_free_bytes",
+        "repofleet_scratch_size_bytes",
+        "process_resident_memory_bytes",
+        "process_open_fds",
+        "process_start_time_seconds",
     ] {
-        let line = text.lines().find(|l| l.starts_with(counter)).unwrap();
-        assert_ne!(line, format!("{counter} 0"));
+        let line = text.lines().find(|l| l.starts_with(number)).unwrap();
+        assert_ne!(line, format!("{number} 0"));
     }
     assert!(!text.contains("m/a"), "never a series per repository");
     run.signal(Signal::TERM);

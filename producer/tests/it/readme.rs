@@ -1,15 +1,14 @@
-//! README's table of options is what the programs say themselves.
+//! README's tables of options and metrics are what the programs say themselves.
 //!
-//! `REPOFLEET_BLESS=1 deploy/test.sh -p producer readme` writes it anew.
+//! `REPOFLEET_BLESS=1 deploy/test.sh -p producer readme -- --test-threads 1` writes them anew.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::{Arg, Command, CommandFactory};
-
-const BEGIN: &str = "<!-- options: written by producer/tests/it/readme.rs -->\n";
-const END: &str = "<!-- end of options -->\n";
+use common::telemetry::fleet::FleetMetrics;
+use common::telemetry::{Expose, Metrics};
 
 /// What the commands about dead letters have in common, they all have.
 const ALL_DEAD: &str =
@@ -90,21 +89,120 @@ fn table() -> String {
     table
 }
 
-#[test]
-fn readme_lists_every_option() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
+fn in_checkout(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
+
+/// README's part of this name is `table`, or is made so.
+fn hold(name: &str, table: &str) {
+    let (begin, end) = (
+        format!("<!-- {name}: written by producer/tests/it/readme.rs -->\n"),
+        format!("<!-- end of {name} -->\n"),
+    );
+    let path = in_checkout("README.md");
     let readme = fs::read_to_string(&path).unwrap();
     let (before, rest) = readme
-        .split_once(BEGIN)
+        .split_once(&begin)
         .expect("README has the table's beginning");
-    let (listed, after) = rest.split_once(END).expect("README has the table's end");
-    let table = table();
+    let (listed, after) = rest.split_once(&end).expect("README has the table's end");
     if std::env::var_os("REPOFLEET_BLESS").is_some() {
-        fs::write(&path, format!("{before}{BEGIN}{table}{END}{after}")).unwrap();
+        fs::write(&path, format!("{before}{begin}{table}{end}{after}")).unwrap();
         return;
     }
     assert_eq!(
         listed, table,
-        "README's options are not the programs': REPOFLEET_BLESS=1 deploy/test.sh -p producer readme"
+        "README's {name} are not the programs': REPOFLEET_BLESS=1 deploy/test.sh -p producer readme -- --test-threads 1"
     );
+}
+
+#[test]
+fn readme_lists_every_option() {
+    hold("options", &table());
+}
+
+/// What `/metrics` says of a metric.
+#[derive(Debug, Default)]
+struct Metric {
+    kind: String,
+    labels: BTreeSet<String>,
+    what: String,
+    of: Vec<&'static str>,
+}
+
+/// Every metric by its name.
+fn metrics() -> BTreeMap<String, Metric> {
+    let mut metrics: BTreeMap<String, Metric> = BTreeMap::new();
+    for (of, text) in [
+        ("`worker run`, `producer run`", Metrics::new().render()),
+        ("`producer observe`", FleetMetrics::new().render()),
+    ] {
+        let text = String::from_utf8(text).unwrap();
+        let mut name = String::new();
+        for line in text.lines() {
+            if let Some(rest) = line.strip_prefix("# HELP ") {
+                let (metric, what) = rest.split_once(' ').unwrap();
+                metric.clone_into(&mut name);
+                let metric = metrics.entry(name.clone()).or_default();
+                metric.what = what.replace('|', "\\|");
+                metric.of.push(of);
+            } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+                let (_, kind) = rest.split_once(' ').unwrap();
+                kind.clone_into(&mut metrics.get_mut(&name).unwrap().kind);
+            } else if let Some((_, rest)) = line.split_once('{') {
+                let labels = rest.split(',').filter_map(|label| label.split_once("=\""));
+                let labels = labels.map(|(label, _)| label.to_owned());
+                let labels = labels.filter(|label| label != "le");
+                metrics.get_mut(&name).unwrap().labels.extend(labels);
+            }
+        }
+    }
+    metrics
+}
+
+#[test]
+fn readme_lists_every_metric() {
+    let mut table = String::from("| metric | kind | labels | of | what |\n|---|---|---|---|---|\n");
+    for (name, metric) in metrics() {
+        let labels: Vec<_> = metric.labels.iter().map(|l| format!("`{l}`")).collect();
+        let of = match metric.of[..] {
+            [of] => of,
+            _ => "all",
+        };
+        table.push_str(&format!(
+            "| `{name}` | {} | {} | {of} | {} |\n",
+            metric.kind,
+            labels.join(", "),
+            metric.what
+        ));
+    }
+    hold("metrics", &table);
+}
+
+/// A metric that was renamed makes an alert silent, and a graph empty: nobody would notice.
+#[test]
+fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
+    let metrics = metrics();
+    for path in [
+        "deploy/prometheus/alerts.yml",
+        "deploy/prometheus/alerts_test.yml",
+        "deploy/grafana/dashboard.json",
+    ] {
+        let text = fs::read_to_string(in_checkout(path)).unwrap();
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let ours =
+            words.filter(|word| word.starts_with("repofleet_") || word.starts_with("process_"));
+        let mut asked = 0;
+        for word in ours {
+            let of_histogram = ["_bucket", "_sum", "_count"]
+                .iter()
+                .filter_map(|end| word.strip_suffix(end))
+                .any(|name| metrics.get(name).is_some_and(|m| m.kind == "histogram"));
+            assert!(
+                of_histogram || metrics.contains_key(word),
+                "{path} asks for {word}, which nobody shows"
+            );
+            asked += 1;
+        }
+        assert!(asked > 10, "{path} asks for {asked} metrics");
+    }
 }

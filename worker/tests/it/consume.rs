@@ -17,7 +17,7 @@ use common::shutdown::Shutdown;
 use common::store::fs::FsStore;
 use common::store::s3::S3Store;
 use common::store::{Digest, DigestStore, DocumentKey, Expected, Found, Listed, Put, SharedStore};
-use common::telemetry::Metrics;
+use common::telemetry::{Expose, Metrics};
 use common::testing::git_server::{Fault as Trouble, GitServer, Kind};
 use common::testing::s3_server::{Fate, S3Server};
 use common::testing::small_disk::SmallDisk;
@@ -241,10 +241,17 @@ async fn a_host_that_asks_for_patience_gets_it_for_all_of_its_repositories() {
     let first = &work.outcomes(1).await[0];
     assert_eq!(first.repo.name(), "other", "its host asked for nothing");
     assert_eq!(fixture.server.repo_stats("owner/b").info_refs, 0);
+    until("one host shows as throttled", || {
+        work.shows("repofleet_throttled_hosts 1")
+    })
+    .await;
     let outcomes = work.named_outcomes(4).await;
     let expected = ["a", "b", "c", "other"].map(|name| done(name, 0));
     assert_eq!(outcomes, expected);
     assert!(work.start.elapsed() >= Duration::from_secs(2));
+    assert!(!work.shows(r#"repofleet_handed_back_total{reason="host"} 0"#));
+    assert!(work.shows("repofleet_queue_to_stored_seconds_count 4"));
+    assert!(!work.shows(r#"repofleet_queue_to_stored_seconds_bucket{le="1"} 4"#));
     work.stop(&fixture).await;
 }
 
@@ -335,8 +342,12 @@ fn a_full_disk_is_waited_out() {
         // Nobody can be seen to wait; a little time gives a worker that does not the time to fail.
         tokio::time::sleep(Duration::from_secs(2)).await;
         assert!(!work.worker.is_finished());
+        assert!(work.shows("repofleet_infra_paused 1"));
+        assert!(work.shows("repofleet_scratch_free_bytes 0"));
+        assert!(work.shows("repofleet_scratch_size_bytes 2097152"));
         fs::remove_file(&other).unwrap();
         let outcomes = work.named_outcomes(8).await;
+        assert!(work.shows("repofleet_infra_paused 0"));
         let expected: Vec<_> = names.iter().map(|name| done(name, 0)).collect();
         assert_eq!(outcomes, expected);
         work.stop(&fixture).await;
@@ -410,7 +421,17 @@ async fn a_stop_hands_back_what_does_not_get_done_in_time() {
         .await;
     let child = fixture.child_at_work();
     work.shutdown.soft.cancel();
+    let metrics = work.metrics.clone();
     work.worker.await.unwrap().unwrap();
+    let text = String::from_utf8(metrics.render()).unwrap();
+    assert!(
+        text.contains(r#"repofleet_handed_back_total{reason="stopping"} "#),
+        "{text}"
+    );
+    assert!(
+        !text.contains(r#"repofleet_handed_back_total{reason="stopping"} 0"#),
+        "{text}"
+    );
     assert!(!crate::fixture::exists(child));
     fixture.assert_nothing_left();
     assert_eq!(handed_back(&work.broker).await, ["bad", "good"]);

@@ -207,7 +207,14 @@ impl Shared {
                     _channel: channel,
                     runtime: runtime.clone(),
                 };
-                Some(Delivery::new(job, attempt, waits, Box::new(receipt)))
+                let enqueued = receipt.at;
+                Some(Delivery::new(
+                    job,
+                    attempt,
+                    waits,
+                    enqueued,
+                    Box::new(receipt),
+                ))
             }
             Err(fault) => {
                 self.bury(&incoming, attempt, &fault).await;

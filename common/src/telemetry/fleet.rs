@@ -1,0 +1,267 @@
+//! What is known of a fleet as a whole, by one who watches it from outside.
+
+use prometheus::{Gauge, GaugeVec, Opts, Registry};
+
+use super::{Expose, add_build, process, register, text_of};
+use crate::broker::Waiting;
+use crate::fault::FaultKind;
+use crate::run::CacheReason;
+
+/// Not known: no comparison with it holds, so no alert fires, and a graph has a gap.
+pub const UNKNOWN: f64 = f64::NAN;
+
+/// The state of a fleet and of its latest run. [`UNKNOWN`] until it was looked at.
+#[derive(Clone, Debug)]
+pub struct FleetMetrics {
+    ours: Registry,
+    common: Registry,
+    reached: GaugeVec,
+    queue_jobs: GaugeVec,
+    dead_letters: Gauge,
+    workers_connected: Gauge,
+    /// Workers that recorded an outcome within the last minute.
+    pub workers_seen: Gauge,
+    run_info: GaugeVec,
+    /// When the latest run began.
+    pub run_started: Gauge,
+    /// Whether it has closed: 0 or 1.
+    pub run_closed: Gauge,
+    /// Its total.
+    pub run_total: Gauge,
+    run_repositories: GaugeVec,
+    run_failed: GaugeVec,
+    run_cache: GaugeVec,
+    run_hit_ratio: GaugeVec,
+    /// What is missing for its identity to hold.
+    pub run_residual: Gauge,
+    /// How fast it is.
+    pub run_rate: Gauge,
+    /// The age of its oldest open job.
+    pub run_oldest_open: Gauge,
+    /// When a run closed last.
+    pub last_closed: Gauge,
+    /// How long that run took.
+    pub last_closed_took: Gauge,
+}
+
+/// Parts of a run's identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunCounts {
+    /// Digests that were there already.
+    pub cached: u64,
+    /// Jobs that ended with a digest in the store.
+    pub processed: u64,
+    /// Jobs and entries that ended without a digest.
+    pub failed: u64,
+    /// Jobs without an outcome.
+    pub open: u64,
+}
+
+impl Default for FleetMetrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl FleetMetrics {
+    /// With nothing known.
+    pub fn new() -> Self {
+        let ours = Registry::new_custom(Some("repofleet".to_owned()), None)
+            .expect("the prefix is a valid name");
+        let common = Registry::new();
+        process::add_process(&common);
+        add_build(&ours);
+        let one = |name: &str, help: &str| {
+            let gauge = register(&ours, Gauge::new(name, help));
+            gauge.set(UNKNOWN);
+            gauge
+        };
+        let several = |name: &str, help: &str, label: &str| {
+            register(&ours, GaugeVec::new(Opts::new(name, help), &[label]))
+        };
+        let metrics = Self {
+            reached: several(
+                "observer_reached",
+                "Whether the last look at the `store`, or at the `broker`, was answered: 0 or 1",
+                "what",
+            ),
+            queue_jobs: several(
+                "queue_jobs",
+                "Jobs of all runs that wait for a worker (`ready`) or for their pause to end (`retry`)",
+                "state",
+            ),
+            dead_letters: one("dead_letters", "Jobs of all runs that were given up"),
+            workers_connected: one("workers_connected", "Workers that take jobs now"),
+            workers_seen: one(
+                "workers_seen",
+                "Workers that recorded an outcome within the last minute",
+            ),
+            run_info: several("run_info", "1 for the run that was begun last", "run_id"),
+            run_started: one(
+                "run_started_timestamp_seconds",
+                "When the latest run began: Unix time, 0 before the first",
+            ),
+            run_closed: one(
+                "run_closed",
+                "Whether every job of the latest run has its outcome: 0 or 1",
+            ),
+            run_total: one(
+                "run_selected",
+                "The latest run's total: repositories selected from the feed, and its unusable entries",
+            ),
+            run_repositories: several(
+                "run_repositories",
+                "The latest run's total by what became of it: `cached`, `processed`, `failed`, `open`",
+                "state",
+            ),
+            run_failed: several(
+                "run_failed",
+                "Repositories of the latest run that failed, by class",
+                "class",
+            ),
+            run_cache: several(
+                "run_cache",
+                "Repositories of the latest run by what the cache said",
+                "reason",
+            ),
+            run_hit_ratio: several(
+                "run_cache_hit_ratio",
+                "Share of repositories that were cached, 0 to 1, of the `latest` run and of the closed one before it (`previous`)",
+                "run",
+            ),
+            run_residual: one(
+                "run_residual",
+                "The latest run's total - cached - processed - failed: 0 once it has closed, and never below",
+            ),
+            run_rate: one(
+                "run_outcomes_per_minute",
+                "Outcomes of the latest run a minute, over the last five; 0 once it has closed",
+            ),
+            run_oldest_open: one(
+                "run_oldest_open_seconds",
+                "Age of the latest run's oldest open job; 0 where none is open",
+            ),
+            last_closed: one(
+                "last_closed_run_timestamp_seconds",
+                "When a run closed last: Unix time, 0 before the first",
+            ),
+            last_closed_took: one(
+                "last_closed_run_seconds",
+                "How long the run took that closed last",
+            ),
+            ours,
+            common,
+        };
+        for what in ["store", "broker"] {
+            metrics.reached.with_label_values(&[what]).set(UNKNOWN);
+        }
+        metrics.set_waiting(None);
+        metrics.set_counts(None);
+        for class in FaultKind::ALL {
+            metrics.set_failed(class, UNKNOWN);
+        }
+        for reason in CacheReason::ALL {
+            metrics.set_cache(reason, UNKNOWN);
+        }
+        metrics.set_hit_ratios(UNKNOWN, UNKNOWN);
+        metrics.set_run("");
+        metrics
+    }
+
+    /// Whether the store answers.
+    pub fn set_store_reached(&self, reached: bool) {
+        let gauge = self.reached.with_label_values(&["store"]);
+        gauge.set(reached.into());
+    }
+
+    /// Whether the broker answers.
+    pub fn set_broker_reached(&self, reached: bool) {
+        let gauge = self.reached.with_label_values(&["broker"]);
+        gauge.set(reached.into());
+    }
+
+    /// What the broker says of its queues.
+    pub fn set_waiting(&self, waiting: Option<Waiting>) {
+        // Counts are far below 2^52, so nothing is lost.
+        let number = |of: fn(Waiting) -> u64| waiting.map_or(UNKNOWN, |w| of(w) as f64);
+        let jobs = |state: &str| self.queue_jobs.with_label_values(&[state]);
+        jobs("ready").set(number(|w| w.ready));
+        jobs("retry").set(number(|w| w.retry));
+        self.dead_letters.set(number(|w| w.dead));
+        self.workers_connected.set(number(|w| w.workers));
+    }
+
+    /// Which run is the latest; none where `run_id` is empty.
+    pub fn set_run(&self, run_id: &str) {
+        self.run_info.reset();
+        let there = !run_id.is_empty();
+        self.run_info.with_label_values(&[run_id]).set(there.into());
+    }
+
+    /// How far it has got.
+    pub fn set_counts(&self, counts: Option<RunCounts>) {
+        let number = |of: fn(RunCounts) -> u64| counts.map_or(UNKNOWN, |c| of(c) as f64);
+        let repositories = |state: &str| self.run_repositories.with_label_values(&[state]);
+        repositories("cached").set(number(|c| c.cached));
+        repositories("processed").set(number(|c| c.processed));
+        repositories("failed").set(number(|c| c.failed));
+        repositories("open").set(number(|c| c.open));
+    }
+
+    /// How many of it failed so.
+    pub fn set_failed(&self, class: FaultKind, count: f64) {
+        self.run_failed
+            .with_label_values(&[class.as_str()])
+            .set(count);
+    }
+
+    /// Of how many of its repositories the cache said so.
+    pub fn set_cache(&self, reason: CacheReason, count: f64) {
+        self.run_cache
+            .with_label_values(&[reason.as_str()])
+            .set(count);
+    }
+
+    /// Which share was cached, 0 to 1.
+    pub fn set_hit_ratios(&self, latest: f64, previous: f64) {
+        let ratio = |run: &str| self.run_hit_ratio.with_label_values(&[run]);
+        ratio("latest").set(latest);
+        ratio("previous").set(previous);
+    }
+}
+
+impl Expose for FleetMetrics {
+    fn render(&self) -> Vec<u8> {
+        text_of(&[&self.ours, &self.common])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_known_until_somebody_looks() {
+        let metrics = FleetMetrics::new();
+        metrics.set_waiting(Some(Waiting {
+            ready: 3,
+            retry: 0,
+            dead: 1,
+            workers: 40,
+        }));
+        metrics.set_run("run-1");
+        metrics.set_run("run-2");
+        let text = String::from_utf8(metrics.render()).unwrap();
+        for line in [
+            r#"repofleet_queue_jobs{state="ready"} 3"#,
+            "repofleet_dead_letters 1",
+            "repofleet_workers_connected 40",
+            "repofleet_workers_seen NaN",
+            r#"repofleet_run_repositories{state="open"} NaN"#,
+            r#"repofleet_run_info{run_id="run-2"} 1"#,
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
+        }
+        assert!(!text.contains("run-1"), "{text}");
+    }
+}

@@ -1,0 +1,120 @@
+#!/usr/bin/env bash
+# Builds every overlay and component, and holds what comes out to Kubernetes' schemas and to check.py;
+# then does the same for the units in deploy/systemd. Installs what is missing. Needs no cluster.
+#
+# Usage: deploy/kubernetes/validate.sh            everything
+#        deploy/kubernetes/validate.sh prepare    only installs
+set -euo pipefail
+cd "$(dirname "$0")"
+
+# Schemas of Kubernetes 1.29 (the oldest that this is meant for) and of the newest it has.
+validate_version=1.37.0
+oldest=1.29
+yaml_version=6.0.3
+tools="${XDG_CACHE_HOME:-$HOME/.cache}/repofleet"
+python="$tools/kubernetes-validate-$validate_version/bin/python"
+
+say() { printf '\n-- %s\n' "$*"; }
+fail() { printf 'deploy/kubernetes/validate.sh: %s\n' "$*" >&2; exit 1; }
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+install() {
+    command -v apt-get >/dev/null || fail "please install: $*"
+    [ "$(id -u)" = 0 ] || command -v sudo >/dev/null || fail "please install, as root: $*"
+    echo "installing $*"
+    as_root apt-get update -qq
+    as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+# Components came with kustomize 3.7, which is in kubectl since 1.21.
+kubectl_builds() {
+    command -v kubectl >/dev/null &&
+        kubectl version --client 2>/dev/null | grep -qE 'Kustomize Version: v([5-9]|4\.[1-9]|[1-9][0-9])'
+}
+
+kustomize_build() {
+    if command -v kustomize >/dev/null; then kustomize build "$1"; else kubectl kustomize "$1"; fi
+}
+
+command -v python3 >/dev/null || install python3
+command -v kustomize >/dev/null || kubectl_builds || install kustomize ||
+    fail "kustomize is missing, and this system has no package of it: install it, or kubectl 1.21 or later"
+if [ ! -x "$python" ] || ! "$python" -c 'import kubernetes_validate, yaml' 2>/dev/null; then
+    python3 -c 'import ensurepip, venv' 2>/dev/null || install python3-venv
+    echo "installing kubernetes-validate into ${python%/bin/*}"
+    python3 -m venv "${python%/bin/*}"
+    "$python" -m pip install --quiet --disable-pip-version-check \
+        "kubernetes-validate==$validate_version" "PyYAML==$yaml_version" ||
+        fail "kubernetes-validate cannot be had from PyPI"
+fi
+[ "${1:-}" != prepare ] || exit 0
+
+# What is built, and overlays of our own, all within a copy: the passwords of `try` are made here.
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cp -R base components overlays "$work"
+rm -f "$work"/overlays/*/*.secret
+"$work/overlays/try/credentials.sh"
+
+# An overlay NAME of the base and some components, for those that no overlay has.
+overlay() {
+    local name=$1
+    shift
+    mkdir "$work/overlays/$name"
+    {
+        printf '%s\n' 'apiVersion: kustomize.config.k8s.io/v1beta1' 'kind: Kustomization' \
+            'namespace: repofleet' 'resources: [../../base]' 'components:'
+        printf '  - ../../components/%s\n' "$@"
+    } >"$work/overlays/$name/kustomization.yaml"
+}
+overlay hpa rabbitmq-cluster hpa monitoring
+overlay keda-one-node rabbitmq seaweedfs keda monitoring
+cp "$work"/overlays/try/*.secret "$work/overlays/keda-one-node"
+sed -n '/^secretGenerator/,/^configMapGenerator/{/^configMapGenerator/!p}' overlays/try/kustomization.yaml \
+    >>"$work/overlays/keda-one-node/kustomization.yaml"
+
+say build
+mkdir "$work/built" "$work/alone"
+for overlay in "$work"/overlays/*; do
+    name=${overlay##*/}
+    kustomize_build "$overlay" >"$work/built/$name.yaml"
+    echo "overlay $name: $(grep -c '^kind:' "$work/built/$name.yaml") objects"
+done
+kustomize_build "$work/base" >"$work/alone/base.yaml"
+for component in "$work"/components/*; do
+    name=${component##*/}
+    overlay "alone-$name" "$name"
+    kustomize_build "$work/overlays/alone-$name" >"$work/alone/$name.yaml"
+    echo "component $name: builds on the base alone"
+done
+used=$(cat "$work"/overlays/{try,production,hpa,keda-one-node}/kustomization.yaml "$work"/components/*/kustomization.yaml)
+for component in "$work"/components/*; do
+    grep -qE "/${component##*/}\$" <<<"$used" || fail "no overlay is checked with the component ${component##*/}"
+done
+
+say "Kubernetes' schemas"
+for version in "$oldest" "${validate_version%.*}"; do
+    # Kinds of operators have no schema there, and check.py looks at what matters in them.
+    "$(dirname "$python")/kubernetes-validate" --strict --quiet --no-warn --kubernetes-version "$version" \
+        "$work"/built/*.yaml "$work"/alone/*.yaml
+    echo "$version: strictly valid"
+done
+
+say "check.py"
+if [ -e ../prometheus/alerts.yml ]; then
+    ./prometheus-rule.sh --check
+else
+    echo "PrometheusRule: SKIPPED, there is no deploy/prometheus/alerts.yml"
+fi
+"$python" check.py "$work"/built/*.yaml
+echo "selectors, targets, quantities, ports, variables, options, Pod Security, network: as they should be"
+"$python" check.py --self-test "$work"/built/*.yaml
+
+if [ -d ../systemd ]; then
+    ../systemd/validate.sh "$python"
+fi
+say 'done'

@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# Checks configuration, alerts (each fires in alerts_test.yml) and every expression of the dashboard.
+#
+# Usage: deploy/prometheus/check.sh                          needs promtool and python3, no server
+#        deploy/prometheus/check.sh http://localhost:9090    also asks that Prometheus each expression
+#                                                            of the dashboard: none may come back empty
+set -euo pipefail
+cd "$(dirname "$0")"
+
+promtool=${PROMTOOL:-promtool}
+if ! command -v "$promtool" >/dev/null; then
+    cat >&2 <<'MESSAGE'
+deploy/prometheus/check.sh: promtool is missing. It is part of Prometheus: install Debian's package
+promtool (13 and later) or prometheus (12; to have the program alone, `apt-get download prometheus`
+and `dpkg -x prometheus_*.deb FOLDER`), and name it in PROMTOOL where it is not in PATH. With Docker:
+docker run --rm -v "$PWD/deploy:/deploy" -w /deploy/prometheus --entrypoint promtool prom/prometheus test rules alerts_test.yml
+MESSAGE
+    exit 1
+fi
+
+"$promtool" check config prometheus.yml
+"$promtool" check rules alerts.yml
+"$promtool" test rules alerts_test.yml
+
+# What Grafana puts in by itself is put in here.
+expressions=$(mktemp --suffix=.yml)
+trap 'rm -f "$expressions"' EXIT
+python3 - ../grafana/dashboard.json "$expressions" alerts.yml alerts_test.yml "$@" <<'PYTHON'
+import json, re, sys, urllib.parse, urllib.request
+
+dashboard, rules, alerts, tests, *server = sys.argv[1:]
+VARIABLES = {"$__rate_interval": "2m", "$__interval": "1m", "$__range": "1h"}
+
+found = []
+
+def look(panel):
+    for target in panel.get("targets", []):
+        expr = target["expr"]
+        for name, value in VARIABLES.items():
+            expr = expr.replace(name, value)
+        if "$" in expr:
+            sys.exit(f"{dashboard}: {panel['title']}: a variable that is not known here: {expr}")
+        found.append((panel["title"], expr))
+    for inner in panel.get("panels", []):
+        look(inner)
+
+for panel in json.load(open(dashboard))["panels"]:
+    look(panel)
+if not found:
+    sys.exit(f"{dashboard} asks for nothing")
+with open(rules, "w") as file:
+    rule = lambda n, expr: {"record": f"dashboard:{n}", "expr": expr}
+    group = {"name": "dashboard", "rules": [rule(n, expr) for n, (_, expr) in enumerate(found)]}
+    json.dump({"groups": [group]}, file)
+print(f"{dashboard}: {len(found)} expressions")
+
+# An alert without a test is one that nobody has seen fire.
+fired = set(re.findall(r'alertname="(\w+)"', open(tests).read()))
+named = set(re.findall(r"alert: (\w+)", open(alerts).read()))
+if named != fired:
+    sys.exit(f"{tests} does not have fire: {sorted(named ^ fired)}")
+
+if server:
+    empty = []
+    for title, expr in found:
+        query = urllib.parse.urlencode({"query": expr})
+        with urllib.request.urlopen(f"{server[0]}/api/v1/query?{query}") as answer:
+            if not json.load(answer)["data"]["result"]:
+                empty.append(f"{title}: {expr}")
+    if empty:
+        sys.exit("nothing came back for\n" + "\n".join(empty))
+    print(f"{server[0]}: something came back for each of them")
+PYTHON
+"$promtool" check rules "$expressions"

@@ -1,0 +1,414 @@
+//! A small exporter that stays while producers come and go: the state of fleet and run as metrics.
+//!
+//! It reads what [`status`](crate::status) reads, and follows the ledger instead of replaying it.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::future::pending;
+use std::pin::pin;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+use common::broker::{BrokerConfig, SharedBroker};
+use common::exit::{self, ExitError};
+use common::fault::{Fault, FaultKind};
+use common::run::{CacheReason, ClosedRun, LastClosed, LatestRun, RunId};
+use common::shutdown::Shutdown;
+use common::store::{Document, DocumentKey, SharedStore, StoreConfig};
+use common::telemetry::MetricsConfig;
+use common::telemetry::fleet::{FleetMetrics, RunCounts, UNKNOWN};
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use time::OffsetDateTime;
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
+use tracing::{info, warn};
+
+use crate::status::standing::{Documents, Standing, Status};
+use crate::status::{Read, document, following, of_run, position};
+
+/// From one look at store and queues to the next.
+const LOOK_EVERY: Duration = Duration::from_secs(15);
+/// How long a look may take.
+const LOOK_LIMIT: Duration = Duration::from_secs(10);
+/// How long to wait for a broker: as good as for ever, as workers do.
+const PATIENCE: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Closed runs that are remembered: the latest, and the one before it.
+const CLOSED_RUNS: usize = 2;
+
+/// What to observe, and where to show it.
+#[derive(Args, Clone, Debug)]
+pub struct ObserveConfig {
+    #[command(flatten)]
+    store: StoreConfig,
+    #[command(flatten)]
+    broker: BrokerConfig,
+    #[command(flatten)]
+    metrics: MetricsConfig,
+}
+
+impl ObserveConfig {
+    /// Observes until `shutdown`, and gives the exit code.
+    ///
+    /// # Errors
+    /// [`exit::USAGE`] where no address is given, [`exit::UNAVAILABLE`] where it is taken or the
+    /// broker refuses.
+    pub async fn run(&self, shutdown: &Shutdown) -> Result<u8> {
+        if self.metrics.metrics_addr.is_none() {
+            let message = "there is nowhere to show metrics: say where with --metrics-addr or METRICS_ADDR, 0.0.0.0:9100 for example";
+            return Err(ExitError::new(exit::USAGE, message).into());
+        }
+        let store = self.store.open()?;
+        let metrics = FleetMetrics::new();
+        let (ready, readiness) = watch::channel(Err("nothing was looked at yet".to_owned()));
+        let _server = self.metrics.serve(&metrics, &readiness).await?;
+        let mut observer = Observer {
+            location: store.location(),
+            store,
+            metrics,
+            ready,
+            broker: None,
+            latest: None,
+            closed: BTreeMap::new(),
+            complaints: Complaints::default(),
+        };
+        tokio::select! {
+            ended = observer.observe(&self.broker) => match ended? {},
+            () = shutdown.soft.cancelled() => {}
+        }
+        if let Some(broker) = observer.broker {
+            broker.close().await;
+        }
+        info!(operation = "shutdown", "stopped");
+        Ok(shutdown.code())
+    }
+}
+
+#[derive(Debug)]
+struct Observer {
+    store: SharedStore,
+    location: String,
+    /// `None` until it is connected, or where there is to be none.
+    broker: Option<SharedBroker>,
+    metrics: FleetMetrics,
+    ready: watch::Sender<Result<(), String>>,
+    /// The run begun last.
+    latest: Option<Latest>,
+    /// Runs that closed lately: their ids sort by when they began.
+    closed: BTreeMap<RunId, ClosedRun>,
+    complaints: Complaints,
+}
+
+#[derive(Debug)]
+struct Latest {
+    standing: Standing,
+    /// Whether all was read that the ledger held at first: numbers before that are of the past.
+    caught_up: bool,
+}
+
+/// What was complained of last, so that it is said once and not every 15 seconds.
+#[derive(Debug, Default)]
+struct Complaints {
+    store: Option<String>,
+    broker: Option<String>,
+}
+
+impl Observer {
+    async fn observe(&mut self, config: &BrokerConfig) -> Result<Infallible, ExitError> {
+        let alone = config.broker_url.is_none();
+        let mut connecting = pin!(async {
+            match config.connect(PATIENCE).await? {
+                Some(broker) => Ok(broker),
+                None => pending().await,
+            }
+        });
+        let mut ticks = tokio::time::interval(LOOK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let nothing = || stream::pending().boxed();
+        let mut entries: BoxStream<'static, Result<Read, Fault>> = nothing();
+        let mut following_run = None;
+        info!(
+            operation = "observe",
+            "Looking at {} every {} s",
+            self.location,
+            LOOK_EVERY.as_secs()
+        );
+        loop {
+            tokio::select! {
+                connected = &mut connecting, if !alone && self.broker.is_none() => {
+                    self.broker = Some(connected?);
+                    ticks.reset_immediately();
+                }
+                _ = ticks.tick() => {
+                    self.look_at_store().await;
+                    self.look_at_broker(alone).await;
+                    let run = self.run();
+                    if let Some(broker) = self.broker.as_ref().filter(|_| run != following_run) {
+                        entries = match &self.latest {
+                            Some(latest) => {
+                                following(broker, position(latest.standing.documents())).boxed()
+                            }
+                            None => nothing(),
+                        };
+                        following_run = run;
+                    }
+                    self.show(alone);
+                }
+                read = entries.next() => match (read, &mut self.latest) {
+                    (Some(Ok(Read::Entry(entry))), Some(latest)) => latest.standing.take(entry),
+                    (Some(Ok(Read::CaughtUp)), Some(latest)) => {
+                        latest.caught_up = true;
+                        self.show(alone);
+                    }
+                    (Some(Ok(_)), None) => {}
+                    (lost, _) => {
+                        if let Some(Err(fault)) = lost {
+                            self.complaints.of_broker(Err(fault.to_string()));
+                        }
+                        // Read again at the next look; what comes twice does no harm.
+                        (entries, following_run) = (nothing(), None);
+                    }
+                },
+            }
+        }
+    }
+
+    fn run(&self) -> Option<RunId> {
+        let latest = self.latest.as_ref()?;
+        Some(latest.standing.documents().run.clone())
+    }
+
+    async fn look_at_store(&mut self) {
+        let looked = match tokio::time::timeout(LOOK_LIMIT, self.read_documents()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!(
+                "{} did not answer within {} s",
+                self.location,
+                LOOK_LIMIT.as_secs()
+            )),
+        };
+        self.metrics.set_store_reached(looked.is_ok());
+        self.complaints.of_store(looked);
+    }
+
+    async fn read_documents(&mut self) -> Result<(), ExitError> {
+        let store = &self.store;
+        if let Some(known) = document::<LastClosed>(store, &DocumentKey::LastClosed).await? {
+            let runs = known.before.into_iter().chain([known.last]);
+            self.closed.extend(runs.map(|run| (run.run.clone(), run)));
+        }
+        let Some(LatestRun { run }) = document(store, &DocumentKey::Latest).await? else {
+            return Ok(());
+        };
+        match &mut self.latest {
+            Some(latest) if latest.standing.documents().run == run => {
+                if latest.standing.documents().closed().is_none()
+                    && let Some(summary) = of_run(store, &run, Document::Summary).await?
+                {
+                    latest.standing.set_summary(summary);
+                }
+            }
+            _ => {
+                let documents = Documents {
+                    manifest: of_run(store, &run, Document::Manifest).await?,
+                    jobs: of_run(store, &run, Document::Jobs).await?,
+                    summary: of_run(store, &run, Document::Summary).await?,
+                    run,
+                };
+                self.latest = Some(Latest {
+                    standing: Standing::new(documents),
+                    caught_up: false,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    async fn look_at_broker(&mut self, alone: bool) {
+        if alone {
+            return;
+        }
+        let looked = match &self.broker {
+            None => Err("not connected yet".to_owned()),
+            Some(broker) => match tokio::time::timeout(LOOK_LIMIT, broker.waiting()).await {
+                Ok(Ok(waiting)) => Ok(waiting),
+                Ok(Err(fault)) => Err(fault.to_string()),
+                Err(_) => Err(format!("no answer within {} s", LOOK_LIMIT.as_secs())),
+            },
+        };
+        self.metrics.set_waiting(looked.as_ref().ok().copied());
+        self.metrics.set_broker_reached(looked.is_ok());
+        self.complaints.of_broker(looked.map(drop));
+    }
+
+    /// Puts into the metrics what is known by now.
+    fn show(&mut self, alone: bool) {
+        let now = OffsetDateTime::now_utc();
+        if let Some(latest) = &mut self.latest {
+            if let Some(run) = show_latest(&self.metrics, latest, alone, now) {
+                // What its producer says of it is exact.
+                self.closed.entry(run.run.clone()).or_insert(run);
+            }
+        } else if self.complaints.store.is_none() {
+            self.metrics.run_started.set(0.0);
+        }
+        while self.closed.len() > CLOSED_RUNS {
+            self.closed.pop_first();
+        }
+        self.show_closed();
+        // What it was before is of no use.
+        _ = self.ready.send_replace(self.complaints.readiness());
+    }
+
+    fn show_closed(&self) {
+        match self.closed.last_key_value() {
+            Some((_, run)) => {
+                let at = run.closed_at.unix_timestamp_nanos() as f64 / 1e9;
+                self.metrics.last_closed.set(at);
+                self.metrics.last_closed_took.set(run.elapsed_seconds);
+            }
+            None if self.complaints.store.is_none() => self.metrics.last_closed.set(0.0),
+            None => {}
+        }
+        let Some(latest) = &self.latest else {
+            return;
+        };
+        let documents = latest.standing.documents();
+        let previous = self.closed.range(..&documents.run).next_back();
+        let previous = previous.map_or(UNKNOWN, |(_, run)| run.cache_hit_rate / 100.0);
+        let reasons = documents.manifest.as_ref().map(|m| &m.reasons);
+        let ratio = reasons.map_or(UNKNOWN, |reasons| {
+            let asked: u64 = reasons.values().sum();
+            let hits = reasons.get(&CacheReason::Hit).unwrap_or(&0);
+            // Nothing of nothing is no number.
+            *hits as f64 / asked as f64
+        });
+        self.metrics.set_hit_ratios(ratio, previous);
+    }
+}
+
+/// Shows the latest run, and gives it back where it has closed.
+fn show_latest(
+    metrics: &FleetMetrics,
+    latest: &mut Latest,
+    alone: bool,
+    now: OffsetDateTime,
+) -> Option<ClosedRun> {
+    let standing = &mut latest.standing;
+    let documents = standing.documents();
+    let run = documents.run.clone();
+    metrics.set_run(run.as_str());
+    let started = documents.started();
+    let started_at = started.map_or(UNKNOWN, |at| at.unix_timestamp() as f64);
+    metrics.run_started.set(started_at);
+    if let Some(manifest) = &documents.manifest {
+        metrics.run_total.set(manifest.total as f64);
+        for reason in CacheReason::ALL {
+            let count = manifest.reasons.get(&reason).unwrap_or(&0);
+            metrics.set_cache(reason, *count as f64);
+        }
+    }
+    if latest.caught_up {
+        metrics.workers_seen.set(standing.workers_seen(now) as f64);
+    }
+
+    let documents = standing.documents();
+    let status = match documents.closed().or(standing.better_summary()) {
+        Some(summary) => Status::of_summary(documents, summary),
+        None if latest.caught_up || alone => standing.status(now),
+        None => {
+            // Nobody has told yet what became of its jobs.
+            metrics.set_counts(None);
+            for gauge in [
+                &metrics.run_closed,
+                &metrics.run_residual,
+                &metrics.run_rate,
+                &metrics.run_oldest_open,
+            ] {
+                gauge.set(UNKNOWN);
+            }
+            for class in FaultKind::ALL {
+                metrics.set_failed(class, UNKNOWN);
+            }
+            return None;
+        }
+    };
+    let counts = RunCounts {
+        cached: status.cached,
+        processed: status.processed,
+        failed: status.failed,
+        open: status.open,
+    };
+    metrics.set_counts(Some(counts));
+    metrics.run_total.set(status.total_repos as f64);
+    for class in FaultKind::ALL {
+        let count = status.failures_by_class.get(&class).unwrap_or(&0);
+        metrics.set_failed(class, *count as f64);
+    }
+    let settled = status.cached + status.processed + status.failed;
+    metrics
+        .run_residual
+        .set(status.total_repos as f64 - settled as f64);
+    let has_closed = settled == status.total_repos;
+    metrics.run_closed.set(has_closed.into());
+    metrics
+        .run_rate
+        .set(status.outcomes_per_minute.unwrap_or(0.0));
+    let oldest = status.oldest_open_seconds.unwrap_or(0);
+    metrics.run_oldest_open.set(oldest as f64);
+    if !has_closed {
+        return None;
+    }
+    let elapsed = Duration::from_secs(status.elapsed_seconds.unwrap_or(0));
+    Some(ClosedRun {
+        run,
+        closed_at: standing.closed_at().or(started.map(|at| at + elapsed))?,
+        elapsed_seconds: elapsed.as_secs_f64(),
+        cache_hit_rate: status.cache_hit_rate,
+    })
+}
+
+impl Complaints {
+    fn of_store(&mut self, looked: Result<(), String>) {
+        complain(&mut self.store, "store", looked);
+    }
+
+    fn of_broker(&mut self, looked: Result<(), String>) {
+        complain(&mut self.broker, "broker", looked);
+    }
+
+    fn readiness(&self) -> Result<(), String> {
+        match self.store.as_ref().or(self.broker.as_ref()) {
+            Some(why) => Err(why.clone()),
+            None => Ok(()),
+        }
+    }
+}
+
+fn complain(known: &mut Option<String>, what: &str, looked: Result<(), String>) {
+    let now = looked.err();
+    match (&*known, &now) {
+        (None, Some(why)) => warn!(operation = "observe", "the {what} is away: {why}"),
+        (Some(_), None) => info!(operation = "observe", "the {what} answers again"),
+        _ => {}
+    }
+    *known = now;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_makes_it_unready_until_it_is_mended() {
+        let mut complaints = Complaints::default();
+        assert_eq!(complaints.readiness(), Ok(()));
+        complaints.of_broker(Err("away".to_owned()));
+        complaints.of_store(Ok(()));
+        assert_eq!(complaints.readiness(), Err("away".to_owned()));
+        complaints.of_broker(Ok(()));
+        assert_eq!(complaints.readiness(), Ok(()));
+    }
+}
