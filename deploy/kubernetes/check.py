@@ -60,7 +60,9 @@ class Programs:
                     self.numeric.add(variable)
         if len(self.variables) < 20:
             raise SystemExit("check.py: README's option table does not read as it used to")
-        self.anywhere = FOREIGN_VARIABLES | set(re.findall(r"^#?([A-Z][A-Z0-9_]+)=", env_example, re.M))
+        # What the table has not is for every program: those of a bucket, and of other programs.
+        exampled = set(re.findall(r"^#?([A-Z][A-Z0-9_]+)=", env_example, re.M))
+        self.anywhere = FOREIGN_VARIABLES | (exampled - self.variables.keys())
 
     def knows(self, variable, command):
         """Whether `command`, such as `worker run`, reads `variable`."""
