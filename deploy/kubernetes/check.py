@@ -33,8 +33,8 @@ GRACE = 15
 INDEX_BYTES = 64 << 20
 # The same: what a slot may take beyond the largest fetch; and what one usually takes, and a worker without any.
 SLOT_BYTES, USUAL_SLOT_BYTES, WORKER_BYTES = 512 << 20, 128 << 20, 256 << 20
-# worker/src/run.rs: RabbitMQ takes a job back after 30 minutes.
-LONGEST_JOB = 25 * 60
+# worker/src/run.rs: RabbitMQ takes a job back after 30 minutes, of which it may have waited ten.
+LONGEST_JOB = 15 * 60
 # The longest wait of a job in a retry queue.
 LONGEST_RETRY = 60
 FORBIDDEN = [ipaddress.ip_network(n) for n in ("169.254.0.0/16", "fe80::/10", "fd00:ec2::254/128")]

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use clap::Args;
-use common::broker::{BrokerConfig, Entries, Event, Position, ProducerLock, SharedBroker};
+use common::broker::{BrokerConfig, Entries, Entry, Event, Position, ProducerLock, SharedBroker};
 use common::exit::{self, ExitError};
 use common::fault::Fault;
 use common::job::Job;
@@ -28,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// A job that was published longer ago than this is published again: a broker that was killed may
 /// have kept the ledger's copy only, and nobody would ever work on it.
 pub const BELIEVED: Duration = Duration::from_secs(2 * 3600);
+/// How far the clocks of a fleet may be apart.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(60);
 /// How long nothing is heard before it is looked whether anybody works.
 const LOOK_AFTER: Duration = Duration::from_secs(60);
 /// How many digests are looked at together.
@@ -46,7 +48,7 @@ pub struct FleetConfig {
         long,
         env = "REPUBLISH_AFTER",
         value_name = "SECONDS",
-        default_value_t = 600,
+        default_value_t = 1800,
         value_parser = clap::value_parser!(u64).range(1..=86_400)
     )]
     republish_after: u64,
@@ -175,6 +177,8 @@ pub struct FleetRun<'a> {
     pub store: &'a SharedStore,
     /// What the cache said of each repository.
     pub checked: &'a [Checked],
+    /// Since when `events` are this run's.
+    pub since: OffsetDateTime,
     /// Jobs that wait already.
     pub adopted: &'a HashSet<JobKey>,
     /// To stop when this is cancelled.
@@ -216,34 +220,53 @@ impl FleetRun<'_> {
         }
         let republish_after = Duration::from_secs(self.fleet.config.republish_after);
         let look_after = LOOK_AFTER.min(republish_after);
-        let mut silence = Duration::ZERO;
+        // Of outcomes; and that with nothing waiting, so that something ought to be heard.
+        let (mut silence, mut nothing_waits) = (Duration::ZERO, Duration::ZERO);
         loop {
             let before = tally.open();
             match follow(&mut events, tally, reporter, self.stop, Some(look_after)).await {
                 Ended::Quiet => {
                     let silent = tally.open() == before;
-                    silence = if silent {
-                        silence + look_after
+                    if !silent {
+                        (silence, nothing_waits) = (Duration::ZERO, Duration::ZERO);
+                    }
+                    silence += look_after;
+                    if self.somebody_works(silence).await {
+                        nothing_waits += look_after;
                     } else {
-                        look_after
-                    };
-                    if self.somebody_works(silence).await && silence >= republish_after {
+                        nothing_waits = Duration::ZERO;
+                    }
+                    if nothing_waits >= republish_after {
                         self.republish(silence, tally).await;
-                        silence = Duration::ZERO;
+                        nothing_waits = Duration::ZERO;
                     }
                 }
                 Ended::Lost => {
-                    // The reason is logged. A new ledger has nothing in it that is not of this run.
+                    // The reason is logged.
                     error!(
                         operation = "follow",
                         "outcomes that nobody saw are lost: what has a digest counts as unchanged, and what neither has one nor waits is published again"
                     );
-                    events = broker.events(Position::Start).await?;
+                    events = self.events_again().await?;
                     self.count_stored(tally).await;
                 }
                 ended => return Ok(ended),
             }
         }
+    }
+
+    /// What the ledger has of this run. It may be another ledger, or the old one that lost its end.
+    async fn events_again(&self) -> Result<Entries, Fault> {
+        let since = self.since - CLOCKS_DIFFER;
+        let events = self.fleet.broker.events(Position::Since(since)).await?;
+        let of_this_run = move |entry: &Result<Entry, Fault>| {
+            let counts = entry.as_ref().map_or(true, |entry| {
+                // Which says when its job was enqueued.
+                entry.at >= since || matches!(entry.event, Event::Dead(_))
+            });
+            std::future::ready(counts)
+        };
+        Ok(events.filter(of_this_run).boxed())
     }
 
     /// Nothing was heard for so long: looks whether anybody works. `false` where jobs wait, so that

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::pin::pin;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -33,6 +33,9 @@ use crate::follow::{Ended, follow};
 use crate::index::Index;
 use crate::publish::publish;
 use crate::report::{self, Bar, Reporter};
+
+/// How long the broker has to confirm what was published when a stop was asked for.
+const LAST_CONFIRMS: Duration = Duration::from_secs(10);
 
 /// Everything about a run.
 #[derive(Args, Clone, Debug)]
@@ -183,6 +186,7 @@ impl RunConfig {
             return Ok(shutdown.code());
         };
         // In this order: what ends after the look at what waits is heard of.
+        let since = OffsetDateTime::now_utc();
         let asked = async {
             let events = fleet.attach().await.map_err(unavailable)?;
             Ok::<_, ExitError>((events, fleet.waiting_already(&plan.checked).await))
@@ -194,7 +198,7 @@ impl RunConfig {
         let begun = self.begin(start, store, &plan, &adopted, bar).await?;
         moment::reached("after-manifest");
         begun
-            .finish_on(fleet, &plan.checked, &adopted, events, shutdown)
+            .finish_on(fleet, &plan.checked, &adopted, (events, since), shutdown)
             .await
     }
 
@@ -375,7 +379,7 @@ impl Begun {
         fleet: &Fleet,
         checked: &[Checked],
         adopted: &HashSet<JobKey>,
-        events: Entries,
+        (events, since): (Entries, OffsetDateTime),
         shutdown: &Shutdown,
     ) -> Result<u8> {
         let stop = shutdown.soft.child_token();
@@ -384,17 +388,23 @@ impl Begun {
             run: &self.run,
             store: &self.store,
             checked,
+            since,
             adopted,
             stop: &stop,
         };
         let ended = {
             let mut work = pin!(work.work(events, &mut self.tally, &mut self.reporter));
+            // What is on its way gets its confirm, but not from a broker that is away.
+            let stopped = async {
+                tokio::select! {
+                    () = fleet.lost().cancelled() => stop.cancel(),
+                    () = stop.cancelled() => {}
+                }
+                tokio::time::sleep(LAST_CONFIRMS).await;
+            };
             tokio::select! {
                 ended = &mut work => ended,
-                () = fleet.lost().cancelled() => {
-                    stop.cancel();
-                    work.await
-                }
+                () = stopped => Ok(Ended::Stopped),
             }
         };
         let run = &self.run;
@@ -421,6 +431,10 @@ impl Begun {
             )
             .into()),
             Ok(_) => Ok(exit::NOT_CLOSED),
+            Err(fault) if shutdown.soft.is_cancelled() => {
+                warn!(operation = "shutdown", "{fault}");
+                Ok(shutdown.code())
+            }
             Err(fault) => Err(unavailable(fault).into()),
         };
         self.conclude().await;

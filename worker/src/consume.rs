@@ -37,7 +37,9 @@ const WELL_BUT_FAILED: u32 = 4;
 /// How long a job may be held while machine or store are not well: then it is handed back, and its
 /// worker or another takes the next. RabbitMQ takes back by force, and counts against the job, what
 /// was not settled within thirty minutes.
-const LONGEST_HOLD: Duration = Duration::from_secs(15 * 60);
+pub(crate) const LONGEST_HOLD: Duration = Duration::from_secs(10 * 60);
+/// How often a job whose attempts take that long and then fail on the machine is handed back.
+const HELD_AND_FAILED: u32 = 2;
 /// The pause after which such a job comes back. Waiting for that long resets the broker's count.
 const HELD_TOO_LONG: Duration = Duration::from_secs(60);
 /// The longest pause that is taken from what another worker says.
@@ -203,11 +205,24 @@ impl Worker {
         }
         let mut ill = Ill::default();
         let held = start + LONGEST_HOLD;
+        let mut last = None;
         let result = loop {
             // Nobody starts while somebody looks after machine or store.
             let well = tokio::time::timeout_at(held.into(), shared.well.read()).await;
             if well.is_err() || Instant::now() >= held {
                 debug!(operation = "infra", repo = %delivery.job.repo, "handed back: held too long");
+                // Most of the time went into attempts, not into waiting for what was not well: such
+                // a job must not come back for ever.
+                let worked = ill.since.is_none_or(|ill| ill.elapsed() < LONGEST_HOLD / 2);
+                if let Some(fault) = last.filter(|_| worked) {
+                    if delivery.waits >= HELD_AND_FAILED {
+                        break Err(fault);
+                    }
+                    self.metrics.handed_back(HandedBack::Infra);
+                    return self
+                        .again(delivery, HELD_TOO_LONG, Counts::Wait, &hold)
+                        .await;
+                }
                 return self
                     .hand_back(delivery, HandedBack::Infra, HELD_TOO_LONG, &hold)
                     .await;
@@ -228,6 +243,7 @@ impl Worker {
                 }
                 Err(Unmade::Fault(fault)) if fault.kind == FaultKind::Infra => {
                     let since = *ill.since.get_or_insert_with(Instant::now);
+                    last = Some(fault.clone());
                     let waited = since.elapsed();
                     if ill.well_but_failed >= WELL_BUT_FAILED {
                         break Err(fault);

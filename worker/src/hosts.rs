@@ -9,6 +9,10 @@ use common::repo::RepoRef;
 /// still asks after each pause. A run then ends, and the next one tries again.
 const HOST_PATIENCE: Duration = Duration::from_secs(3600);
 
+/// What was met of a host that long ago, with nothing since, says nothing any more: workers outlive
+/// runs.
+const STALE: Duration = Duration::from_secs(600);
+
 /// What is known of the hosts that one worker fetches from. Empty for hosts that are well.
 #[derive(Debug, Default)]
 pub(crate) struct Hosts {
@@ -21,8 +25,20 @@ struct Host {
     until: Option<Instant>,
     /// When it first turned somebody away, with nobody let in since.
     turning_away_since: Option<Instant>,
+    /// When it last did.
+    turned_away: Option<Instant>,
     /// The repository that it turned away without saying why.
     suspect: Option<RepoRef>,
+}
+
+impl Host {
+    fn forget_if_stale(&mut self, now: Instant) {
+        let last = self.until.max(self.turned_away);
+        if last.is_none_or(|last| now.saturating_duration_since(last) > STALE) {
+            self.turning_away_since = None;
+            self.suspect = None;
+        }
+    }
 }
 
 /// Whether a host may be asked now.
@@ -69,6 +85,8 @@ impl Hosts {
         now: Instant,
     ) -> bool {
         let known = self.hosts.entry(host.to_owned()).or_default();
+        known.forget_if_stale(now);
+        known.turned_away = Some(now);
         known.turning_away_since.get_or_insert(now);
         let suspect = known.suspect.replace(repo.clone());
         if !asked && suspect.is_none_or(|suspect| suspect == *repo) {
@@ -84,6 +102,7 @@ impl Hosts {
     pub(crate) fn heard(&mut self, host: &str, pause: Duration, now: Instant) -> bool {
         let until = now + pause;
         let known = self.hosts.entry(host.to_owned()).or_default();
+        known.forget_if_stale(now);
         let longer = pause > Duration::ZERO && known.until.is_none_or(|known| known < until);
         if longer {
             known.until = Some(until);
@@ -131,6 +150,15 @@ mod tests {
         assert!(!hosts.heard("b", Duration::ZERO, now));
         assert_eq!(hosts.turn("a", now), Turn::Wait(MINUTE));
         assert_eq!(hosts.turn("b", now), Turn::Go);
+    }
+
+    #[test]
+    fn what_an_earlier_run_met_does_not_count_against_the_next() {
+        let (mut hosts, start) = (Hosts::default(), Instant::now());
+        hosts.turned_away("a", &repo("disabled"), false, MINUTE, start);
+        let later = start + HOST_PATIENCE * 2;
+        assert!(hosts.heard("a", MINUTE, later));
+        assert_eq!(hosts.turn("a", later), Turn::Wait(MINUTE));
     }
 
     #[test]

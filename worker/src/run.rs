@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::consume::{Worker, own_name};
+use crate::consume::{LONGEST_HOLD, Worker, own_name};
 use crate::digest::Limits;
 use crate::fetch::policy::FetchConfig;
 use crate::slot::{SlotConfig, Slots};
@@ -23,9 +23,9 @@ use crate::slot::{SlotConfig, Slots};
 /// How long to wait for a broker at the start: as good as for ever, since one that is still
 /// starting is the ordinary case.
 const PATIENCE: Duration = Duration::from_secs(365 * 24 * 3600);
-/// How long RabbitMQ lends a job at most is thirty minutes; `--timeout` and `--drain` have to fit
-/// in there, and storing the digest too.
-const LONGEST_JOB: u64 = 25 * 60;
+/// How long RabbitMQ lends a job at most is thirty minutes. `--timeout` and `--drain` have to fit in
+/// there, after a job has waited for machine and store, and storing the digest too.
+const LONGEST_JOB: u64 = 25 * 60 - LONGEST_HOLD.as_secs();
 /// Seconds between looks at whether this worker can work.
 const LOOK_EVERY: Duration = Duration::from_secs(15);
 /// How long such a look may take.
@@ -85,7 +85,7 @@ impl RunConfig {
     pub async fn run(&self, shutdown: &Shutdown) -> Result<u8> {
         if self.slot.timeout + self.drain.drain > LONGEST_JOB {
             let message = format!(
-                "--timeout {} and --drain {} are more than {LONGEST_JOB} s together: RabbitMQ takes a job back after 30 minutes",
+                "--timeout {} and --drain {} are more than {LONGEST_JOB} s together: RabbitMQ takes a job back after 30 minutes, of which it may have to wait some for machine and store",
                 self.slot.timeout, self.drain.drain
             );
             return Err(ExitError::new(exit::USAGE, message).into());

@@ -214,6 +214,11 @@ impl Pushed {
             again.len()
         ));
         assert!(again.len() <= twice, "{what}: {again:?}");
+        // Nobody tries again without end: three retries, and four looks at a machine that is well.
+        assert!(
+            again.iter().all(|(_, times)| *times <= 8),
+            "{what}: {again:?}"
+        );
     }
 
     fn end(&self, workers: Vec<Running>) {

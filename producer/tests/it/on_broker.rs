@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use common::broker::Event;
+use common::broker::{DELIVERY_LIMIT, Event};
 use common::exit;
 use common::store::DigestStore;
 use common::store::s3::S3Store;
@@ -188,13 +188,17 @@ fn a_detached_run_goes_on_without_its_producer() {
 fn a_worker_hands_back_what_it_cannot_finish() {
     let (fleet, _bucket) = fleet_of(&["a/slow", "a/b"]);
     let hang = common::testing::git_server::Fault::Hang;
-    fleet.fleet.server.fault("a/slow", hang.times(1));
-    let first = fleet.start_worker(&["--drain", "0", "--concurrency", "2"]);
+    let stops = u64::from(DELIVERY_LIMIT) + 1;
+    fleet.fleet.server.fault("a/slow", hang.times(stops));
     let run = Running::start(&mut fleet.producer(&[]));
-    fleet.fleet.server.wait_for_requests("a/slow", 1);
-    first.signal(Signal::TERM);
-    first.wait().with(exit::OK);
-    fleet.fleet.assert_nothing_left();
+    // Once more than the broker would put up with, if this counted.
+    for stop in 1..=stops {
+        let first = fleet.start_worker(&["--drain", "0", "--concurrency", "2"]);
+        fleet.fleet.server.wait_for_requests("a/slow", stop);
+        first.signal(Signal::TERM);
+        first.wait().with(exit::OK);
+        fleet.fleet.assert_nothing_left();
+    }
     let _second = fleet.start_worker(&[]);
     let run = run.wait().with(exit::OK);
     assert_eq!(run.summary()["processed"], 2);
