@@ -458,11 +458,7 @@ async fn look(
                 if in_a_row == width {
                     return Err(ExitError::new(
                         exit::UNAVAILABLE,
-                        format!(
-                            "the store {} cannot be read, {in_a_row} times in a row: {fault}; \
-                             check --store",
-                            store.location()
-                        ),
+                        format!("the store {} cannot be read: {fault}", store.location()),
                     ));
                 }
                 let repo = repo.to_string();

@@ -836,11 +836,11 @@ async fn a_refusal_is_immediate_and_shows_no_secret() {
     for (url, says) in [
         (
             format!("amqp://guest:s3cr3t-word@{address}"),
-            "ACCESS_REFUSED",
+            ["ACCESS_REFUSED", "check user and password"],
         ),
         (
             format!("amqp://guest:guest@{address}/no-such-vhost"),
-            "no-such-vhost",
+            ["no-such-vhost", "check the virtual host"],
         ),
     ] {
         let options = options(&url, "x");
@@ -848,7 +848,9 @@ async fn a_refusal_is_immediate_and_shows_no_secret() {
         let shown = format!("{options:?}");
         let fault = AmqpBroker::connect(options).await.unwrap_err();
         assert!(start.elapsed() < PROMPTLY / 2, "it waited");
-        assert!(fault.message.contains(says), "{fault}");
+        for says in says {
+            assert!(fault.message.contains(says), "{fault}");
+        }
         for text in [fault.message, shown] {
             assert!(
                 !text.contains("s3cr3t") && !text.contains("guest"),
@@ -899,7 +901,9 @@ async fn a_broker_that_is_away_is_waited_for_then_reported() {
     let error = away.connect(patience).await.unwrap_err();
     assert!(start.elapsed() >= patience);
     assert_eq!(error.code, exit::UNAVAILABLE);
-    assert!(error.message.contains(&address.to_string()), "{error}");
+    for says in [&*address.to_string(), "nobody listens", "--broker-url"] {
+        assert!(error.message.contains(says), "{error}");
+    }
     assert!(
         !format!("{error:?} {away:?}").contains("s3cr3t"),
         "{error:?} {away:?}"

@@ -403,13 +403,39 @@ async fn connect(
     let connecting = Connection::connect_uri(server.uri.clone(), properties);
     match tokio::time::timeout(limit, connecting).await {
         Ok(Ok(connection)) => Ok(connection),
-        Ok(Err(error)) => Err(Refused::new("connecting", &error)),
+        Ok(Err(error)) => {
+            let mut refused = Refused::new("connecting", &error);
+            refused.message += remedy(&error);
+            Err(refused)
+        }
         Err(_) => {
             let limit = limit.as_secs();
             Err(Refused::passing(format!(
-                "connecting: no answer for {limit} s"
+                "connecting: no answer for {limit} s; check host and port in --broker-url"
             )))
         }
+    }
+}
+
+/// What to do about a connection that did not come about, to be put behind the reason.
+fn remedy(error: &lapin::Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::IOError(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            ": nobody listens there; start RabbitMQ, or check --broker-url"
+        }
+        ErrorKind::IOError(error) if error.kind() != std::io::ErrorKind::InvalidData => {
+            "; check host and port in --broker-url"
+        }
+        ErrorKind::ProtocolError(error) => match error.kind() {
+            AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => {
+                "; check user and password in --broker-url"
+            }
+            AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => {
+                "; check the virtual host, the part behind the last / of --broker-url"
+            }
+            _ => "",
+        },
+        _ => "",
     }
 }
 
