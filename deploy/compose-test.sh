@@ -165,9 +165,10 @@ if [ -z "${NO_BUILD:-}" ]; then
     compose build || fail "the images cannot be built; where a registry cannot be reached, name others (see the head of this file)"
     figure "images built in $((SECONDS - start)) s"
 fi
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 for program in producer worker; do
-    layers=$(docker history --human=false --no-trunc --format '{{.Size}} {{.CreatedBy}}' "repofleet-$program")
-    figure "image repofleet-$program: $(awk '/COPY/ && /scratch|data|LICENSE|release/ {s += $1} END {printf "%.1f", s / 1e6}' <<<"$layers") MB above its base"
+    layers=$(docker history --human=false --no-trunc --format '{{.Size}} {{.CreatedBy}}' "repofleet/$program:$version")
+    figure "image repofleet/$program:$version: $(awk '/COPY/ && /scratch|data|LICENSE|release/ {s += $1} END {printf "%.1f", s / 1e6}' <<<"$layers") MB above its base"
 done
 
 step "docker compose up --scale worker=$workers"

@@ -206,3 +206,31 @@ fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
         assert!(asked > 10, "{path} asks for {asked} metrics");
     }
 }
+
+/// Else somebody would build one version, and run another.
+#[test]
+fn images_are_named_by_this_version() {
+    for path in [
+        "compose.yaml",
+        "deploy/Dockerfile",
+        "deploy/kubernetes/base/kustomization.yaml",
+        "deploy/kubernetes/overlays/try/kustomization.yaml",
+        "README.md",
+    ] {
+        let text = fs::read_to_string(in_checkout(path)).unwrap();
+        let named = text.lines().filter_map(|line| {
+            let tag = line.split_once("newTag: ");
+            let image = || line.split_once("repofleet/worker:");
+            Some(tag.or_else(image)?.1)
+        });
+        let mut seen = 0;
+        for version in named {
+            assert!(
+                version.starts_with(env!("CARGO_PKG_VERSION")),
+                "{path}: {version}"
+            );
+            seen += 1;
+        }
+        assert!(seen > 0, "{path} names no image");
+    }
+}
