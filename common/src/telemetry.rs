@@ -552,9 +552,11 @@ impl Expose for Metrics {
 const OF_WORK: [f64; 14] = [
     0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
 ];
-/// Seconds of what may wait for others, a whole run long.
-const OF_WAITING: [f64; 14] = [
-    0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 1800.0, 3600.0, 10_800.0, 43_200.0,
+/// Seconds of what may wait for others, a whole run long: closest where most runs are, minutes to some hours, since
+/// a quantile is guessed between two bounds.
+const OF_WAITING: [f64; 20] = [
+    1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 180.0, 300.0, 450.0, 600.0, 900.0, 1200.0, 1800.0, 2700.0,
+    3600.0, 5400.0, 7200.0, 10_800.0, 21_600.0, 43_200.0,
 ];
 
 fn add_build(registry: &Registry) {
