@@ -340,7 +340,8 @@ class Checker:
                 self.need(value.isdigit(), owner, f"{variable}={value} is no number")
         drain = number(values, "DRAIN", 30)
         grace = pod.spec.get("terminationGracePeriodSeconds", 30)
-        self.need(grace >= drain + GRACE, owner, f"is killed after {grace} s, while DRAIN is {drain}")
+        if self.programs.knows("DRAIN", command):
+            self.need(grace >= drain + GRACE, owner, f"is killed after {grace} s, while DRAIN is {drain}")
         port = (values.get("METRICS_ADDR") or "").rpartition(":")[2]
         self.need(str(pod.ports.get("metrics")) == port, owner, f"METRICS_ADDR has port {port or 'none'}, the port metrics is another")
         if program_of(container) == "worker":
@@ -479,7 +480,12 @@ class Checker:
                 self.need(all(endpoint["port"] in p.ports for p in pods), doc, f"its pods have no port {endpoint['port']}")
         if self.of("PodMonitor") and self.rules is not None:
             self.need(self.of("PrometheusRule"), self.of("PodMonitor")[0], "there is no PrometheusRule: run prometheus-rule.sh")
+        # Which of our programs are told of a broker other than in a Secret made by hand.
+        told = {command_of(c): "BROKER_URL" in self.environment(p, c)
+                for p in self.pods for c in p.containers if program_of(c)}
         for doc in self.of("PrometheusRule"):
+            self.need(told.get("producer observe") == told.get("worker run"), doc,
+                      "there is no `producer observe` on the workers' broker, without which most alerts cannot fire")
             self.need(self.rules is not None and doc["spec"] == self.rules, doc,
                       "is not deploy/prometheus/alerts.yml: run prometheus-rule.sh")
 
@@ -679,6 +685,8 @@ FAULTS = [
     ("autoscaler's target", lambda d: put(find(d, "HorizontalPodAutoscaler", "")["spec"]["scaleTargetRef"], "name", "x"), "its target x"),
     ("monitor of nobody", lambda d: put(find(d, "PodMonitor", "")["spec"]["selector"]["matchLabels"], "app.kubernetes.io/name", "x"), "matches no pod"),
     ("monitor's port", lambda d: put(find(d, "PodMonitor", "")["spec"]["podMetricsEndpoints"][0], "port", "web"), "no port web"),
+    ("observer", lambda d: find(d, "PrometheusRule", "") and d.remove(find(d, "Deployment", "repofleet-observe")), "no `producer observe`"),
+    ("observer's broker", lambda d: find(d, "PrometheusRule", "") and drop(find(d, "Deployment", "repofleet-observe")["spec"]["template"]["spec"]["containers"][0], "env"), "no `producer observe`"),
     ("other rules", lambda d: d.append({"kind": "PrometheusRule", "metadata": {"name": "x", "namespace": "repofleet"}, "spec": {"groups": []}}), "is not deploy/prometheus"),
 ]
 
