@@ -81,7 +81,7 @@ overlay() {
     } >"$work/overlays/$name/kustomization.yaml"
 }
 overlay hpa rabbitmq-cluster hpa monitoring
-overlay keda-one-node rabbitmq seaweedfs keda monitoring
+overlay keda-one-node rabbitmq seaweedfs keda monitoring monitoring-broker
 cp "$work"/overlays/try/*.secret "$work/overlays/keda-one-node"
 sed -n '/^secretGenerator/,/^configMapGenerator/{/^configMapGenerator/!p}' overlays/try/kustomization.yaml \
     >>"$work/overlays/keda-one-node/kustomization.yaml"
