@@ -383,6 +383,16 @@ async fn a_watch_on_a_terminal_draws_and_leaves_it_tidy() {
     for page in pages.split("\u{1b}[H").skip(1) {
         assert!(page.matches("\r\n").count() < 8, "{page:?}");
     }
+    // Nothing of a line is erased after it was written: a full one would lose its last character.
+    for row in pages
+        .split("\u{1b}[H")
+        .skip(1)
+        .flat_map(|p| p.split("\r\n"))
+    {
+        let text = row.strip_prefix("\u{1b}[K");
+        let text = text.or(row.strip_prefix("\u{1b}[J")).expect(row);
+        assert!(!text.contains("\u{1b}[K") && !text.contains("\u{1b}[J"));
+    }
     assert!(pages.contains(": running for"), "{pages:?}");
     assert!(after.starts_with("Run "), "{after:?}");
     assert!(after.contains("closed after"), "{after:?}");
