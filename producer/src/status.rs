@@ -334,6 +334,7 @@ impl Watching<'_> {
                             // The first page is to be a whole one.
                             if self.looks.borrow().waiting.is_none() {
                                 _ = tokio::time::timeout(LOOK, self.looks.changed()).await;
+                                self.take_summary();
                             }
                             self.show()?;
                         }
@@ -344,7 +345,10 @@ impl Watching<'_> {
                         None => break,
                     },
                     _ = ticks.tick() => self.show()?,
-                    changed = self.looks.changed() => changed?,
+                    changed = self.looks.changed() => {
+                        changed?;
+                        self.take_summary();
+                    }
                 }
                 if self.has_ended() {
                     return self.show();
@@ -366,12 +370,16 @@ impl Watching<'_> {
         Ok(())
     }
 
-    /// Whether there is nothing more to see: not before all was read that is there.
-    fn has_ended(&mut self) -> bool {
-        let looks = self.looks.borrow();
-        if let Some(summary) = &looks.summary {
+    /// Takes over what the last look into the store has found. Not with each entry: it may be long,
+    /// and so may the ledger.
+    fn take_summary(&mut self) {
+        if let Some(summary) = &self.looks.borrow().summary {
             self.standing.set_summary(summary.clone());
         }
+    }
+
+    /// Whether there is nothing more to see.
+    fn has_ended(&self) -> bool {
         let closed = self.standing.documents().closed().is_some();
         closed || (self.note.as_deref() != Some(READING) && self.standing.closes())
     }
@@ -380,12 +388,16 @@ impl Watching<'_> {
         let documents = self.standing.documents();
         let mut status = match documents.closed() {
             Some(summary) => Status::of_summary(documents, summary),
-            None => self.standing.status(OffsetDateTime::now_utc()),
+            None => {
+                let mut status = self.standing.status(OffsetDateTime::now_utc());
+                if self.note.is_none() && self.standing.better_summary().is_some() {
+                    status.notes.push(format!(
+                        "{TOO_SHORT} `producer status` without --watch shows the summary"
+                    ));
+                }
+                status
+            }
         };
-        if self.note.is_none() && self.standing.better_summary().is_some() {
-            let note = format!("{TOO_SHORT} `producer status` without --watch shows the summary");
-            status.notes.push(note);
-        }
         let looks = self.looks.borrow().clone();
         if let Some(waiting) = looks.waiting {
             status.set_waiting(waiting);

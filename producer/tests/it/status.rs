@@ -271,6 +271,31 @@ async fn a_ledger_that_knows_nothing_is_not_believed() {
     assert_eq!(told["processed"], 2);
 }
 
+/// Its producer knows of an outcome that the ledger lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_believes_a_summary_that_closes() {
+    let (fleet, queues) = (Fleet::of(&["s/a"]), Queues::new().await);
+    let run = detached(&fleet, &queues);
+    let mut command = queues.named_to(status(&fleet, &["--watch", "--json"]));
+    let watch = Running::start(&mut command);
+    block_in_place(|| watch.wait_for_line("\"open\":1"));
+    let summary = json!({
+        "run_id": run, "closed": true, "total_repos": 1, "cached": 0, "processed": 1,
+        "unchanged": 1, "superseded": 0, "adopted": 0, "failed": 0, "cache_hit_rate": 0.0,
+        "elapsed_seconds": 3.5, "elapsed_formatted": "3s", "failures_by_class": {},
+        "bytes_stored": 0, "bytes_fetched": 0, "failures": [], "open": [],
+    });
+    let path = fleet.store_folder().join("runs").join(&run);
+    fs::write(path.join("summary.json"), summary.to_string()).unwrap();
+    let watch = block_in_place(|| watch.wait()).with(0);
+    let last: Value = serde_json::from_str(watch.stdout.lines().last().unwrap()).unwrap();
+    assert_eq!(
+        (&last["state"], &last["source"]),
+        (&json!("closed"), &json!("summary"))
+    );
+    assert_eq!(last["notes"], json!([]));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_told_says_how_it_could() {
     let (fleet, queues) = (Fleet::of(&["s/a"]), Queues::new().await);
