@@ -192,7 +192,7 @@ impl StatusConfig {
             screen,
             looks: look_again_and_again(store, broker, &documents.run),
             standing: Standing::new(documents),
-            note: Some(READING.to_owned()),
+            note: Some("reading the ledger …".to_owned()),
         };
         watching.follow(store, broker).await
     }
@@ -257,16 +257,11 @@ async fn from_ledger(
         });
         return Ok(status);
     }
-    let known = standing.is_known();
     let mut status = standing.status(OffsetDateTime::now_utc());
     if let Err(fault) = read {
         status
             .notes
             .push(format!("there may be more outcomes than these: {fault}"));
-    } else if !known && status.open > 0 {
-        status.notes.push(
-            "the ledger knows nothing of this run: nothing is published yet, or the ledger was emptied since".to_owned(),
-        );
     }
     Ok(status)
 }
@@ -276,14 +271,13 @@ async fn read(broker: &SharedBroker, standing: &mut Standing) -> Result<(), Faul
     while let Some(entry) = history.next().await {
         standing.take(entry?);
     }
+    standing.set_caught_up();
     Ok(())
 }
 
 /// Of a ledger that does not reach back far enough.
 const TOO_SHORT: &str =
     "the ledger knows less than the run's summary, since it was emptied or has grown too long;";
-/// What is on the page until the ledger has been read.
-const READING: &str = "reading the ledger …";
 
 /// A run that is watched.
 #[derive(Debug)]
@@ -329,6 +323,7 @@ impl Watching<'_> {
                     read = entries.next() => match read {
                         Some(Ok(Read::Entry(entry))) => self.standing.take(entry),
                         Some(Ok(Read::CaughtUp)) => {
+                            self.standing.set_caught_up();
                             self.note = None;
                             self.known_at_all(store)?;
                             // The first page is to be a whole one.
@@ -381,7 +376,7 @@ impl Watching<'_> {
     /// Whether there is nothing more to see.
     fn has_ended(&self) -> bool {
         let closed = self.standing.documents().closed().is_some();
-        closed || (self.note.as_deref() != Some(READING) && self.standing.closes())
+        closed || self.standing.closes()
     }
 
     fn show(&mut self) -> Result<()> {
