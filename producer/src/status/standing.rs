@@ -427,7 +427,9 @@ impl Standing {
 
     /// When the last of its jobs got its outcome; `None` while some are open.
     pub fn closed_at(&self) -> Option<OffsetDateTime> {
-        self.last_outcome.filter(|_| self.closes())
+        // A run that found everything in the cache closed as it began.
+        let at = self.last_outcome.or(self.documents.started());
+        at.filter(|_| self.closes())
     }
 
     fn outcomes_per_minute(&mut self, now: OffsetDateTime) -> Option<f64> {
@@ -629,6 +631,16 @@ mod tests {
         assert_eq!(closed.elapsed_seconds, Some(159));
         assert_eq!(closed.outcomes_per_minute, None);
         assert_eq!(closed.notes, [""; 0]);
+    }
+
+    /// Nobody writes a summary of a run with `--detach`.
+    #[test]
+    fn a_run_without_jobs_closed_as_it_began() {
+        let documents = documents(0, &[]);
+        let now = status(&documents, &[(50, done("other", "a/a"))], 9000);
+        assert_eq!((now.state, now.cached), (State::Closed, 2));
+        assert_eq!(now.elapsed_seconds, Some(0));
+        assert_eq!(standing(&documents, &[]).closed_at(), Some(START));
     }
 
     #[test]
