@@ -24,7 +24,7 @@ use tokio::time::MissedTickBehavior;
 use self::fate::{Fate, age, fates};
 use self::filter::{LetterFilter, said};
 use crate::status::page::cut;
-use crate::status::{print, screen, unless_closed};
+use crate::status::{print, screen, unanswered, unless_closed};
 
 pub mod filter;
 
@@ -130,7 +130,7 @@ impl DeadConfig {
         }
         let connected = tokio::select! {
             connected = self.connect() => connected?,
-            () = shutdown.soft.cancelled() => return Ok(shutdown.code()),
+            () = shutdown.soft.cancelled() => return Ok(unanswered(shutdown)),
         };
         let done = match &self.command {
             DeadCommand::List(config) => list(config, &connected, shutdown).await,
@@ -302,7 +302,7 @@ fn long(seconds: u64) -> String {
 
 async fn list(config: &ListConfig, broker: &SharedBroker, shutdown: &Shutdown) -> Result<u8> {
     let Some(taken) = take(broker, &config.filter, Why::Ask, shutdown).await? else {
-        return Ok(shutdown.code());
+        return Ok(unanswered(shutdown));
     };
     let now = OffsetDateTime::now_utc();
     if config.json {
@@ -361,7 +361,7 @@ fn table(letters: &[Known], now: OffsetDateTime, width: usize) -> String {
 async fn show(config: &ShowConfig, broker: &SharedBroker, shutdown: &Shutdown) -> Result<u8> {
     let all = LetterFilter::default();
     let Some(taken) = take(broker, &all, Why::Ask, shutdown).await? else {
-        return Ok(shutdown.code());
+        return Ok(unanswered(shutdown));
     };
     let now = OffsetDateTime::now_utc();
     let is_meant = |known: &&Known| {
@@ -425,7 +425,7 @@ async fn replay(config: &ReplayConfig, broker: &SharedBroker, shutdown: &Shutdow
         Why::IfNeeded
     };
     let Some(taken) = take(broker, &config.filter, why, shutdown).await? else {
-        return Ok(shutdown.code());
+        return Ok(unanswered(shutdown));
     };
     let (jobs, odd): (Vec<_>, Vec<_>) = taken
         .letters
@@ -515,7 +515,7 @@ async fn purge(config: &PurgeConfig, broker: &SharedBroker, shutdown: &Shutdown)
         Why::IfNeeded
     };
     let Some(taken) = take(broker, &config.filter, why, shutdown).await? else {
-        return Ok(shutdown.code());
+        return Ok(unanswered(shutdown));
     };
     let planned = taken.letters.len();
     if config.dry_run {

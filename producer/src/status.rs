@@ -76,11 +76,7 @@ impl StatusConfig {
     pub async fn run(&self, shutdown: &Shutdown) -> Result<u8> {
         tokio::select! {
             shown = self.show() => unless_closed(shown),
-            () = shutdown.soft.cancelled() => Ok(match shutdown.code() {
-                // Asked to end by SIGTERM before there was an answer.
-                exit::OK => exit::TERMINATED,
-                code => code,
-            }),
+            () = shutdown.soft.cancelled() => Ok(unanswered(shutdown)),
         }
     }
 
@@ -219,6 +215,14 @@ pub(crate) fn unless_closed(ended: Result<u8>) -> Result<u8> {
     match ended {
         Err(error) if error.downcast_ref().is_some_and(closed) => Ok(exit::OK),
         ended => ended,
+    }
+}
+
+/// The exit code where a signal came before there was an answer: nobody is to take that for one.
+pub(crate) fn unanswered(shutdown: &Shutdown) -> u8 {
+    match shutdown.code() {
+        exit::OK => exit::TERMINATED,
+        code => code,
     }
 }
 

@@ -1,5 +1,6 @@
 //! `producer dead`: letters on a real broker, looked at, replayed, removed.
 
+use std::net::TcpListener;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -361,6 +362,22 @@ async fn a_purge_removes_what_fits_and_wants_to_be_sure() {
     let none = letters.dead(0, &["list"]).await.with(0);
     assert_eq!(none.stdout, "no dead letters\n");
     letters.wait(|waiting| waiting.ready == 0).await;
+}
+
+/// The command is told to stop while it waits for a broker that says nothing.
+#[test]
+fn a_signal_before_the_answer_is_no_answer() {
+    for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130)] {
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut command = bare_producer();
+        command
+            .args(["dead", "list", "--json", "--broker-url"])
+            .arg(format!("amqp://{}", silent.local_addr().unwrap()));
+        let list = Running::start(&mut command);
+        let _connection = silent.accept().unwrap();
+        list.signal(signal);
+        assert_eq!(list.wait().with(code).stdout, "");
+    }
 }
 
 #[test]
