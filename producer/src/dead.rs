@@ -20,6 +20,7 @@ use futures::stream;
 use serde::Serialize;
 use time::OffsetDateTime;
 use tokio::time::MissedTickBehavior;
+use tracing::warn;
 
 use self::fate::{Fate, age, fates};
 use self::filter::{LetterFilter, said};
@@ -170,8 +171,6 @@ struct Taken {
     letters: Vec<Known>,
     /// Those that were asked for or not.
     all: usize,
-    /// What a person should know.
-    note: Option<String>,
 }
 
 /// Whether the ledger is to be asked why letters are what they are.
@@ -216,13 +215,15 @@ async fn take_all(
     if !filter.asks_for_class() {
         letters.truncate(filter.limit());
     }
-    let mut note = None;
     let mut known = HashMap::new();
     if why == Why::Ask || filter.asks_for_class() {
         match fates(broker, &letters).await {
             Ok(fates) => known = fates,
             Err(fault) if filter.asks_for_class() => return Err(unavailable(fault)),
-            Err(fault) => note = Some(format!("why they are here is not known: {fault}")),
+            Err(fault) => warn!(
+                operation = "dead",
+                "why they are here is not known: {fault}"
+            ),
         }
     }
     let letters = letters.into_iter().map(|letter| Known {
@@ -237,7 +238,6 @@ async fn take_all(
     Ok(Taken {
         letters: letters.take(filter.limit()).collect(),
         all,
-        note,
     })
 }
 
@@ -321,9 +321,6 @@ async fn list(config: &ListConfig, broker: &SharedBroker, shutdown: &Shutdown) -
         (1, _) => say("1 dead letter")?,
         _ => say(&format!("{count} dead letters"))?,
     }
-    if let Some(note) = taken.note {
-        say(&format!("Note: {note}"))?;
-    }
     Ok(exit::OK)
 }
 
@@ -380,9 +377,6 @@ async fn show(config: &ShowConfig, broker: &SharedBroker, shutdown: &Shutdown) -
             print("\n")?;
         }
         print(&details(known, now))?;
-    }
-    if let Some(note) = taken.note {
-        say(&format!("Note: {note}"))?;
     }
     Ok(exit::OK)
 }

@@ -380,6 +380,21 @@ fn a_signal_before_the_answer_is_no_answer() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_without_the_ledger_says_that_it_is() {
+    let letters = Letters::new().await;
+    letters.wait(|waiting| waiting.dead == 4).await;
+    let mut command = bare_producer();
+    command.args(["dead", "list", "--json"]);
+    let (proxy, command) = letters.queues.named_through_a_proxy_to(command);
+    // What is written to find the ledger's end.
+    proxy.stall_at(b"mark-");
+    let listed = ended(command).with(0);
+    assert_eq!(listed.stdout.lines().count(), 4, "{}", listed.stdout);
+    let why = "why they are here is not known: ";
+    assert!(listed.stderr.contains(why), "{}", listed.stderr);
+}
+
 #[test]
 fn without_a_broker_there_are_no_letters() {
     let mut command = bare_producer();
