@@ -20,7 +20,7 @@ use futures::stream;
 use serde::Serialize;
 use time::OffsetDateTime;
 use tokio::time::MissedTickBehavior;
-use tracing::warn;
+use tracing::{info, warn};
 
 use self::fate::{Fate, age, fates};
 use self::filter::{LetterFilter, said};
@@ -49,10 +49,11 @@ enum DeadCommand {
     Show(ShowConfig),
     /// Enqueue their jobs again, as new ones.
     #[command(after_long_help = "\
-Each job becomes a fresh message of attempt 0, of a new run that the command names and whose
-`producer status RUN` follows it; it says which letter it is a replay of. Its worker looks at the
-store first, as ever, so what was digested meanwhile is not digested again. A letter is removed once
-its job is safely enqueued: whatever dies in between, a job comes twice rather than never.")]
+Each job becomes a fresh message of attempt 0, of a new run that the command names first; `producer
+status RUN` shows what of it has been replayed so far. It says which letter it is a replay of. Its
+worker looks at the store first, as ever, so what was digested meanwhile is not digested again,
+unless its run had --force. A letter is removed once its job is safely enqueued: whatever dies in
+between, a job comes twice rather than never.")]
     Replay(ReplayConfig),
     /// Remove them for good.
     Purge(PurgeConfig),
@@ -433,16 +434,28 @@ async fn replay(config: &ReplayConfig, broker: &SharedBroker, shutdown: &Shutdow
         return Ok(exit::OK);
     }
     let (run, planned) = (RunId::new(), jobs.len());
+    if planned > 0 {
+        // Beforehand: it may take long, and nobody else knows the run of a replay that is killed.
+        info!(
+            operation = "replay",
+            run_id = run.as_str(),
+            "replaying {} as run {run}",
+            letters(planned)
+        );
+    }
     let (done, ended) = replay_each(config.rate, broker, jobs, &run, shutdown).await;
     let mut sentence = format!("{} replayed", letters(done));
-    if done > 0 {
+    // The job of the one that failed may have been enqueued.
+    if done > 0 || ended.is_err() {
         sentence += &format!(" as run {run}");
     }
     if done < planned {
         sentence += &format!(", {} left (stopped before)", planned - done);
     }
-    say(&(sentence + &not_jobs(odd.len())))?;
+    let said = say(&(sentence + &not_jobs(odd.len())));
+    // Also where nobody reads what was said.
     ended.map_err(unavailable)?;
+    said?;
     Ok(ended_with(done < planned, shutdown))
 }
 
@@ -533,8 +546,9 @@ async fn purge(config: &PurgeConfig, broker: &SharedBroker, shutdown: &Shutdown)
         0 => String::new(),
         left => format!(", {left} left (stopped before)"),
     };
-    say(&format!("{} removed{left}", letters(done)))?;
+    let said = say(&format!("{} removed{left}", letters(done)));
     ended.map_err(unavailable)?;
+    said?;
     Ok(ended_with(done < planned, shutdown))
 }
 

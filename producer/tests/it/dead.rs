@@ -1,7 +1,7 @@
 //! `producer dead`: letters on a real broker, looked at, replayed, removed.
 
 use std::net::TcpListener;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::broker::{Broker, Event, Position, Settlement, Waiting};
@@ -393,6 +393,40 @@ async fn a_list_without_the_ledger_says_that_it_is() {
     assert_eq!(listed.stdout.lines().count(), 4, "{}", listed.stdout);
     let why = "why they are here is not known: ";
     assert!(listed.stderr.contains(why), "{}", listed.stderr);
+}
+
+/// The broker never says that it has the job. It may have it all the same, so its run is named.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replay_that_fails_says_so_and_names_its_run() {
+    let letters = Letters::new().await;
+    letters.wait(|waiting| waiting.dead == 4).await;
+    let mut command = bare_producer();
+    command.args(["dead", "replay"]);
+    let (proxy, command) = letters.queues.named_through_a_proxy_to(command);
+    proxy.stall_at(b"replayOf");
+    let replay = ended(command).with(69);
+    let run = replay_run(&replay.stdout);
+    assert_eq!(
+        replay.stdout,
+        format!(
+            "0 dead letters replayed as run {run}, 3 left (stopped before), 1 left (not a job)\n"
+        )
+    );
+    let announced = format!("replaying 3 dead letters as run {run}");
+    assert!(replay.stderr.contains(&announced), "{}", replay.stderr);
+    drop(proxy);
+
+    // Also where nobody reads it.
+    letters.wait(|waiting| waiting.dead == 4).await;
+    let mut command = bare_producer();
+    command.args(["dead", "replay"]);
+    let (proxy, mut command) = letters.queues.named_through_a_proxy_to(command);
+    proxy.stall_at(b"replayOf");
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    command.stdout(Stdio::from(writer));
+    let replay = block_in_place(|| command.output()).unwrap();
+    assert_eq!(replay.status.code(), Some(69), "{replay:?}");
 }
 
 #[test]
