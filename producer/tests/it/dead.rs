@@ -364,6 +364,25 @@ async fn a_purge_removes_what_fits_and_wants_to_be_sure() {
     letters.wait(|waiting| waiting.ready == 0).await;
 }
 
+/// The acknowledgements of letters get lost on their way, and nobody says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_letter_that_may_still_be_there_does_not_count_as_removed() {
+    let letters = Letters::new().await;
+    letters.wait(|waiting| waiting.dead == 4).await;
+    let mut command = bare_producer();
+    command.args(["dead", "purge", "--yes"]);
+    let (proxy, command) = letters.queues.named_through_a_proxy_to(command);
+    // `basic.ack`.
+    proxy.stall_at(&[0, 60, 0, 80]);
+    let purge = ended(command).with(69);
+    assert_eq!(
+        purge.stdout,
+        "0 dead letters removed, 4 left (stopped before)\n"
+    );
+    proxy.cut();
+    letters.wait(|waiting| waiting.dead == 4).await;
+}
+
 /// The command is told to stop while it waits for a broker that says nothing.
 #[test]
 fn a_signal_before_the_answer_is_no_answer() {
