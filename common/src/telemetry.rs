@@ -793,7 +793,7 @@ mod tests {
         metrics.stored_after(OffsetDateTime::now_utc() - Duration::from_secs(60));
         let text = String::from_utf8(metrics.render()).unwrap();
         for line in [
-            r#"repofleet_queue_to_stored_seconds_bucket{le="0.5"} 1"#,
+            r#"repofleet_queue_to_stored_seconds_bucket{le="1"} 1"#,
             "repofleet_queue_to_stored_seconds_count 2",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} in\n{text}");

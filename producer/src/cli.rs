@@ -136,7 +136,7 @@ Exit codes:
   0    done; also where nothing matched, or SIGTERM stopped it between two letters
   2    the command line is wrong, no broker is named, or no letter has that id
   69   the broker cannot be reached
-  130  stopped by SIGINT";
+  130  stopped by SIGINT (143: by SIGTERM, before it knew the letters)";
 
 impl Cli {
     /// Does what was asked for, and prints what went wrong.

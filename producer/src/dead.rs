@@ -20,11 +20,12 @@ use futures::stream;
 use serde::Serialize;
 use time::OffsetDateTime;
 use tokio::time::MissedTickBehavior;
+use tracing::{info, warn};
 
 use self::fate::{Fate, age, fates};
 use self::filter::{LetterFilter, said};
 use crate::status::page::cut;
-use crate::status::{print, screen, unless_closed};
+use crate::status::{print, screen, unanswered, unless_closed};
 
 pub mod filter;
 
@@ -48,10 +49,11 @@ enum DeadCommand {
     Show(ShowConfig),
     /// Enqueue their jobs again, as new ones.
     #[command(after_long_help = "\
-Each job becomes a fresh message of attempt 0, of a new run that the command names and whose
-`producer status RUN` follows it; it says which letter it is a replay of. Its worker looks at the
-store first, as ever, so what was digested meanwhile is not digested again. A letter is removed once
-its job is safely enqueued: whatever dies in between, a job comes twice rather than never.")]
+Each job becomes a fresh message of attempt 0, of a new run that the command names first; `producer
+status RUN` shows what of it has been replayed so far. It says which letter it is a replay of. Its
+worker looks at the store first, as ever, so what was digested meanwhile is not digested again,
+unless its run had --force. A letter is removed once its job is safely enqueued: whatever dies in
+between, a job comes twice rather than never.")]
     Replay(ReplayConfig),
     /// Remove them for good.
     Purge(PurgeConfig),
@@ -130,7 +132,7 @@ impl DeadConfig {
         }
         let connected = tokio::select! {
             connected = self.connect() => connected?,
-            () = shutdown.soft.cancelled() => return Ok(shutdown.code()),
+            () = shutdown.soft.cancelled() => return Ok(unanswered(shutdown)),
         };
         let done = match &self.command {
             DeadCommand::List(config) => list(config, &connected, shutdown).await,
@@ -170,8 +172,6 @@ struct Taken {
     letters: Vec<Known>,
     /// Those that were asked for or not.
     all: usize,
-    /// What a person should know.
-    note: Option<String>,
 }
 
 /// Whether the ledger is to be asked why letters are what they are.
@@ -216,13 +216,15 @@ async fn take_all(
     if !filter.asks_for_class() {
         letters.truncate(filter.limit());
     }
-    let mut note = None;
     let mut known = HashMap::new();
     if why == Why::Ask || filter.asks_for_class() {
         match fates(broker, &letters).await {
             Ok(fates) => known = fates,
             Err(fault) if filter.asks_for_class() => return Err(unavailable(fault)),
-            Err(fault) => note = Some(format!("why they are here is not known: {fault}")),
+            Err(fault) => warn!(
+                operation = "dead",
+                "why they are here is not known: {fault}"
+            ),
         }
     }
     let letters = letters.into_iter().map(|letter| Known {
@@ -237,7 +239,6 @@ async fn take_all(
     Ok(Taken {
         letters: letters.take(filter.limit()).collect(),
         all,
-        note,
     })
 }
 
@@ -302,7 +303,7 @@ fn long(seconds: u64) -> String {
 
 async fn list(config: &ListConfig, broker: &SharedBroker, shutdown: &Shutdown) -> Result<u8> {
     let Some(taken) = take(broker, &config.filter, Why::Ask, shutdown).await? else {
-        return Ok(shutdown.code());
+        return Ok(unanswered(shutdown));
     };
     let now = OffsetDateTime::now_utc();
     if config.json {
@@ -320,9 +321,6 @@ async fn list(config: &ListConfig, broker: &SharedBroker, shutdown: &Shutdown) -
         (0, all) => say(&format!("no dead letter of {all} fits"))?,
         (1, _) => say("1 dead letter")?,
         _ => say(&format!("{count} dead letters"))?,
-    }
-    if let Some(note) = taken.note {
-        say(&format!("Note: {note}"))?;
     }
     Ok(exit::OK)
 }
@@ -361,7 +359,7 @@ fn table(letters: &[Known], now: OffsetDateTime, width: usize) -> String {
 async fn show(config: &ShowConfig, broker: &SharedBroker, shutdown: &Shutdown) -> Result<u8> {
     let all = LetterFilter::default();
     let Some(taken) = take(broker, &all, Why::Ask, shutdown).await? else {
-        return Ok(shutdown.code());
+        return Ok(unanswered(shutdown));
     };
     let now = OffsetDateTime::now_utc();
     let is_meant = |known: &&Known| {
@@ -380,9 +378,6 @@ async fn show(config: &ShowConfig, broker: &SharedBroker, shutdown: &Shutdown) -
             print("\n")?;
         }
         print(&details(known, now))?;
-    }
-    if let Some(note) = taken.note {
-        say(&format!("Note: {note}"))?;
     }
     Ok(exit::OK)
 }
@@ -425,7 +420,7 @@ async fn replay(config: &ReplayConfig, broker: &SharedBroker, shutdown: &Shutdow
         Why::IfNeeded
     };
     let Some(taken) = take(broker, &config.filter, why, shutdown).await? else {
-        return Ok(shutdown.code());
+        return Ok(unanswered(shutdown));
     };
     let (jobs, odd): (Vec<_>, Vec<_>) = taken
         .letters
@@ -439,16 +434,28 @@ async fn replay(config: &ReplayConfig, broker: &SharedBroker, shutdown: &Shutdow
         return Ok(exit::OK);
     }
     let (run, planned) = (RunId::new(), jobs.len());
+    if planned > 0 {
+        // Beforehand: it may take long, and nobody else knows the run of a replay that is killed.
+        info!(
+            operation = "replay",
+            run_id = run.as_str(),
+            "replaying {} as run {run}",
+            letters(planned)
+        );
+    }
     let (done, ended) = replay_each(config.rate, broker, jobs, &run, shutdown).await;
     let mut sentence = format!("{} replayed", letters(done));
-    if done > 0 {
+    // The job of the one that failed may have been enqueued.
+    if done > 0 || ended.is_err() {
         sentence += &format!(" as run {run}");
     }
     if done < planned {
         sentence += &format!(", {} left (stopped before)", planned - done);
     }
-    say(&(sentence + &not_jobs(odd.len())))?;
+    let said = say(&(sentence + &not_jobs(odd.len())));
+    // Also where nobody reads what was said.
     ended.map_err(unavailable)?;
+    said?;
     Ok(ended_with(done < planned, shutdown))
 }
 
@@ -515,7 +522,7 @@ async fn purge(config: &PurgeConfig, broker: &SharedBroker, shutdown: &Shutdown)
         Why::IfNeeded
     };
     let Some(taken) = take(broker, &config.filter, why, shutdown).await? else {
-        return Ok(shutdown.code());
+        return Ok(unanswered(shutdown));
     };
     let planned = taken.letters.len();
     if config.dry_run {
@@ -539,8 +546,9 @@ async fn purge(config: &PurgeConfig, broker: &SharedBroker, shutdown: &Shutdown)
         0 => String::new(),
         left => format!(", {left} left (stopped before)"),
     };
-    say(&format!("{} removed{left}", letters(done)))?;
+    let said = say(&format!("{} removed{left}", letters(done)));
     ended.map_err(unavailable)?;
+    said?;
     Ok(ended_with(done < planned, shutdown))
 }
 

@@ -94,17 +94,10 @@ struct Observer {
     metrics: FleetMetrics,
     ready: watch::Sender<Result<(), String>>,
     /// The run begun last.
-    latest: Option<Latest>,
+    latest: Option<Standing>,
     /// Runs that closed lately: their ids sort by when they began.
     closed: BTreeMap<RunId, ClosedRun>,
     complaints: Complaints,
-}
-
-#[derive(Debug)]
-struct Latest {
-    standing: Standing,
-    /// Whether all was read that the ledger held at first: numbers before that are of the past.
-    caught_up: bool,
 }
 
 /// What was complained of last, so that it is said once and not every 15 seconds.
@@ -147,7 +140,7 @@ impl Observer {
                     if let Some(broker) = self.broker.as_ref().filter(|_| run != following_run) {
                         entries = match &self.latest {
                             Some(latest) => {
-                                following(broker, position(latest.standing.documents())).boxed()
+                                following(broker, position(latest.documents())).boxed()
                             }
                             None => nothing(),
                         };
@@ -156,9 +149,9 @@ impl Observer {
                     self.show(alone);
                 }
                 read = entries.next() => match (read, &mut self.latest) {
-                    (Some(Ok(Read::Entry(entry))), Some(latest)) => latest.standing.take(entry),
+                    (Some(Ok(Read::Entry(entry))), Some(latest)) => latest.take(entry),
                     (Some(Ok(Read::CaughtUp)), Some(latest)) => {
-                        latest.caught_up = true;
+                        latest.set_caught_up();
                         self.show(alone);
                     }
                     (Some(Ok(_)), None) => {}
@@ -176,7 +169,7 @@ impl Observer {
 
     fn run(&self) -> Option<RunId> {
         let latest = self.latest.as_ref()?;
-        Some(latest.standing.documents().run.clone())
+        Some(latest.documents().run.clone())
     }
 
     async fn look_at_store(&mut self) {
@@ -203,11 +196,11 @@ impl Observer {
             return Ok(());
         };
         match &mut self.latest {
-            Some(latest) if latest.standing.documents().run == run => {
-                if latest.standing.documents().closed().is_none()
+            Some(latest) if latest.documents().run == run => {
+                if latest.documents().closed().is_none()
                     && let Some(summary) = of_run(store, &run, Document::Summary).await?
                 {
-                    latest.standing.set_summary(summary);
+                    latest.set_summary(summary);
                 }
             }
             _ => {
@@ -217,10 +210,7 @@ impl Observer {
                     summary: of_run(store, &run, Document::Summary).await?,
                     run,
                 };
-                self.latest = Some(Latest {
-                    standing: Standing::new(documents),
-                    caught_up: false,
-                });
+                self.latest = Some(Standing::new(documents));
             }
         }
         Ok(())
@@ -275,7 +265,7 @@ impl Observer {
         let Some(latest) = &self.latest else {
             return;
         };
-        let documents = latest.standing.documents();
+        let documents = latest.documents();
         let previous = self.closed.range(..&documents.run).next_back();
         let previous = previous.map_or(UNKNOWN, |(_, run)| run.cache_hit_rate / 100.0);
         let reasons = documents.manifest.as_ref().map(|m| &m.reasons);
@@ -292,12 +282,11 @@ impl Observer {
 /// Shows the latest run, and gives it back where it has closed.
 fn show_latest(
     metrics: &FleetMetrics,
-    latest: &mut Latest,
+    latest: &mut Standing,
     alone: bool,
     now: OffsetDateTime,
 ) -> Option<ClosedRun> {
-    let standing = &mut latest.standing;
-    let documents = standing.documents();
+    let documents = latest.documents();
     let run = documents.run.clone();
     metrics.set_run(run.as_str());
     let started = documents.started();
@@ -310,14 +299,14 @@ fn show_latest(
             metrics.set_cache(reason, *count as f64);
         }
     }
-    if latest.caught_up {
-        metrics.workers_seen.set(standing.workers_seen(now) as f64);
+    if latest.caught_up() {
+        metrics.workers_seen.set(latest.workers_seen(now) as f64);
     }
 
-    let documents = standing.documents();
-    let status = match documents.closed().or(standing.better_summary()) {
+    let documents = latest.documents();
+    let status = match documents.closed().or(latest.better_summary()) {
         Some(summary) => Status::of_summary(documents, summary),
-        None if latest.caught_up || alone => standing.status(now),
+        None if latest.caught_up() || alone => latest.status(now),
         None => {
             // Nobody has told yet what became of its jobs.
             metrics.set_counts(None);
@@ -364,7 +353,7 @@ fn show_latest(
     let elapsed = Duration::from_secs(status.elapsed_seconds.unwrap_or(0));
     Some(ClosedRun {
         run,
-        closed_at: standing.closed_at().or(started.map(|at| at + elapsed))?,
+        closed_at: latest.closed_at().or(started.map(|at| at + elapsed))?,
         elapsed_seconds: elapsed.as_secs_f64(),
         cache_hit_rate: status.cache_hit_rate,
     })

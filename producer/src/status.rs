@@ -76,11 +76,7 @@ impl StatusConfig {
     pub async fn run(&self, shutdown: &Shutdown) -> Result<u8> {
         tokio::select! {
             shown = self.show() => unless_closed(shown),
-            () = shutdown.soft.cancelled() => Ok(match shutdown.code() {
-                // Asked to end by SIGTERM before there was an answer.
-                exit::OK => exit::TERMINATED,
-                code => code,
-            }),
+            () = shutdown.soft.cancelled() => Ok(unanswered(shutdown)),
         }
     }
 
@@ -192,7 +188,7 @@ impl StatusConfig {
             screen,
             looks: look_again_and_again(store, broker, &documents.run),
             standing: Standing::new(documents),
-            note: Some(READING.to_owned()),
+            note: Some("reading the ledger …".to_owned()),
         };
         watching.follow(store, broker).await
     }
@@ -219,6 +215,14 @@ pub(crate) fn unless_closed(ended: Result<u8>) -> Result<u8> {
     match ended {
         Err(error) if error.downcast_ref().is_some_and(closed) => Ok(exit::OK),
         ended => ended,
+    }
+}
+
+/// The exit code where a signal came before there was an answer: nobody is to take that for one.
+pub(crate) fn unanswered(shutdown: &Shutdown) -> u8 {
+    match shutdown.code() {
+        exit::OK => exit::TERMINATED,
+        code => code,
     }
 }
 
@@ -257,16 +261,11 @@ async fn from_ledger(
         });
         return Ok(status);
     }
-    let known = standing.is_known();
     let mut status = standing.status(OffsetDateTime::now_utc());
     if let Err(fault) = read {
         status
             .notes
             .push(format!("there may be more outcomes than these: {fault}"));
-    } else if !known && status.open > 0 {
-        status.notes.push(
-            "the ledger knows nothing of this run: nothing is published yet, or the ledger was emptied since".to_owned(),
-        );
     }
     Ok(status)
 }
@@ -276,14 +275,13 @@ async fn read(broker: &SharedBroker, standing: &mut Standing) -> Result<(), Faul
     while let Some(entry) = history.next().await {
         standing.take(entry?);
     }
+    standing.set_caught_up();
     Ok(())
 }
 
 /// Of a ledger that does not reach back far enough.
 const TOO_SHORT: &str =
     "the ledger knows less than the run's summary, since it was emptied or has grown too long;";
-/// What is on the page until the ledger has been read.
-const READING: &str = "reading the ledger …";
 
 /// A run that is watched.
 #[derive(Debug)]
@@ -329,11 +327,13 @@ impl Watching<'_> {
                     read = entries.next() => match read {
                         Some(Ok(Read::Entry(entry))) => self.standing.take(entry),
                         Some(Ok(Read::CaughtUp)) => {
+                            self.standing.set_caught_up();
                             self.note = None;
                             self.known_at_all(store)?;
                             // The first page is to be a whole one.
                             if self.looks.borrow().waiting.is_none() {
                                 _ = tokio::time::timeout(LOOK, self.looks.changed()).await;
+                                self.take_summary();
                             }
                             self.show()?;
                         }
@@ -344,7 +344,10 @@ impl Watching<'_> {
                         None => break,
                     },
                     _ = ticks.tick() => self.show()?,
-                    changed = self.looks.changed() => changed?,
+                    changed = self.looks.changed() => {
+                        changed?;
+                        self.take_summary();
+                    }
                 }
                 if self.has_ended() {
                     return self.show();
@@ -366,26 +369,34 @@ impl Watching<'_> {
         Ok(())
     }
 
-    /// Whether there is nothing more to see: not before all was read that is there.
-    fn has_ended(&mut self) -> bool {
-        let looks = self.looks.borrow();
-        if let Some(summary) = &looks.summary {
+    /// Takes over what the last look into the store has found. Not with each entry: it may be long,
+    /// and so may the ledger.
+    fn take_summary(&mut self) {
+        if let Some(summary) = &self.looks.borrow().summary {
             self.standing.set_summary(summary.clone());
         }
+    }
+
+    /// Whether there is nothing more to see.
+    fn has_ended(&self) -> bool {
         let closed = self.standing.documents().closed().is_some();
-        closed || (self.note.as_deref() != Some(READING) && self.standing.closes())
+        closed || self.standing.closes()
     }
 
     fn show(&mut self) -> Result<()> {
         let documents = self.standing.documents();
         let mut status = match documents.closed() {
             Some(summary) => Status::of_summary(documents, summary),
-            None => self.standing.status(OffsetDateTime::now_utc()),
+            None => {
+                let mut status = self.standing.status(OffsetDateTime::now_utc());
+                if self.note.is_none() && self.standing.better_summary().is_some() {
+                    status.notes.push(format!(
+                        "{TOO_SHORT} `producer status` without --watch shows the summary"
+                    ));
+                }
+                status
+            }
         };
-        if self.note.is_none() && self.standing.better_summary().is_some() {
-            let note = format!("{TOO_SHORT} `producer status` without --watch shows the summary");
-            status.notes.push(note);
-        }
         let looks = self.looks.borrow().clone();
         if let Some(waiting) = looks.waiting {
             status.set_waiting(waiting);

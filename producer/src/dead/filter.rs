@@ -109,7 +109,7 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         _ => return Err(wrong()),
     };
     let number = &text[..text.len() - 1];
-    // Neither a sign nor more than a century.
+    // Neither a sign nor what would overflow.
     if number.is_empty() || number.len() > 9 || !number.bytes().all(|b| b.is_ascii_digit()) {
         return Err(wrong());
     }

@@ -89,10 +89,12 @@ impl Page {
             self.add(Look::Plain, &format!("Feed {feed}"));
         }
         self.add(Look::Plain, "");
-        let share = match status.total_repos {
-            0 => 100.0,
-            total => status.done() as f64 * 100.0 / total as f64,
-        };
+        // Rounded down, so that 100% is all of it.
+        let tenths = status
+            .done()
+            .saturating_mul(1000)
+            .checked_div(status.total_repos);
+        let share = tenths.unwrap_or(1000) as f64 / 10.0;
         let length = LONGEST_BAR.min(self.width.saturating_sub(30));
         let numbers = format!(
             "{}/{} ({share:.1}%)",
@@ -315,6 +317,16 @@ Feed https://example.org/repos.json
             "{page:#?}"
         );
         assert_eq!(page.len(), 9, "{page:#?}");
+    }
+
+    #[test]
+    fn a_hundred_percent_is_all_of_it() {
+        let numbers = |open| {
+            let status = Status { open, ..status() };
+            page(&status, 80)[3].text.clone()
+        };
+        assert!(numbers(1).ends_with(" 20,999/21,000 (99.9%)"));
+        assert!(numbers(0).ends_with(" 21,000/21,000 (100.0%)"));
     }
 
     #[test]

@@ -54,14 +54,16 @@ impl Screen {
     /// Where the terminal cannot be written to.
     pub fn draw(&mut self, page: Vec<Line>, rows: usize) -> io::Result<()> {
         let mut picture = String::from("\x1b[H");
-        for (row, line) in page.iter().take(rows).enumerate() {
+        let shown = rows.min(page.len());
+        for (row, line) in page.iter().take(shown).enumerate() {
             if row > 0 {
                 picture.push_str("\r\n");
             }
+            // Before the text: after a line that is as wide as the terminal, the cursor stands on
+            // its last character.
+            picture.push_str(if row + 1 < shown { "\x1b[K" } else { "\x1b[J" });
             picture.push_str(&self.styled(line));
-            picture.push_str("\x1b[K");
         }
-        picture.push_str("\x1b[J");
         self.last = page;
         // In one piece, so that nobody sees half of it.
         let mut stdout = io::stdout().lock();

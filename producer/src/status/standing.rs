@@ -7,7 +7,7 @@ use common::broker::{Entry, Event, Waiting};
 use common::fault::FaultKind;
 use common::job::Job;
 use common::outcome::OutcomeRecord;
-use common::run::{CacheReason, JobKey, JobList, Manifest, RunId, RunSummary, Tally};
+use common::run::{CacheReason, JobKey, JobList, Manifest, RunId, RunSummary, Tally, thousands};
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -214,6 +214,8 @@ pub struct Standing {
     first_job: Option<OffsetDateTime>,
     /// When the last outcome was recorded that counted.
     last_outcome: Option<OffsetDateTime>,
+    /// Whether all was taken that the ledger held at first.
+    caught_up: bool,
 }
 
 impl Standing {
@@ -237,6 +239,7 @@ impl Standing {
             clock: OffsetDateTime::UNIX_EPOCH,
             first_job: None,
             last_outcome: None,
+            caught_up: false,
         }
     }
 
@@ -255,9 +258,20 @@ impl Standing {
         &self.documents
     }
 
+    /// Takes note that all was taken that the ledger held at first.
+    pub fn set_caught_up(&mut self) {
+        self.caught_up = true;
+    }
+
+    /// Whether that is so: until then, the numbers are of the past.
+    pub fn caught_up(&self) -> bool {
+        self.caught_up
+    }
+
     /// Whether every job has its outcome.
     pub fn closes(&self) -> bool {
-        self.tally.closes()
+        // Where no list names the jobs, those to be read yet are open.
+        (self.caught_up || self.documents.jobs.is_some()) && self.tally.closes()
     }
 
     /// The producer's own summary, where it knows of more outcomes than the ledger.
@@ -380,14 +394,28 @@ impl Standing {
                 status.oldest_open_repo = Some(repo);
                 status.oldest_open_seconds = Some(seconds(now - since));
             }
-            let unknown = self.open.values().filter(|since| since.is_none()).count();
-            if unknown > 0 {
-                status.notes.push(format!(
-                    "{unknown} of the open jobs are not in the ledger: not published yet, or it was emptied since"
-                ));
-            }
+            status.notes.extend(self.gap());
         }
         status
+    }
+
+    /// What a person should know of open jobs that the ledger does not hold.
+    fn gap(&self) -> Option<String> {
+        if !self.caught_up {
+            return None;
+        }
+        let unknown = self.open.values().filter(|since| since.is_none()).count();
+        match unknown {
+            0 => None,
+            all if all == self.open.len() && !self.is_known() => Some(
+                "the ledger knows nothing of this run: nothing is published yet, or the ledger was emptied since"
+                    .to_owned(),
+            ),
+            some => Some(format!(
+                "{} of the open jobs are not in the ledger: not published yet, or it was emptied since",
+                thousands(some as u64)
+            )),
+        }
     }
 
     /// Workers that recorded an outcome within the last minute, of whatever run.
@@ -399,7 +427,9 @@ impl Standing {
 
     /// When the last of its jobs got its outcome; `None` while some are open.
     pub fn closed_at(&self) -> Option<OffsetDateTime> {
-        self.last_outcome.filter(|_| self.closes())
+        // A run that found everything in the cache closed as it began.
+        let at = self.last_outcome.or(self.documents.started());
+        at.filter(|_| self.closes())
     }
 
     fn outcomes_per_minute(&mut self, now: OffsetDateTime) -> Option<f64> {
@@ -509,13 +539,20 @@ mod tests {
 
     /// After these entries, each with its seconds from the run's start, `now` seconds after it.
     fn status(documents: &Documents, entries: &[(i64, Event)], now: i64) -> Status {
+        let mut standing = standing(documents, entries);
+        standing.set_caught_up();
+        standing.status(START + time::Duration::seconds(now))
+    }
+
+    /// After these entries, each with its seconds from the run's start, and before others.
+    fn standing(documents: &Documents, entries: &[(i64, Event)]) -> Standing {
         let mut standing = Standing::new(documents.clone());
         for (second, event) in entries {
             let at = START.replace_nanosecond(0).unwrap() + time::Duration::seconds(*second);
             let event = event.clone();
             standing.take(Entry { at, event });
         }
-        standing.status(START + time::Duration::seconds(now))
+        standing
     }
 
     /// A repository that fails in each run is as old as this run's job, not the one before's.
@@ -594,6 +631,50 @@ mod tests {
         assert_eq!(closed.elapsed_seconds, Some(159));
         assert_eq!(closed.outcomes_per_minute, None);
         assert_eq!(closed.notes, [""; 0]);
+    }
+
+    /// Nobody writes a summary of a run with `--detach`.
+    #[test]
+    fn a_run_without_jobs_closed_as_it_began() {
+        let documents = documents(0, &[]);
+        let now = status(&documents, &[(50, done("other", "a/a"))], 9000);
+        assert_eq!((now.state, now.cached), (State::Closed, 2));
+        assert_eq!(now.elapsed_seconds, Some(0));
+        assert_eq!(standing(&documents, &[]).closed_at(), Some(START));
+    }
+
+    #[test]
+    fn a_ledger_that_holds_every_open_job_has_no_gap() {
+        let documents = documents(2, &["a/a", "a/b"]);
+        let notes = |entries: &[_]| status(&documents, entries, 60).notes;
+        let unknown = notes(&[]);
+        assert_eq!(unknown.len(), 1, "{unknown:?}");
+        assert!(unknown[0].contains("knows nothing of this run"));
+        let mut entries = vec![(-1000, job("other", "a/a"))];
+        assert!(notes(&entries)[0].starts_with("1 of the open jobs"));
+        // All of them adopted, and none done yet.
+        entries.push((-1000, job("other", "a/b")));
+        assert_eq!(notes(&entries), [""; 0]);
+    }
+
+    /// What is not read yet is neither missing nor at its end.
+    #[test]
+    fn a_ledger_that_is_being_read_proves_nothing() {
+        let mut listed = standing(&documents(0, &["a/a"]), &[]);
+        assert_eq!(listed.status(START).notes, [""; 0]);
+        // But a list that is done is done.
+        let at = START + Duration::from_secs(1);
+        let event = done("this", "a/a");
+        listed.take(Entry { at, event });
+        assert_eq!(listed.status(START).state, State::Closed);
+
+        let mut documents = documents(0, &[]);
+        (documents.manifest, documents.jobs) = (None, None);
+        let entries = [(0, job("this", "a/a")), (1, done("this", "a/a"))];
+        let mut unlisted = standing(&documents, &entries);
+        assert_eq!(unlisted.status(START).state, State::Running);
+        unlisted.set_caught_up();
+        assert_eq!(unlisted.status(START).state, State::Closed);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `producer dead`: letters on a real broker, looked at, replayed, removed.
 
-use std::process::Command;
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::broker::{Broker, Event, Position, Settlement, Waiting};
@@ -361,6 +362,90 @@ async fn a_purge_removes_what_fits_and_wants_to_be_sure() {
     let none = letters.dead(0, &["list"]).await.with(0);
     assert_eq!(none.stdout, "no dead letters\n");
     letters.wait(|waiting| waiting.ready == 0).await;
+}
+
+/// The acknowledgements of letters get lost on their way, and nobody says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_letter_that_may_still_be_there_does_not_count_as_removed() {
+    let letters = Letters::new().await;
+    letters.wait(|waiting| waiting.dead == 4).await;
+    let mut command = bare_producer();
+    command.args(["dead", "purge", "--yes"]);
+    let (proxy, command) = letters.queues.named_through_a_proxy_to(command);
+    // `basic.ack`.
+    proxy.stall_at(&[0, 60, 0, 80]);
+    let purge = ended(command).with(69);
+    assert_eq!(
+        purge.stdout,
+        "0 dead letters removed, 4 left (stopped before)\n"
+    );
+    proxy.cut();
+    letters.wait(|waiting| waiting.dead == 4).await;
+}
+
+/// The command is told to stop while it waits for a broker that says nothing.
+#[test]
+fn a_signal_before_the_answer_is_no_answer() {
+    for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130)] {
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut command = bare_producer();
+        command
+            .args(["dead", "list", "--json", "--broker-url"])
+            .arg(format!("amqp://{}", silent.local_addr().unwrap()));
+        let list = Running::start(&mut command);
+        let _connection = silent.accept().unwrap();
+        list.signal(signal);
+        assert_eq!(list.wait().with(code).stdout, "");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_without_the_ledger_says_that_it_is() {
+    let letters = Letters::new().await;
+    letters.wait(|waiting| waiting.dead == 4).await;
+    let mut command = bare_producer();
+    command.args(["dead", "list", "--json"]);
+    let (proxy, command) = letters.queues.named_through_a_proxy_to(command);
+    // What is written to find the ledger's end.
+    proxy.stall_at(b"mark-");
+    let listed = ended(command).with(0);
+    assert_eq!(listed.stdout.lines().count(), 4, "{}", listed.stdout);
+    let why = "why they are here is not known: ";
+    assert!(listed.stderr.contains(why), "{}", listed.stderr);
+}
+
+/// The broker never says that it has the job. It may have it all the same, so its run is named.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replay_that_fails_says_so_and_names_its_run() {
+    let letters = Letters::new().await;
+    letters.wait(|waiting| waiting.dead == 4).await;
+    let mut command = bare_producer();
+    command.args(["dead", "replay"]);
+    let (proxy, command) = letters.queues.named_through_a_proxy_to(command);
+    proxy.stall_at(b"replayOf");
+    let replay = ended(command).with(69);
+    let run = replay_run(&replay.stdout);
+    assert_eq!(
+        replay.stdout,
+        format!(
+            "0 dead letters replayed as run {run}, 3 left (stopped before), 1 left (not a job)\n"
+        )
+    );
+    let announced = format!("replaying 3 dead letters as run {run}");
+    assert!(replay.stderr.contains(&announced), "{}", replay.stderr);
+    drop(proxy);
+
+    // Also where nobody reads it.
+    letters.wait(|waiting| waiting.dead == 4).await;
+    let mut command = bare_producer();
+    command.args(["dead", "replay"]);
+    let (proxy, mut command) = letters.queues.named_through_a_proxy_to(command);
+    proxy.stall_at(b"replayOf");
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    command.stdout(Stdio::from(writer));
+    let replay = block_in_place(|| command.output()).unwrap();
+    assert_eq!(replay.status.code(), Some(69), "{replay:?}");
 }
 
 #[test]

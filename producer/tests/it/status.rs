@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use common::fault::FaultKind;
 use common::outcome::Outcome;
 use common::testing::broker_contract::outcome;
 use common::testing::rabbitmq::{fresh_prefix, shared_url};
+use common::testing::tcp_proxy::TcpProxy;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use rustix::process::Signal;
@@ -49,6 +51,16 @@ impl Queues {
             .env("BROKER_URL", &self.url)
             .env("QUEUE_PREFIX", &self.prefix);
         command
+    }
+
+    /// The same, by way of a proxy.
+    pub(crate) fn named_through_a_proxy_to(&self, command: Command) -> (TcpProxy, Command) {
+        let (before, target) = self.url.rsplit_once('@').unwrap();
+        let target: SocketAddr = target.parse().unwrap();
+        let proxy = TcpProxy::start(target);
+        let mut command = self.named_to(command);
+        command.env("BROKER_URL", format!("{before}@{}", proxy.address()));
+        (proxy, command)
     }
 
     pub(crate) async fn deliveries(&self, prefetch: u16) -> BoxStream<'static, Delivery> {
@@ -271,6 +283,80 @@ async fn a_ledger_that_knows_nothing_is_not_believed() {
     assert_eq!(told["processed"], 2);
 }
 
+/// The ledger holds all that such a run waits for, under the name of another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_of_nothing_but_adopted_jobs_is_known() {
+    let (fleet, queues) = (Fleet::of(&["s/a", "s/b"]), Queues::new().await);
+    let first = detached(&fleet, &queues);
+    seen_so(&fleet, &queues, &json!({"waiting": 2}));
+    assert_ne!(detached(&fleet, &queues), first);
+    let told = seen(&fleet, &queues);
+    assert_eq!((&told["adopted"], &told["open"]), (&json!(2), &json!(2)));
+    assert_eq!(told["notes"], json!([]));
+}
+
+/// As while its disk is full: nothing can be written to find the ledger's end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ledger_that_cannot_be_read_proves_nothing() {
+    let (fleet, queues) = (Fleet::of(&["s/a"]), Queues::new().await);
+    let run = detached(&fleet, &queues);
+    let replay = common::run::RunId::new();
+    let job = common::testing::broker_contract::job(&replay, 1);
+    queues.broker.record(&Event::Job(job)).await.unwrap();
+
+    let through = |arguments: &[&str]| {
+        let (proxy, mut command) = queues.named_through_a_proxy_to(status(&fleet, arguments));
+        proxy.stall_at(b"mark-");
+        (proxy, Running::start(&mut command))
+    };
+    let once = through(&[&run, "--json"]);
+    let listed = through(&[&run, "--json", "--watch"]);
+    let unlisted = through(&[replay.as_str(), "--json", "--watch"]);
+    let (proxy, once) = once;
+    let told = block_in_place(|| once.wait()).with(0).stdout;
+    drop(proxy);
+    let told: Value = serde_json::from_str(&told).unwrap();
+    let notes = told["notes"].to_string();
+    assert!(notes.contains("there may be more outcomes"), "{notes}");
+    assert!(!notes.contains("in the ledger"), "{notes}");
+
+    for (proxy, watch) in [listed, unlisted] {
+        let page = block_in_place(|| watch.wait_for_line("cannot be used"));
+        assert!(page.contains("\"state\":\"running\""), "{page}");
+        assert!(!page.contains("in the ledger"), "{page}");
+        proxy.flow();
+        let page = block_in_place(|| watch.wait_for_line("\"open\":1,\"outcomes"));
+        assert!(page.contains("\"state\":\"running\""), "{page}");
+        watch.signal(Signal::TERM);
+        block_in_place(|| watch.wait()).with(143);
+    }
+}
+
+/// Its producer knows of an outcome that the ledger lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_believes_a_summary_that_closes() {
+    let (fleet, queues) = (Fleet::of(&["s/a"]), Queues::new().await);
+    let run = detached(&fleet, &queues);
+    let mut command = queues.named_to(status(&fleet, &["--watch", "--json"]));
+    let watch = Running::start(&mut command);
+    block_in_place(|| watch.wait_for_line("\"open\":1"));
+    let summary = json!({
+        "run_id": run, "closed": true, "total_repos": 1, "cached": 0, "processed": 1,
+        "unchanged": 1, "superseded": 0, "adopted": 0, "failed": 0, "cache_hit_rate": 0.0,
+        "elapsed_seconds": 3.5, "elapsed_formatted": "3s", "failures_by_class": {},
+        "bytes_stored": 0, "bytes_fetched": 0, "failures": [], "open": [],
+    });
+    let path = fleet.store_folder().join("runs").join(&run);
+    fs::write(path.join("summary.json"), summary.to_string()).unwrap();
+    let watch = block_in_place(|| watch.wait()).with(0);
+    let last: Value = serde_json::from_str(watch.stdout.lines().last().unwrap()).unwrap();
+    assert_eq!(
+        (&last["state"], &last["source"]),
+        (&json!("closed"), &json!("summary"))
+    );
+    assert_eq!(last["notes"], json!([]));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_told_says_how_it_could() {
     let (fleet, queues) = (Fleet::of(&["s/a"]), Queues::new().await);
@@ -382,6 +468,16 @@ async fn a_watch_on_a_terminal_draws_and_leaves_it_tidy() {
     // Never more rows than there are, whatever there is to say.
     for page in pages.split("\u{1b}[H").skip(1) {
         assert!(page.matches("\r\n").count() < 8, "{page:?}");
+    }
+    // Nothing of a line is erased after it was written: a full one would lose its last character.
+    for row in pages
+        .split("\u{1b}[H")
+        .skip(1)
+        .flat_map(|p| p.split("\r\n"))
+    {
+        let text = row.strip_prefix("\u{1b}[K");
+        let text = text.or(row.strip_prefix("\u{1b}[J")).expect(row);
+        assert!(!text.contains("\u{1b}[K") && !text.contains("\u{1b}[J"));
     }
     assert!(pages.contains(": running for"), "{pages:?}");
     assert!(after.starts_with("Run "), "{after:?}");

@@ -62,6 +62,9 @@ fn limit(request: &Request) -> io::Result<()> {
     if getppid().map(Pid::as_raw_nonzero).map(i32::from) != Some(request.parent) {
         return Err(io::Error::other("the parent is gone"));
     }
+    // Should memory run out, the kernel is to end a slot, which is one job, and not the worker. Where this may not be
+    // said, the largest process goes, which mostly is the slot.
+    std::fs::write("/proc/self/oom_score_adj", "500").ok();
     for (resource, limit) in [
         (Resource::As, request.address_space),
         (Resource::Fsize, request.file_bytes),

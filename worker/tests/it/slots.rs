@@ -40,7 +40,11 @@ async fn a_slot_that_is_killed_costs_its_own_job_only() {
     let fixture = Fixture::new();
     let slots = fixture.slots();
     let job = start_hanging(&fixture, &slots, &CancellationToken::new());
-    kill_process(fixture.child_at_work(), Signal::KILL).unwrap();
+    let child = fixture.child_at_work();
+    // The kernel, short of memory, would choose it before this process.
+    let first = fs::read_to_string(format!("/proc/{}/oom_score_adj", child.as_raw_nonzero()));
+    assert_eq!(first.unwrap().trim(), "500");
+    kill_process(child, Signal::KILL).unwrap();
     let Unmade::Fault(fault) = job.await.unwrap().unwrap_err() else {
         panic!("nobody stopped it")
     };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
-use lapin::options::{BasicAckOptions, BasicGetOptions};
+use lapin::options::{BasicAckOptions, BasicGetOptions, BasicQosOptions};
 use lapin::{Acker, Channel};
 
 use super::session::{Session, within};
@@ -61,7 +61,7 @@ impl Shared {
         let at = time_of(properties);
         let receipt = LetterReceipt {
             acker: message.delivery.acker,
-            _channel: channel.clone(),
+            channel: channel.clone(),
             server: self.server.clone(),
             limit: self.options.call_limit,
         };
@@ -78,7 +78,7 @@ impl Shared {
 /// Dropped, it does nothing: a letter that was given back at once would be the next one shown.
 struct LetterReceipt {
     acker: Acker,
-    _channel: Channel,
+    channel: Channel,
     server: super::session::Server,
     limit: std::time::Duration,
 }
@@ -93,8 +93,16 @@ impl fmt::Debug for LetterReceipt {
 #[async_trait]
 impl Receipt for LetterReceipt {
     async fn settle(self: Box<Self>, _: Settlement) -> Result<(), Fault> {
-        let ack = self.acker.ack(BasicAckOptions::default());
-        match within(self.limit, "removing a dead letter", ack).await {
+        // Nothing answers an acknowledgement. What is asked for after it on the same channel (no
+        // limit, as ever) is answered only when it was taken.
+        let acknowledged = async {
+            let there = self.acker.ack(BasicAckOptions::default()).await?;
+            self.channel
+                .basic_qos(0, BasicQosOptions::default())
+                .await?;
+            Ok(there)
+        };
+        match within(self.limit, "removing a dead letter", acknowledged).await {
             Ok(true) => Ok(()),
             Ok(false) => Err(self
                 .server
