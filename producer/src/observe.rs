@@ -351,9 +351,11 @@ fn show_latest(
         return None;
     }
     let elapsed = Duration::from_secs(status.elapsed_seconds.unwrap_or(0));
+    // A damaged summary may say any number.
+    let by_summary = started.and_then(|at| at.checked_add(elapsed.try_into().ok()?));
     Some(ClosedRun {
         run,
-        closed_at: latest.closed_at().or(started.map(|at| at + elapsed))?,
+        closed_at: latest.closed_at().or(by_summary)?,
         elapsed_seconds: elapsed.as_secs_f64(),
         cache_hit_rate: status.cache_hit_rate,
     })

@@ -182,6 +182,20 @@ async fn without_a_broker_the_documents_are_shown() {
         "repofleet_dead_letters NaN",
     ]);
     shown.stop();
+
+    // One that is damaged does no harm.
+    let run = closed["last"]["run"].as_str().unwrap();
+    let path = fleet
+        .store_folder()
+        .join(format!("runs/{run}/summary.json"));
+    let mut summary: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    assert!(summary["elapsed_seconds"].is_number(), "{summary}");
+    summary["elapsed_seconds"] = 1e300.into();
+    fs::write(&path, summary.to_string()).unwrap();
+    fs::remove_file(fleet.store_folder().join("runs/last-closed.json")).unwrap();
+    let shown = Shown::by(observer(&fleet));
+    shown.wait_for(&["repofleet_run_closed 1"]);
+    shown.stop();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
