@@ -153,7 +153,7 @@ wait_for() {
 }
 
 sees_all_workers() { [ "$(prometheus_says 'count(up{job="worker"} == 1)')" = "$workers" ]; }
-grafana_has_dashboard() { get "$(address grafana 3000)/api/dashboards/uid/repofleet" | grep -q '"title":"repofleet"'; }
+grafana_has_dashboard() { [[ "$(get "$(address grafana 3000)/api/dashboards/uid/repofleet")" == *'"title":"repofleet"'* ]]; }
 
 logs=$(mktemp -d)
 trap clean EXIT
