@@ -1,5 +1,10 @@
 //! Exit codes, from `sysexits.h` where it has one.
 
+use std::io::Write;
+use std::process::ExitCode;
+
+use tracing::error;
+
 /// The run closed; failed repositories included. Also: stopped by SIGTERM as asked.
 pub const OK: u8 = 0;
 /// A fault of the program itself.
@@ -45,4 +50,15 @@ pub fn code_of(error: &anyhow::Error) -> u8 {
         .chain()
         .find_map(|cause| cause.downcast_ref::<ExitError>())
         .map_or(INTERNAL, |exit| exit.code)
+}
+
+/// Says on standard error why a program ends, and gives its exit code. Also in the log, where that is for `programs`:
+/// whoever reads one does not see standard error.
+pub fn fail(error: &anyhow::Error, programs: bool) -> ExitCode {
+    let exit_code = code_of(error);
+    if programs {
+        error!(operation = "exit", exit_code, "{error:#}");
+    }
+    writeln!(std::io::stderr(), "error: {error:#}").ok();
+    ExitCode::from(exit_code)
 }

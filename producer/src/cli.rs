@@ -1,6 +1,6 @@
 //! The producer's command line.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use common::exit;
 use common::shutdown::Shutdown;
 use common::telemetry::LogConfig;
-use tracing::{error, warn};
+use tracing::warn;
 
 use crate::dead::DeadConfig;
 use crate::observe::ObserveConfig;
@@ -142,7 +142,7 @@ impl Cli {
     /// Does what was asked for, and prints what went wrong.
     pub fn main(self) -> ExitCode {
         // An answer's log goes to standard error, where the error is printed anyway.
-        let human = self.log.is_human() || self.command.answers();
+        let programs = !self.log.is_human() && !self.command.answers();
         let result = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
@@ -155,15 +155,7 @@ impl Cli {
             });
         match result {
             Ok(code) => ExitCode::from(code),
-            Err(error) => {
-                let exit_code = exit::code_of(&error);
-                // Whoever reads a log by program does not see standard error.
-                if !human {
-                    error!(operation = "exit", exit_code, "{error:#}");
-                }
-                writeln!(io::stderr(), "error: {error:#}").ok();
-                ExitCode::from(exit_code)
-            }
+            Err(error) => exit::fail(&error, programs),
         }
     }
 

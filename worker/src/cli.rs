@@ -86,16 +86,18 @@ struct DigestCommand {
 impl Cli {
     /// Does what was asked for, and prints what went wrong.
     pub fn main(self) -> ExitCode {
+        // The log of the others goes to standard error, where the error is printed anyway.
+        let programs = !self.log.is_human() && matches!(self.command, Command::Run(_));
         let runtime = match tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
         {
             Ok(runtime) => runtime,
-            Err(error) => return fail(&error.into()),
+            Err(error) => return exit::fail(&error.into(), programs),
         };
         match runtime.block_on(self.run()) {
             Ok(code) => ExitCode::from(code),
-            Err(error) => fail(&error),
+            Err(error) => exit::fail(&error, programs),
         }
     }
 
@@ -115,11 +117,6 @@ impl Cli {
             Command::Health(command) => command.run().await,
         }
     }
-}
-
-fn fail(error: &anyhow::Error) -> ExitCode {
-    writeln!(io::stderr(), "error: {error:#}").ok();
-    ExitCode::from(exit::code_of(error))
 }
 
 impl DigestCommand {

@@ -230,6 +230,12 @@ fn a_worker_says_what_it_lacks() {
     let wrong = Running::start(fleet.worker(&[]).env("BROKER_URL", wrong)).wait();
     let wrong = wrong.with(exit::UNAVAILABLE);
     assert!(wrong.stderr.contains("ACCESS_REFUSED"), "{}", wrong.stderr);
+    // Whoever collects logs sees no more than these.
+    let logged = wrong.stdout.lines().last().unwrap_or_default();
+    assert!(
+        logged.contains(r#""operation":"exit""#) && logged.contains("ACCESS_REFUSED"),
+        "{logged}"
+    );
     for text in [&wrong.stderr, &wrong.stdout] {
         assert!(!text.contains("s3cret-word"), "{text}");
     }
