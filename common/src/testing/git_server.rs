@@ -19,6 +19,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use super::http_server::{Body, Request, Response, Server, Watched, any_port, locked};
@@ -59,6 +60,7 @@ impl GitServer {
             root: std::path::absolute(root)?,
             backend: http_backend()?,
             faults: Mutex::default(),
+            held: watch::Sender::new(false),
             stats: Watched::new("requests", BTreeMap::new()),
             tasks: tasks.clone(),
         });
@@ -119,6 +121,11 @@ impl GitServer {
     /// Every answer, good or bad, is this late from now on: a server at the end of a long line.
     pub fn set_latency(&self, latency: Duration) {
         locked(&self.shared.faults).latency = latency;
+    }
+
+    /// Whether every request waits: from now on those that come in, until it is set to `false`.
+    pub fn set_held(&self, held: bool) {
+        self.shared.held.send_replace(held);
     }
 
     /// From now on the general latency is the mean over repositories, each of which has its own:
@@ -384,6 +391,7 @@ struct Shared {
     root: PathBuf,
     backend: PathBuf,
     faults: Mutex<Faults>,
+    held: watch::Sender<bool>,
     stats: Watched<BTreeMap<String, RepoStats>>,
     tasks: TaskTracker,
 }
@@ -441,6 +449,8 @@ async fn answer(shared: Arc<Shared>, request: Request) -> Response {
         stats.authorizations.extend(header("authorization"));
         stats.user_agents.extend(header("user-agent"));
     });
+    // Whoever could end it is gone: then so is this server.
+    shared.held.subscribe().wait_for(|held| !held).await.ok();
     let mut delay = latency;
     let mut response = None;
     for fault in &faults {

@@ -202,6 +202,20 @@ fn slow_answers_are_slow_and_right() {
 }
 
 #[test]
+fn held_requests_are_answered_once_they_are_let_go() {
+    let served = Served::new();
+    let right = served.info_refs().body;
+    served.server.set_held(true);
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| served.info_refs().body);
+        served.server.wait_for_requests(REPO, 2);
+        assert!(!waiting.is_finished());
+        served.server.set_held(false);
+        assert_eq!(waiting.join().unwrap(), right);
+    });
+}
+
+#[test]
 fn truncated_answers_end_where_they_should_and_are_not_packs() {
     let served = Served::new();
     for after_bytes in [0, 1, 100_000] {

@@ -368,9 +368,12 @@ fn a_broker_killed_and_restarted_and_its_queues_deleted() {
             let run = Running::start(&mut pushed.fleet.producer(&["--republish-after", "5"]));
             let some = random.usize(1..REPOS / 2);
             wait_until("some fetches", || pushed.fetched_now() >= some);
+            // Else all might be done before the queue is gone: the command takes seconds.
+            pushed.fleet.fleet.server.set_held(true);
             let name = format!("{}.{queue}", pushed.fleet.prefix);
             node.borrow().control(&["delete_queue", &name]);
             pushed.fleet.fleet.server.clear_faults();
+            pushed.fleet.fleet.server.set_held(false);
             let run = run.wait().with(exit::OK);
             assert!(run.stdout.contains(said), "{}", run.stdout);
             pushed.check(&format!("{queue} deleted"), &run, 2 * SLOTS);
