@@ -12,13 +12,14 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use http_body_util::Full;
 use hyper::body::Bytes;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::core::Collector;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Registry, TEXT_FORMAT, TextEncoder,
 };
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -674,8 +675,15 @@ fn answer<B>(
             b"try /metrics, /health or /ready\n".to_vec(),
         ),
     };
+    // Prometheus 3 takes nothing without it.
+    let text = match status {
+        StatusCode::OK if request.uri().path() == "/metrics" => TEXT_FORMAT,
+        _ => "text/plain; charset=utf-8",
+    };
     let mut response = Response::new(Full::from(body));
     *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(text));
     response
 }
 
@@ -768,6 +776,19 @@ mod tests {
             assert!(text.contains(line), "{line} in\n{text}");
         }
     }
+
+    #[test]
+    fn metrics_say_which_format_they_are_in() {
+        let format = |path: &str| {
+            let request = Request::get(path).body(()).unwrap();
+            let response = answer(&request, &Metrics::new(), &always_ready());
+            response.headers()[CONTENT_TYPE].clone()
+        };
+        assert_eq!(format("/metrics"), "text/plain; version=0.0.4");
+        assert_eq!(format("/health"), "text/plain; charset=utf-8");
+        assert_eq!(format("/metric"), "text/plain; charset=utf-8");
+    }
+
     #[test]
     fn a_pause_shows_until_it_is_over() {
         let metrics = Metrics::new();

@@ -57,6 +57,10 @@ fn a_run_shows_what_it_has_counted() {
         metrics().contains("repofleet_jobs_total{class=\"\",outcome=\"processed\"} 2")
     });
     let text = metrics();
+    // Without it Prometheus 3 takes nothing.
+    let head = text.split_once("\r\n\r\n").unwrap().0;
+    let format = "content-type: text/plain; version=0.0.4";
+    assert!(head.lines().any(|line| line == format), "{head}");
     for line in [
         r#"repofleet_jobs_total{class="gone",outcome="failed"} 1"#,
         r#"repofleet_jobs_total{class="transient",outcome="failed"} 0"#,
