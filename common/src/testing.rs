@@ -16,6 +16,8 @@ pub mod delay_proxy;
 
 pub mod repositories;
 
+pub mod root;
+
 pub mod small_disk;
 
 pub mod rabbitmq;

@@ -9,7 +9,8 @@ use common::fault::FaultKind;
 use common::repo::RepoRef;
 use common::store::fs::FsStore;
 use common::store::{DigestStore, Expected, Found, Put, SharedStore};
-use common::testing::small_disk::{SmallDisk, where_mounting_is_allowed};
+use common::testing::root::as_root;
+use common::testing::small_disk::SmallDisk;
 use common::testing::store_contract::{self, digest};
 use tempfile::TempDir;
 
@@ -200,7 +201,7 @@ fn a_folder_that_cannot_be_read_or_made_is_not_reachable() {
 #[test]
 fn a_full_disk_leaves_the_old_digest_and_nothing_else() {
     let name = "fs_store::a_full_disk_leaves_the_old_digest_and_nothing_else";
-    where_mounting_is_allowed(name, || block_on(on_a_full_disk()));
+    as_root(name, || block_on(on_a_full_disk()));
 }
 
 async fn on_a_full_disk() {

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use common::exit::UNAVAILABLE;
 use common::testing::repositories::Builder;
-use common::testing::small_disk::{SmallDisk, where_mounting_is_allowed};
+use common::testing::root::as_root;
+use common::testing::small_disk::SmallDisk;
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -76,7 +77,7 @@ fn assert_given_up(run: &Ended, folder: &Path, remedy: &str) {
 #[test]
 fn a_full_store_ends_the_run_and_room_lets_it_go_on() {
     let name = "full_disk::a_full_store_ends_the_run_and_room_lets_it_go_on";
-    where_mounting_is_allowed(name, || {
+    as_root(name, || {
         let fleet = fleet();
         let store = fleet.store_folder();
         fs::create_dir(&store).unwrap();
@@ -106,7 +107,7 @@ fn a_full_store_ends_the_run_and_room_lets_it_go_on() {
 #[test]
 fn room_in_the_store_is_noticed() {
     let name = "full_disk::room_in_the_store_is_noticed";
-    where_mounting_is_allowed(name, || {
+    as_root(name, || {
         let fleet = fleet();
         let store = fleet.store_folder();
         fs::create_dir(&store).unwrap();
@@ -135,7 +136,7 @@ fn room_in_the_store_is_noticed() {
 #[test]
 fn a_signal_ends_the_wait_for_room() {
     let name = "full_disk::a_signal_ends_the_wait_for_room";
-    where_mounting_is_allowed(name, || {
+    as_root(name, || {
         let fleet = fleet();
         let store = fleet.store_folder();
         fs::create_dir(&store).unwrap();
@@ -152,7 +153,7 @@ fn a_signal_ends_the_wait_for_room() {
 #[test]
 fn a_full_scratch_folder_ends_the_run_and_room_lets_it_go_on() {
     let name = "full_disk::a_full_scratch_folder_ends_the_run_and_room_lets_it_go_on";
-    where_mounting_is_allowed(name, || {
+    as_root(name, || {
         let fleet = fleet();
         let scratch = fleet.scratch_folder();
         let disk = SmallDisk::mount(&scratch, "3m");
@@ -172,7 +173,7 @@ fn a_full_scratch_folder_ends_the_run_and_room_lets_it_go_on() {
 #[test]
 fn a_repository_larger_than_the_scratch_disk_fails_alone() {
     let name = "full_disk::a_repository_larger_than_the_scratch_disk_fails_alone";
-    where_mounting_is_allowed(name, || {
+    as_root(name, || {
         let fleet = fleet();
         let scratch = fleet.scratch_folder();
         let disk = SmallDisk::mount(&scratch, "200k");
@@ -201,7 +202,7 @@ fn a_repository_larger_than_the_scratch_disk_fails_alone() {
 #[test]
 fn room_in_the_scratch_folder_is_noticed() {
     let name = "full_disk::room_in_the_scratch_folder_is_noticed";
-    where_mounting_is_allowed(name, || {
+    as_root(name, || {
         let fleet = fleet();
         let scratch = fleet.scratch_folder();
         let _disk = SmallDisk::mount(&scratch, "3m");

@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use worker::consume::Worker;
 use worker::run::probe_at_start;
 
-use crate::fixture::{Fixture, TEXT, good, until, with_small_disks};
+use crate::fixture::{Fixture, TEXT, as_root, good, until};
 
 use FaultKind::{Gone, Infra, Killed, TooLarge, Transient};
 
@@ -327,7 +327,7 @@ async fn a_killed_slot_gets_one_retry() {
 
 #[test]
 fn a_full_disk_is_waited_out() {
-    with_small_disks("consume::a_full_disk_is_waited_out", async {
+    as_root("consume::a_full_disk_is_waited_out", async {
         let fixture = Fixture::new();
         let _disk = SmallDisk::mount(fixture.scratch.path(), "2m");
         let work = Work::start(&fixture, &Choice::default());
@@ -356,7 +356,7 @@ fn a_full_disk_is_waited_out() {
 
 #[test]
 fn patience_with_a_full_disk_has_an_end_and_no_job_is_lost() {
-    with_small_disks(
+    as_root(
         "consume::patience_with_a_full_disk_has_an_end_and_no_job_is_lost",
         async {
             let fixture = Fixture::new();

@@ -10,7 +10,7 @@ use common::fault::Fault;
 use common::telemetry::Metrics;
 use common::testing::git_server::GitServer;
 use common::testing::repositories::Builder;
-use common::testing::small_disk::where_mounting_is_allowed;
+use common::testing::root;
 use rustix::process::Pid;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -211,9 +211,9 @@ pub(crate) fn noise(count: usize) -> Vec<u8> {
     (0..count).map(|_| random.u8(..)).collect()
 }
 
-/// Runs a test that mounts small disks, see [`where_mounting_is_allowed`].
-pub(crate) fn with_small_disks(name: &str, test: impl Future<Output = ()>) {
-    where_mounting_is_allowed(name, || {
+/// Runs a test that only root can do, see [`root::as_root`].
+pub(crate) fn as_root(name: &str, test: impl Future<Output = ()>) {
+    root::as_root(name, || {
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()

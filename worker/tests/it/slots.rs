@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use worker::slot::{Made, Slots, Unmade};
 
-use crate::fixture::{Fixture, TEXT, exists, git, noise, subject, until, with_small_disks, work};
+use crate::fixture::{Fixture, TEXT, as_root, exists, git, noise, subject, until, work};
 use common::testing::small_disk::SmallDisk;
 
 use FaultKind::{Infra, Killed, TooLarge, Transient};
@@ -124,7 +124,7 @@ async fn files_have_a_limit() {
 
 #[test]
 fn a_full_disk_is_no_repositorys_fault() {
-    with_small_disks("slots::a_full_disk_is_no_repositorys_fault", async {
+    as_root("slots::a_full_disk_is_no_repositorys_fault", async {
         let fixture = Fixture::new();
         let disk = SmallDisk::mount(fixture.scratch.path(), "2m");
         Builder::new()
@@ -180,27 +180,31 @@ fn files_of(process: &Path) -> BTreeSet<String> {
         .collect()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slot_knows_no_secrets_and_holds_no_files_of_its_parent() {
-    let fixture = Fixture::new();
-    let mut worker = worker_on_hanging(&fixture);
-    let child = PathBuf::from(format!("/proc/{}", fixture.child_at_work()));
-    for file in ["environ", "cmdline"] {
-        let text = String::from_utf8(fs::read(child.join(file)).unwrap()).unwrap();
-        assert!(!text.contains("secret"), "{text}");
-    }
-    let parent = PathBuf::from(format!("/proc/{}", worker.id()));
-    // What this process was given, everything that it starts has too.
-    let given = files_of(Path::new("/proc/self"));
-    let mut shared: BTreeSet<_> = &files_of(&child) & &files_of(&parent);
-    shared.retain(|file| !given.contains(file));
-    let pipes = shared.iter().filter(|file| file.starts_with("pipe:"));
-    // Its output and its errors; its input is closed once it has been written.
-    assert_eq!((shared.len(), pipes.count()), (2, 2), "{shared:?}");
+#[test]
+fn a_slot_knows_no_secrets_and_holds_no_files_of_its_parent() {
+    let name = "slots::a_slot_knows_no_secrets_and_holds_no_files_of_its_parent";
+    // Who else could look into a worker that does not let itself be dumped?
+    as_root(name, async {
+        let fixture = Fixture::new();
+        let mut worker = worker_on_hanging(&fixture);
+        let child = PathBuf::from(format!("/proc/{}", fixture.child_at_work()));
+        for file in ["environ", "cmdline"] {
+            let text = String::from_utf8(fs::read(child.join(file)).unwrap()).unwrap();
+            assert!(!text.contains("secret"), "{text}");
+        }
+        let parent = PathBuf::from(format!("/proc/{}", worker.id()));
+        // What this process was given, everything that it starts has too.
+        let given = files_of(Path::new("/proc/self"));
+        let mut shared: BTreeSet<_> = &files_of(&child) & &files_of(&parent);
+        shared.retain(|file| !given.contains(file));
+        let pipes = shared.iter().filter(|file| file.starts_with("pipe:"));
+        // Its output and its errors; its input is closed once it has been written.
+        assert_eq!((shared.len(), pipes.count()), (2, 2), "{shared:?}");
 
-    worker.kill().unwrap();
-    worker.wait().unwrap();
-    until("the slot is gone with its worker", || !child.exists()).await;
+        worker.kill().unwrap();
+        worker.wait().unwrap();
+        until("the slot is gone with its worker", || !child.exists()).await;
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
