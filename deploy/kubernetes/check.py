@@ -14,6 +14,7 @@ Needs PyYAML, and nothing else.
 
 import copy
 import ipaddress
+import math
 import re
 import sys
 from decimal import Decimal
@@ -449,6 +450,7 @@ class Checker:
                     budget = int(annotations.get("repofleet/clone-budget", 0))
                     slots = number(self.environment(pod, container), "CONCURRENCY", 1)
                     most = scalers.get(pod.name, pod.owner["spec"].get("replicas", 1))
+                    most += surge(pod.owner, most)
                     self.need(0 < most * slots <= budget, pod.owner, f"{most} workers of {slots} slots are over the clone budget of {budget}")
 
     def scaled_object(self, doc, target):
@@ -506,8 +508,17 @@ class Checker:
             for rule in rules:
                 name = rule.get("onExitCodes", {}).get("containerName")
                 self.need(name is None or name in names, doc, f"podFailurePolicy: no container {name}")
-            ignored = {c for r in rules if r["action"] == "Ignore" for c in r.get("onExitCodes", {}).get("values", [])}
-            self.need(75 in ignored, doc, "counts it as a failure that another producer runs")
+            final = {c for r in rules if r["action"] == "FailJob" for c in r.get("onExitCodes", {}).get("values", [])}
+            self.need(75 in final, doc, "tries again for as long as another producer runs")
+
+
+def surge(deployment, replicas):
+    """How many pods more than `replicas` there may be during a roll-out."""
+    strategy = deployment["spec"].get("strategy", {})
+    if strategy.get("type") == "Recreate":
+        return 0
+    most = strategy.get("rollingUpdate", {}).get("maxSurge", "25%")
+    return most if isinstance(most, int) else math.ceil(replicas * int(most.rstrip("%")) / 100)
 
 
 def program_of(container):
@@ -670,7 +681,8 @@ FAULTS = [
     ("forbid", lambda d: put(job_of(d), "concurrencyPolicy", "Allow"), "two may run"),
     ("deadline", lambda d: drop(job_of(d)["jobTemplate"]["spec"], "activeDeadlineSeconds"), "has no deadline"),
     ("starting deadline", lambda d: drop(job_of(d), "startingDeadlineSeconds"), "no starting deadline"),
-    ("code 75", lambda d: job_of(d)["jobTemplate"]["spec"]["podFailurePolicy"]["rules"].pop(0), "another producer runs"),
+    ("code 75", lambda d: job_of(d)["jobTemplate"]["spec"]["podFailurePolicy"]["rules"][-1]["onExitCodes"]["values"].remove(75), "as another producer runs"),
+    ("surge", lambda d: put(worker(d)["spec"]["strategy"]["rollingUpdate"], "maxSurge", "4000%"), "over the clone budget"),
     ("clone budget", lambda d: put(worker(d)["metadata"]["annotations"], "repofleet/clone-budget", "7"), "over the clone budget"),
     ("scaler's target", lambda d: put(find(d, "ScaledObject", "")["spec"]["scaleTargetRef"], "name", "x"), "its target x"),
     ("scaler's number", lambda d: put(find(d, "ScaledObject", "")["spec"], "maxReplicaCount", 40), "over the clone budget"),
