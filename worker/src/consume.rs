@@ -42,6 +42,12 @@ pub(crate) const LONGEST_HOLD: Duration = Duration::from_secs(10 * 60);
 const HELD_AND_FAILED: u32 = 2;
 /// The pause after which such a job comes back. Waiting for that long resets the broker's count.
 const HELD_TOO_LONG: Duration = Duration::from_secs(60);
+/// Up to this long the rest of a host's pause is waited for in [`PIECES`]: between 4 s and a minute
+/// the broker has no pause, and a minute for the sake of seconds would hold up a run's last jobs.
+/// Just over the little more that is added to a pause of a minute.
+const SHORT_REST: Duration = Duration::from_secs(16);
+/// A pause that the broker has.
+const PIECES: Duration = Duration::from_secs(4);
 /// The longest pause that is taken from what another worker says.
 const LONGEST_HEARSAY: Duration = Duration::from_secs(3600);
 /// How long telling the other workers may take.
@@ -183,10 +189,10 @@ impl Worker {
         let turn = shared.hosts().turn(&host, start);
         match turn {
             Turn::Go => {}
-            Turn::Wait(pause) => {
+            Turn::Wait(rest) => {
                 debug!(repo = %delivery.job.repo, host, "waits for its host");
                 return self
-                    .hand_back(delivery, HandedBack::Host, pause, &hold)
+                    .hand_back(delivery, HandedBack::Host, first_piece(rest), &hold)
                     .await;
             }
             Turn::GiveUp(duration) => {
@@ -533,6 +539,14 @@ impl Hold<'_> {
     }
 }
 
+/// How long to wait for now, of a host's pause of which `rest` is left.
+fn first_piece(rest: Duration) -> Duration {
+    match rest <= SHORT_REST {
+        true => rest.min(PIECES),
+        false => rest,
+    }
+}
+
 /// Which of a delivery's counts goes up when it is delivered again.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Counts {
@@ -618,5 +632,18 @@ fn log_panic(ended: Result<(), tokio::task::JoinError>) {
     if let Err(panic) = ended {
         // Its delivery was dropped, so it comes again, up to the broker's limit.
         error!(operation = "job", "a job's task panicked: {panic}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_seconds_of_a_pause_do_not_cost_a_minute() {
+        for (rest, piece) in [(1, 1), (4, 4), (5, 4), (15, 4), (17, 17), (60, 60)] {
+            let piece = Duration::from_secs(piece);
+            assert_eq!(first_piece(Duration::from_secs(rest)), piece, "{rest}");
+        }
     }
 }
