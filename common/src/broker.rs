@@ -298,8 +298,8 @@ pub enum Settlement {
 pub struct DeadLetter {
     /// The message's id: that of its job, where it has one.
     pub id: String,
-    /// The job; `None` where the message is none.
-    pub job: Option<Job>,
+    /// The job, or what is wrong with a message that is none, and how it begins.
+    pub job: Result<Job, String>,
     /// [`Delivery::attempt`] of its last delivery.
     pub attempt: u32,
     /// When its job was enqueued; `None` where the message does not say.
@@ -312,7 +312,7 @@ impl DeadLetter {
     /// all.
     pub fn new(
         id: String,
-        job: Option<Job>,
+        job: Result<Job, String>,
         attempt: u32,
         at: Option<OffsetDateTime>,
         receipt: Box<dyn Receipt>,

@@ -172,6 +172,16 @@ struct Taken {
     letters: Vec<Known>,
     /// Those that were asked for or not.
     all: usize,
+    /// Those that were asked for and left out, since they are no jobs.
+    no_jobs: usize,
+}
+
+/// What is taken of the letters that fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    All,
+    /// Only what can be replayed.
+    Jobs,
 }
 
 /// Whether the ledger is to be asked why letters are what they are.
@@ -186,18 +196,20 @@ enum Why {
 async fn take(
     broker: &SharedBroker,
     filter: &LetterFilter,
+    what: What,
     why: Why,
     shutdown: &Shutdown,
 ) -> Result<Option<Taken>, ExitError> {
     tokio::select! {
-        taken = take_all(broker, filter, why) => taken.map(Some),
+        taken = take_now(broker, filter, what, why) => taken.map(Some),
         () = shutdown.soft.cancelled() => Ok(None),
     }
 }
 
-async fn take_all(
+async fn take_now(
     broker: &SharedBroker,
     filter: &LetterFilter,
+    what: What,
     why: Why,
 ) -> Result<Taken, ExitError> {
     let now = OffsetDateTime::now_utc();
@@ -212,8 +224,15 @@ async fn take_all(
     }
     // Looking at letters changes their order in the queue.
     letters.sort_by(|a, b| (a.at, &a.id).cmp(&(b.at, &b.id)));
+    let mut no_jobs = 0;
+    let mut is_wanted = |letter: &DeadLetter| {
+        let wanted = what == What::All || letter.job.is_ok();
+        no_jobs += usize::from(!wanted);
+        wanted
+    };
     // The class is looked up first where it decides.
     if !filter.asks_for_class() {
+        letters.retain(&mut is_wanted);
         letters.truncate(filter.limit());
     }
     let mut known = HashMap::new();
@@ -236,9 +255,12 @@ async fn take_all(
         letter,
     });
     let letters = letters.filter(|known| filter.takes_class(known.fate.class));
+    let mut letters: Vec<_> = letters.filter(|known| is_wanted(&known.letter)).collect();
+    letters.truncate(filter.limit());
     Ok(Taken {
-        letters: letters.take(filter.limit()).collect(),
+        letters,
         all,
+        no_jobs,
     })
 }
 
@@ -261,7 +283,7 @@ impl Known {
     fn shown(&self, now: OffsetDateTime) -> Shown<'_> {
         let Self { letter, fate } = self;
         let (run, key) = said(letter).unzip();
-        let job = letter.job.as_ref();
+        let job = letter.job.as_ref().ok();
         Shown {
             id: &letter.id,
             repo: key.as_ref().map(|key| key.repo.to_string()),
@@ -302,7 +324,7 @@ fn long(seconds: u64) -> String {
 }
 
 async fn list(config: &ListConfig, broker: &SharedBroker, shutdown: &Shutdown) -> Result<u8> {
-    let Some(taken) = take(broker, &config.filter, Why::Ask, shutdown).await? else {
+    let Some(taken) = take(broker, &config.filter, What::All, Why::Ask, shutdown).await? else {
         return Ok(unanswered(shutdown));
     };
     let now = OffsetDateTime::now_utc();
@@ -358,7 +380,7 @@ fn table(letters: &[Known], now: OffsetDateTime, width: usize) -> String {
 
 async fn show(config: &ShowConfig, broker: &SharedBroker, shutdown: &Shutdown) -> Result<u8> {
     let all = LetterFilter::default();
-    let Some(taken) = take(broker, &all, Why::Ask, shutdown).await? else {
+    let Some(taken) = take(broker, &all, What::All, Why::Ask, shutdown).await? else {
         return Ok(unanswered(shutdown));
     };
     let now = OffsetDateTime::now_utc();
@@ -369,8 +391,12 @@ async fn show(config: &ShowConfig, broker: &SharedBroker, shutdown: &Shutdown) -
     let meant: Vec<_> = taken.letters.iter().filter(is_meant).collect();
     if meant.is_empty() {
         let (id, all) = (printable(&config.id), taken.all);
-        let why =
-            format!("none of the {all} dead letters is {id}: `producer dead list` shows their ids");
+        let why = match all {
+            0 => format!("{id}: there are no dead letters"),
+            _ => format!(
+                "none of the {all} dead letters is {id}: `producer dead list` shows their ids"
+            ),
+        };
         return Err(ExitError::new(exit::USAGE, why).into());
     }
     for (n, known) in meant.into_iter().enumerate() {
@@ -384,10 +410,9 @@ async fn show(config: &ShowConfig, broker: &SharedBroker, shutdown: &Shutdown) -
 
 fn details(known: &Known, now: OffsetDateTime) -> String {
     let shown = known.shown(now);
-    let job = known.letter.job.as_ref();
-    let content = match job {
-        Some(job) => String::from_utf8_lossy(&job.encode()).into_owned(),
-        None => "no job that this version can read; it cannot be replayed".to_owned(),
+    let content = match &known.letter.job {
+        Ok(job) => String::from_utf8_lossy(&job.encode()).into_owned(),
+        Err(what) => format!("no job that this version can read, so it cannot be replayed: {what}"),
     };
     let facts = [
         ("id", Some(known.id())),
@@ -419,21 +444,20 @@ async fn replay(config: &ReplayConfig, broker: &SharedBroker, shutdown: &Shutdow
     } else {
         Why::IfNeeded
     };
-    let Some(taken) = take(broker, &config.filter, why, shutdown).await? else {
+    let Some(taken) = take(broker, &config.filter, What::Jobs, why, shutdown).await? else {
         return Ok(unanswered(shutdown));
     };
-    let (jobs, odd): (Vec<_>, Vec<_>) = taken
-        .letters
-        .into_iter()
-        .partition(|known| known.letter.job.is_some());
     if config.dry_run {
         let now = OffsetDateTime::now_utc();
-        print(&table(&jobs, now, screen::width()))?;
-        let left = not_jobs(odd.len());
-        say(&format!("{} would be replayed{left}", letters(jobs.len())))?;
+        print(&table(&taken.letters, now, screen::width()))?;
+        let left = not_jobs(taken.no_jobs);
+        say(&format!(
+            "{} would be replayed{left}",
+            letters(taken.letters.len())
+        ))?;
         return Ok(exit::OK);
     }
-    let (run, planned) = (RunId::new(), jobs.len());
+    let (run, planned) = (RunId::new(), taken.letters.len());
     if planned > 0 {
         // Beforehand: it may take long, and nobody else knows the run of a replay that is killed.
         info!(
@@ -443,7 +467,7 @@ async fn replay(config: &ReplayConfig, broker: &SharedBroker, shutdown: &Shutdow
             letters(planned)
         );
     }
-    let (done, ended) = replay_each(config.rate, broker, jobs, &run, shutdown).await;
+    let (done, ended) = replay_each(config.rate, broker, taken.letters, &run, shutdown).await;
     let mut sentence = format!("{} replayed", letters(done));
     // The job of the one that failed may have been enqueued.
     if done > 0 || ended.is_err() {
@@ -452,7 +476,7 @@ async fn replay(config: &ReplayConfig, broker: &SharedBroker, shutdown: &Shutdow
     if done < planned {
         sentence += &format!(", {} left (stopped before)", planned - done);
     }
-    let said = say(&(sentence + &not_jobs(odd.len())));
+    let said = say(&(sentence + &not_jobs(taken.no_jobs)));
     // Also where nobody reads what was said.
     ended.map_err(unavailable)?;
     said?;
@@ -498,7 +522,7 @@ async fn replay_each(
 }
 
 async fn replay_one(broker: &SharedBroker, letter: DeadLetter, run: &RunId) -> Result<(), Fault> {
-    let Some(job) = &letter.job else {
+    let Ok(job) = &letter.job else {
         return Ok(());
     };
     let job = Job {
@@ -521,7 +545,7 @@ async fn purge(config: &PurgeConfig, broker: &SharedBroker, shutdown: &Shutdown)
     } else {
         Why::IfNeeded
     };
-    let Some(taken) = take(broker, &config.filter, why, shutdown).await? else {
+    let Some(taken) = take(broker, &config.filter, What::All, why, shutdown).await? else {
         return Ok(unanswered(shutdown));
     };
     let planned = taken.letters.len();

@@ -258,7 +258,7 @@ impl Broker for MemoryBroker {
             };
             Ok(DeadLetter::new(
                 message.job.id(),
-                Some(message.job),
+                Ok(message.job),
                 message.attempt,
                 Some(message.enqueued),
                 Box::new(receipt),

@@ -468,7 +468,7 @@ async fn what_is_no_job_is_recorded_and_buried() {
     assert!(
         letters
             .iter()
-            .all(|letter| letter.as_ref().unwrap().job.is_none())
+            .all(|letter| letter.as_ref().unwrap().job.is_err())
     );
     connection.close(200, "".into()).await.unwrap();
 }

@@ -36,11 +36,11 @@ impl Fate {
     /// Of a letter about which nobody asked, or could ask, the ledger.
     pub(super) fn unknown(letter: &DeadLetter) -> Self {
         match letter.job {
-            Some(_) => Self {
+            Ok(_) => Self {
                 class: None,
                 message: "the ledger does not say why".to_owned(),
             },
-            None => Self {
+            Err(_) => Self {
                 class: Some(FaultKind::Poison),
                 message: "the message holds no job that this version can read".to_owned(),
             },

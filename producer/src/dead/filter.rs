@@ -78,8 +78,8 @@ fn fits<C, V>(condition: &Option<C>, value: Option<V>, holds: impl Fn(&C, V) -> 
 /// Run and repository of a letter: its job's, or what its id says of a message that is no job.
 pub(super) fn said(letter: &DeadLetter) -> Option<(RunId, JobKey)> {
     match &letter.job {
-        Some(job) => Some((job.run.clone(), job.key())),
-        None => Job::parse_id(&letter.id),
+        Ok(job) => Some((job.run.clone(), job.key())),
+        Err(_) => Job::parse_id(&letter.id),
     }
 }
 
@@ -170,7 +170,7 @@ mod tests {
         let now = OffsetDateTime::UNIX_EPOCH + Duration::from_secs(10_000_000);
         let letter = |id: &str, seconds: Option<u64>| {
             let at = seconds.map(|seconds| now - Duration::from_secs(seconds));
-            DeadLetter::new(id.to_owned(), None, 0, at, Box::new(Nowhere))
+            DeadLetter::new(id.to_owned(), Err(String::new()), 0, at, Box::new(Nowhere))
         };
         let all = LetterFilter::default();
         let owner = |glob: &str| LetterFilter {

@@ -232,6 +232,7 @@ async fn a_letter_is_shown_with_all_that_is_known() {
         odd.contains("content     no job that this version can read"),
         "{odd}"
     );
+    assert!(odd.contains(" bytes, \"{"), "how it begins: {odd}");
     let none = letters.dead(4, &["show", "acme/none"]).await.with(2);
     assert!(
         none.stderr
@@ -270,6 +271,14 @@ async fn a_replay_is_a_new_job_that_says_what_it_is_one_of() {
         ..original
     };
     assert_eq!(published, std::slice::from_ref(&expected));
+
+    // What is no job takes no place among them.
+    let arguments = ["replay", "--limit", "2", "--dry-run"];
+    let dry = letters.dead(3, &arguments).await.with(0).stdout;
+    assert!(
+        dry.ends_with("\n2 dead letters would be replayed, 1 left (not a job)\n"),
+        "{dry}"
+    );
 
     let rest = letters.dead(3, &["replay"]).await.with(0).stdout;
     let run = replay_run(&rest);
