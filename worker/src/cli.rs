@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -65,7 +66,7 @@ Examples:
 struct DigestCommand {
     /// An https URL, or the path of a repository on this machine, of which HEAD is read.
     source: String,
-    /// Write to this file instead of standard output.
+    /// Write to this file instead of standard output; `-` is standard output.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Name the repository so in the digest, as gitingest names one that it cloned.
@@ -166,14 +167,39 @@ impl DigestCommand {
         };
         let text = digest::assemble(&made.facts, &made.tree, &made.content, max_text_bytes);
         match &self.output {
-            Some(path) => fs::write(path, text.text)
-                .with_context(|| format!("cannot write {}", path.display()))?,
-            None => io::stdout()
-                .write_all(text.text.as_bytes())
-                .context("cannot write to standard output")?,
+            Some(path) if path.as_os_str() != "-" => {
+                write_whole(path, text.text.as_bytes()).map_err(|error| {
+                    let path = path.display();
+                    anyhow::anyhow!("cannot write {path}: {error}; nothing was written there")
+                })?;
+            }
+            _ => match io::stdout().write_all(text.text.as_bytes()) {
+                // Whoever reads it has had enough, as `head` has.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+                written => written.context("cannot write to standard output")?,
+            },
         }
         Ok(exit::OK)
     }
+}
+
+/// Writes a file whose end may be missing at no time: half a digest looks like one.
+fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    // A pipe or a terminal is written to as it is.
+    if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+        return fs::write(path, bytes);
+    }
+    // Where a link points to, not in its place.
+    let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let beside = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    let mut file = tempfile::Builder::new()
+        .permissions(fs::Permissions::from_mode(0o666))
+        .tempfile_in(beside.unwrap_or(Path::new(".")))?;
+    file.write_all(bytes)?;
+    file.persist(path)?;
+    Ok(())
 }
 
 fn repository(repo: &RepoRef) -> Subject {

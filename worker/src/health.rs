@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use common::exit::{self, ExitError};
+use common::telemetry::parse_address;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -17,7 +18,7 @@ const MAX_ANSWER: u64 = 4096;
 #[derive(Args, Debug)]
 pub struct HealthCommand {
     /// The address that the worker was given as --metrics-addr.
-    #[arg(long, env = "METRICS_ADDR", value_name = "ADDRESS")]
+    #[arg(long, env = "METRICS_ADDR", value_name = "ADDRESS", value_parser = parse_address)]
     metrics_addr: SocketAddr,
     /// Ask whether it can do its work (broker, store and scratch folder are well), not only whether it is alive.
     #[arg(long)]

@@ -17,7 +17,7 @@ pub const DEFAULT_HOSTS: [&str; 4] = ["github.com", "gitlab.com", "bitbucket.org
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Fetching")]
 pub struct FetchConfig {
-    /// Also fetch from this host, whatever its address; HOST or HOST:PORT, repeatable.
+    /// Also fetch from this host, whatever its address; HOST (at the scheme's own port) or HOST:PORT, repeatable.
     ///
     /// Always allowed: github.com, gitlab.com, bitbucket.org, codeberg.org.
     #[arg(long, env = "ALLOW_HOST", value_name = "HOST", value_delimiter = ',')]
@@ -74,6 +74,11 @@ impl FromStr for AllowedHost {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || format!("{text:?} is not HOST or HOST:PORT");
+        if text.contains(['*', '?']) {
+            return Err(format!(
+                "{text:?}: a host is named in full, without wildcards"
+            ));
+        }
         // The scheme only lends its parser.
         let url = Url::parse(&format!("allow://{text}")).map_err(|_| wrong())?;
         let plain = url.path().is_empty() && url.username().is_empty() && url.query().is_none();

@@ -5,6 +5,9 @@
 mod fixture;
 
 #[cfg(test)]
+mod digest_command;
+
+#[cfg(test)]
 mod fetch;
 
 #[cfg(test)]
