@@ -35,7 +35,7 @@ impl Shutdown {
             this.code.store(code, Ordering::SeqCst);
             warn!(
                 operation = "shutdown",
-                "stopping: finishing what is in hand; a second signal stops at once"
+                "stopping as soon as what is in hand allows; a second signal stops at once"
             );
             this.soft.cancel();
             next(&mut terminate, &mut interrupt).await;

@@ -262,7 +262,15 @@ impl StoreConfig {
     /// [`exit::USAGE`] for a place that is not supported, or of which something is not said.
     pub fn open(&self) -> Result<SharedStore, ExitError> {
         if let Some(folder) = self.folder() {
-            if let Some(why) = unsubstituted("--store", &folder.to_string_lossy()) {
+            let place = folder.to_string_lossy();
+            if let Some(why) = unsubstituted("--store", &place) {
+                return Err(ExitError::new(exit::USAGE, why));
+            }
+            if let Some(bucket) = place.strip_prefix("s3:") {
+                let bucket = bucket.trim_start_matches('/');
+                let why = format!(
+                    "--store {place}: a bucket is s3://{bucket}; a folder of that name is ./{place}"
+                );
                 return Err(ExitError::new(exit::USAGE, why));
             }
             return Ok(Arc::new(fs::FsStore::new(folder)));

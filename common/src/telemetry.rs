@@ -29,6 +29,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::Writer;
@@ -101,12 +102,23 @@ impl LogConfig {
     where
         W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
     {
+        let wrong = |why: &dyn fmt::Display| {
+            let message = format!(
+                "--log-level {:?}: {why}; give error, warn, info, debug or trace, or directives such as info,worker=debug",
+                self.log_level
+            );
+            crate::exit::ExitError::new(crate::exit::USAGE, message)
+        };
+        // A single word that is no level would be taken for a target, of which all is logged, and of others nothing.
+        if !self.log_level.contains(['=', ',', '[']) {
+            self.log_level
+                .parse::<LevelFilter>()
+                .map_err(|_| wrong(&"no such level"))?;
+        }
         // lapin logs as errors what we ask for (is this queue there? is the lock free?), and the
         // password at its most talkative. Who wants it all the same can name it.
-        let filter = EnvFilter::try_new(format!("lapin=off,{}", self.log_level)).map_err(|e| {
-            let message = format!("--log-level {:?}: {e}", self.log_level);
-            crate::exit::ExitError::new(crate::exit::USAGE, message)
-        })?;
+        let filter = EnvFilter::try_new(format!("lapin=off,{}", self.log_level))
+            .map_err(|error| wrong(&error))?;
         let format = Lines {
             human: self.is_human(),
         };
@@ -257,9 +269,19 @@ impl Visit for Fields {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Logs and metrics")]
 pub struct MetricsConfig {
-    /// Serve Prometheus metrics at http://ADDRESS/metrics, liveness at /health, readiness at /ready.
-    #[arg(long, env = "METRICS_ADDR", value_name = "ADDRESS")]
+    /// Serve Prometheus metrics at http://ADDRESS/metrics, liveness at /health, readiness at /ready;
+    /// IP:PORT, such as 0.0.0.0:9100 for every address of this machine.
+    #[arg(long, env = "METRICS_ADDR", value_name = "ADDRESS", value_parser = parse_address)]
     pub metrics_addr: Option<SocketAddr>,
+}
+
+/// An address to listen on.
+///
+/// # Errors
+/// A sentence that says how one is written.
+pub fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    let wrong = |_| "an address is IP:PORT, such as 127.0.0.1:9100 or 0.0.0.0:9100".to_owned();
+    text.parse().map_err(wrong)
 }
 
 /// Everything that this process counts. Clones count together.

@@ -40,9 +40,10 @@ Exit codes:
   1    a fault of this program
   2    the command line is wrong
   65   the feed is not a JSON array, or too large; nothing was touched
-  69   feed or store cannot be reached, a disk stayed full, or --metrics-addr is taken
+  69   feed, broker or store cannot be reached (a broker that is away is waited for, five minutes
+       long), a disk stayed full, or --metrics-addr is taken
   70   the run did not close
-  75   another run is at work on the same store
+  75   another run is at work on the same folder, or another producer on the same queues
   130  stopped by SIGINT";
 
 #[derive(Debug, Subcommand)]
@@ -52,7 +53,8 @@ enum Command {
 Examples:
   producer run --limit 20                       20 repositories of the UK government's feed
   producer run --feed deploy/sample/repos.json  this checkout, without a network
-  producer run --only 'alphagov/*' --dry-run    what would be done, and why")]
+  producer run --only 'alphagov/*' --dry-run --explain
+                                                what would be done, and why")]
     Run(Box<RunConfig>),
     /// Show how far a run has got, from any machine that reaches store and broker.
     #[command(after_long_help = STATUS_HELP)]

@@ -578,8 +578,13 @@ fn report(feed: &Feed, bytes: usize, elapsed: Duration) {
         thousands(feed.invalid.len() as u64),
         thousands(feed.repeated.len() as u64),
     );
-    if feed.repositories.is_empty() && feed.invalid.is_empty() {
-        warn!(operation = "feed", "the feed {} is empty", feed.origin);
+    match (feed.repositories.is_empty(), feed.invalid.is_empty()) {
+        (true, true) => warn!(operation = "feed", "the feed {} is empty", feed.origin),
+        (true, false) => warn!(
+            operation = "feed",
+            "no entry of the feed {} names a usable repository: is it one?", feed.origin
+        ),
+        (false, _) => {}
     }
     for InvalidEntry {
         index,

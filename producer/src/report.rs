@@ -101,6 +101,7 @@ pub fn dry_run(
         ));
     }
     let summary = tally.summary(run, elapsed);
+    list_failures(&summary, "");
     info!(
         operation = "dry-run",
         summary_json = json(&summary),
@@ -112,23 +113,7 @@ pub fn dry_run(
 
 /// Logs how a run ended: its failed repositories, then the prescribed last line.
 pub fn completed(summary: &RunSummary) {
-    for failure in summary.failures.iter().take(FAILURES_LISTED) {
-        warn!(
-            operation = "failed-repository",
-            repo = failure.repo,
-            class = failure.class.as_str(),
-            "Failed: {} ({}): {}",
-            failure.repo,
-            failure.class,
-            failure.message
-        );
-    }
-    if let Some(more) = more_than(summary.failures.len(), FAILURES_LISTED) {
-        warn!(
-            operation = "failed-repository",
-            "Failed: {more} more, all listed in the run's summary.json"
-        );
-    }
+    list_failures(summary, ", all listed in the run's summary.json");
     if !summary.closed {
         let listed = &summary.open[..summary.open.len().min(OPEN_LISTED)];
         let more = more_than(summary.open.len(), OPEN_LISTED)
@@ -161,6 +146,24 @@ pub fn completed(summary: &RunSummary) {
         "{}",
         summary.sentence()
     );
+}
+
+/// Logs which repositories failed, and why, as far as it is not too many; `all` says where the others are.
+fn list_failures(summary: &RunSummary, all: &str) {
+    for failure in summary.failures.iter().take(FAILURES_LISTED) {
+        warn!(
+            operation = "failed-repository",
+            repo = failure.repo,
+            class = failure.class.as_str(),
+            "Failed: {} ({}): {}",
+            failure.repo,
+            failure.class,
+            failure.message
+        );
+    }
+    if let Some(more) = more_than(summary.failures.len(), FAILURES_LISTED) {
+        warn!(operation = "failed-repository", "Failed: {more} more{all}");
+    }
 }
 
 /// Reports a run's progress. Whoever follows the run calls [`Reporter::update`] after every
@@ -237,8 +240,10 @@ impl Reporter {
                 failed => format!(", failed: {}", thousands(failed)),
             };
             let sentence = self.sentence(now, tally);
+            // The bar says that word; without it the time that is left fits into 80 columns.
+            let sentence = sentence.trim_start_matches("Processed ");
             self.bar
-                .set(tally.done(), tally.total(), sentence + &failed);
+                .set(tally.done(), tally.total(), format!("{sentence}{failed}"));
         }
     }
 }
@@ -386,7 +391,7 @@ impl Bar {
         if self.1 == Target::Stderr {
             self.0.set_draw_target(ProgressDrawTarget::stderr());
         }
-        let style = ProgressStyle::with_template("{bar:24} {wide_msg}");
+        let style = ProgressStyle::with_template("{bar:10} {wide_msg}");
         self.0
             .set_style(style.expect("the template is one of indicatif's"));
     }

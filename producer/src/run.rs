@@ -57,7 +57,7 @@ pub struct RunConfig {
     #[command(flatten)]
     metrics: MetricsConfig,
     /// Fetch the feed and check the cache, say what would be done, and write nothing.
-    #[arg(long, env = "DRY_RUN")]
+    #[arg(long, env = "DRY_RUN", help_heading = "Cache")]
     dry_run: bool,
 }
 

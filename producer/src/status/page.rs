@@ -43,7 +43,7 @@ pub fn page(status: &Status, width: usize) -> Vec<Line> {
     page.queue(status);
     page.fleet(status);
     for note in &status.notes {
-        page.add(Look::Bad, &format!("Note: {note}"));
+        page.sentence(Look::Bad, &format!("Note: {note}"));
     }
     page.lines
 }
@@ -62,6 +62,24 @@ impl Page {
     fn add(&mut self, look: Look, text: &str) {
         let text = cut(&printable(text), self.width);
         self.lines.push(Line { text, look });
+    }
+
+    /// On as many lines as it takes: what to do comes at the end of a sentence.
+    fn sentence(&mut self, look: Look, text: &str) {
+        const INDENT: &str = "      ";
+        let text = printable(text);
+        let mut line = String::new();
+        for word in text.split(' ') {
+            let longer = line.chars().count() + 1 + word.chars().count();
+            if longer > self.width && line.trim() != "" {
+                self.add(look, &line);
+                line = INDENT.to_owned() + word;
+            } else {
+                line += if line.is_empty() { "" } else { " " };
+                line += word;
+            }
+        }
+        self.add(look, &line);
     }
 
     fn row(&mut self, name: &str, value: &str) {
@@ -352,6 +370,22 @@ Feed https://example.org/repos.json
             }
         }
         assert!(text(&page(&status, 80)).contains("first\\r\\nsecond"));
+    }
+
+    #[test]
+    fn a_note_is_told_to_its_end() {
+        let mut status = status();
+        let note = "nothing is known of the queues: start the broker";
+        status.notes = vec![note.to_owned()];
+        let page = text(&page(&status, 30));
+        let lines: Vec<_> = page.lines().rev().take(2).collect();
+        assert_eq!(
+            lines,
+            [
+                "      queues: start the broker",
+                "Note: nothing is known of the"
+            ]
+        );
     }
 
     #[test]

@@ -41,6 +41,9 @@ fn a_wrong_command_line_is_2_and_says_what_is_wrong() {
         (&["run", "--allow-host", "https://x"], "HOST"),
         (&["run", "--metrics-addr", "here"], "--metrics-addr"),
         (&["run", "--log-level", "=,="], "--log-level"),
+        (&["run", "--log-level", "inof"], "no such level"),
+        (&["run", "--allow-host", "*.example.org"], "wildcards"),
+        (&["run", "--store", "s3:bucket"], "s3://bucket"),
         (
             &["run", "--store", "s3://key:hunter2@bucket"],
             "s3://BUCKET[/PREFIX]",
@@ -59,6 +62,23 @@ fn a_wrong_command_line_is_2_and_says_what_is_wrong() {
         let run = run.with(USAGE);
         assert!(run.stderr.contains(part), "{part:?} in {}", run.stderr);
         assert!(!run.stderr.contains("hunter2"));
+    }
+}
+
+#[test]
+fn a_wrong_value_is_said_to_be_a_variables_where_it_is() {
+    for (name, arguments, named) in [
+        ("LIMIT", &["run"][..], true),
+        ("TIMEOUT", &["run"], true),
+        ("LIMIT", &["run", "--limit", "x"], false),
+        ("LIMIT", &["run", "--limit=x"], false),
+        ("LOG_FORMAT", &["status"], true),
+    ] {
+        let mut command = bare_producer();
+        let run = Running::start(command.args(arguments).env(name, "abc")).wait();
+        let run = run.with(USAGE);
+        let said = format!("that of the environment variable {name}.");
+        assert_eq!(run.stderr.contains(&said), named, "{name}: {}", run.stderr);
     }
 }
 

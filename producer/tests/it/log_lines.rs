@@ -329,7 +329,8 @@ fn a_terminal_shows_a_bar_that_does_not_tear_the_lines() {
         "{bars:#?}"
     );
     assert!(
-        bars.iter().any(|bar| bar.contains("Processed ")),
+        bars.iter()
+            .any(|bar| bar.contains("/120 (") && bar.contains(", ETA: ")),
         "{bars:#?}"
     );
 }

@@ -470,6 +470,9 @@ fn a_dry_run_writes_nothing() {
         "{said:?}"
     );
     assert_eq!(dry.messages("explain").len(), 3);
+    let unusable = dry.messages("failed-repository");
+    assert_eq!(unusable.len(), 1, "{unusable:?}");
+    assert!(unusable[0].contains("entry 3"), "{unusable:?}");
     assert_eq!(files_below(&fleet.path().join(".")), files);
     assert_eq!(fleet.requests(), requests);
 }

@@ -83,8 +83,14 @@ impl Server {
 
     /// The fault of a broker that cannot be used.
     pub(super) fn unreachable(&self, why: &str) -> Fault {
+        // What a peer that speaks no TLS answers to its greeting.
+        let plain = self.uri.scheme == AMQPScheme::AMQPS && why.contains("InvalidContentType");
+        let remedy = match plain {
+            true => "; that port speaks no TLS: say amqp:// for it, or name the one that does",
+            false => "",
+        };
         Fault::infra(format!(
-            "the broker {self} cannot be used: {}",
+            "the broker {self} cannot be used: {}{remedy}",
             self.scrub(why)
         ))
     }
