@@ -55,7 +55,7 @@ RUN sed -i 's/= 256$/= 64/' /etc/lighttpd/lighttpd.conf && install -d /crates &&
 EOF
 docker network create "$name" >/dev/null
 start rabbitmq --env RABBITMQ_DEFAULT_USER=repofleet --env RABBITMQ_DEFAULT_PASS=repofleet \
-    "${RABBITMQ_IMAGE:-rabbitmq:4.0.9-management}"
+    "${RABBITMQ_IMAGE:-rabbitmq:4.3.2-management}"
 start s3 --env AWS_ACCESS_KEY_ID=repofleet --env AWS_SECRET_ACCESS_KEY=repofleet-to-try --env S3_BUCKET=repofleet \
     "${S3_IMAGE:-chrislusf/seaweedfs:4.48}" mini -dir=/data -ip.bind=0.0.0.0
 start git --init "$name" lighttpd -D -f /etc/lighttpd/lighttpd.conf
