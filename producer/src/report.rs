@@ -815,6 +815,7 @@ mod tests {
             "INFO a/hit: hit operation=\"explain\" repo=\"a/hit\" reason=\"hit\"",
             "INFO [DRY RUN] Would process a/miss: miss operation=\"dry-run\"",
             "INFO [DRY RUN] Would process a/forced: forced operation=\"dry-run\"",
+            "WARN Failed: entry 3 (invalid_entry): name is missing",
             "INFO [DRY RUN] Pipeline complete: 4 total, 1 cached (25.0%), 2 processed, 1 failed, completed in 2s",
         ];
         assert_eq!(lines.len(), expected.len(), "{lines:#?}");
@@ -847,7 +848,7 @@ mod tests {
         assert_eq!(lines[..3], ["line 0", "line 1", "line 2"], "{lines:#?}");
         assert_eq!(lines.len(), 4, "one bar below the log: {lines:#?}");
         assert!(
-            lines[3].contains("Processed 3/4 (75.0%), cache hit: 0.0%, elapsed: 3s, ETA: 1s"),
+            lines[3].contains("░ 3/4 (75.0%), cache hit: 0.0%, elapsed: 3s, ETA: 1s"),
             "{lines:#?}"
         );
 
