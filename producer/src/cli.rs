@@ -40,8 +40,8 @@ Exit codes:
   1    a fault of this program
   2    the command line is wrong
   65   the feed is not a JSON array, or too large; nothing was touched
-  69   feed, broker or store cannot be reached (a broker that is away is waited for, five minutes
-       long), a disk stayed full, or --metrics-addr is taken
+  69   feed, broker or store cannot be reached (at the start a broker is waited for five
+       minutes long; one that goes away later, for as long as it takes), a disk stayed full, or --metrics-addr is taken
   70   the run did not close
   75   another run is at work on the same folder, or another producer on the same queues
   130  stopped by SIGINT";
