@@ -1,5 +1,6 @@
 //! The queue boundary: who works on what, and what became of it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,12 +65,19 @@ pub trait Broker: fmt::Debug + Send + Sync {
     /// stream and all that came from it are dropped. Until then nobody else sees them.
     async fn dead_letters(&self) -> Result<BoxStream<'static, Result<DeadLetter, Fault>>, Fault>;
 
-    /// Tells every worker of a host that wants to be left alone. Not kept for those that come
-    /// later, and not sure to arrive: without it, each finds out by itself.
-    async fn announce(&self, pause: &HostPause) -> Result<(), Fault>;
+    /// Sends a notice to every process that listens now. It is not kept for later listeners, and
+    /// delivery is not guaranteed.
+    async fn announce(&self, notice: &Notice) -> Result<(), Fault>;
 
-    /// What is announced from now on, by this process too. Ends with the broker.
-    async fn announcements(&self) -> Result<BoxStream<'static, HostPause>, Fault>;
+    /// Notices from now on, this process's own included. Ends with the broker.
+    async fn announcements(&self) -> Result<BoxStream<'static, Notice>, Fault>;
+
+    /// How long a delivery may stay unsettled before the broker takes it back by force; `None` for
+    /// as long as its consumer lives.
+    fn loan_limit(&self) -> Option<Duration>;
+
+    /// How long a job settled as [`Settlement::Again`] after `wish` really waits.
+    fn retry_after(&self, wish: Duration) -> Duration;
 
     /// Finds out whether the broker can be reached now.
     async fn probe(&self) -> Result<(), Fault>;
@@ -79,7 +87,7 @@ pub trait Broker: fmt::Debug + Send + Sync {
 }
 
 /// Entries of the ledger, oldest first.
-pub type Entries = BoxStream<'static, Result<Entry, Fault>>;
+pub type Entries = BoxStream<'static, Result<LedgerEntry, Fault>>;
 
 /// Which broker to use.
 #[derive(Args, Clone, Debug)]
@@ -162,7 +170,7 @@ pub enum Position {
 
 /// An event and when it was recorded.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct LedgerEntry {
     /// By the clock of who recorded it, to the second; for a [`Event::Dead`], when its job was
     /// enqueued.
     pub at: OffsetDateTime,
@@ -183,7 +191,39 @@ pub struct Waiting {
     pub workers: u64,
 }
 
-/// A host that wants to be left alone, as one worker tells all others.
+/// What one process tells all others, see [`Broker::announce`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Notice {
+    /// A host rate-limited a worker.
+    HostPause(HostPause),
+    /// A producer asks which jobs are in work.
+    RollCall(RollCall),
+    /// A worker's answer to a [`RollCall`].
+    InHand(InHand),
+}
+
+/// Asks every worker to answer with the jobs that it holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RollCall {
+    /// Random; answers repeat it.
+    pub roll_call: String,
+}
+
+/// The jobs that a worker holds: delivered to it and not settled yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InHand {
+    /// [`RollCall::roll_call`] of the question.
+    pub answers: String,
+    /// The worker's name.
+    pub worker: String,
+    /// [`Job::id`] of each.
+    pub jobs: Vec<String>,
+}
+
+/// A host that rate-limited a worker, which tells all others.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HostPause {
@@ -206,13 +246,29 @@ pub enum Event {
     /// The broker itself gave a job up: delivered too often without being settled. Where there is
     /// an [`Event::Outcome`] too, that one counts.
     Dead(Job),
+    /// A worker began or ended to wait.
+    Worker(WorkerState),
+}
+
+/// Why a worker waits. Recorded when it changes; a worker's last record holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkerState {
+    /// The worker's name.
+    pub worker: String,
+    /// Why it starts no job: machine or store are at fault. `None` while it works.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub infra: Option<String>,
+    /// Hosts that rate-limited it, each with the Unix time in milliseconds until which it pauses.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub hosts: BTreeMap<String, i64>,
 }
 
 impl Event {
-    /// The outcome that it is, or for a [`Event::Dead`] stands for; `None` where a job only begins.
+    /// The outcome that it is, or for a [`Event::Dead`] stands for; `None` for all others.
     pub fn into_outcome(self) -> Option<OutcomeRecord> {
         match self {
-            Self::Job(_) => None,
+            Self::Job(_) | Self::Worker(_) => None,
             Self::Outcome(record) => Some(record),
             Self::Dead(job) => Some(OutcomeRecord::without_work(
                 job.key(),
@@ -237,6 +293,9 @@ pub struct Delivery {
     pub attempt: u32,
     /// How often it was sent to wait for a throttling host.
     pub waits: u32,
+    /// How often it came back unsettled since it was enqueued or last set aside: its worker died,
+    /// or lost its connection.
+    pub returns: u32,
     /// When the job was enqueued first, by the clock of who did.
     pub enqueued: OffsetDateTime,
     receipt: Box<dyn Receipt>,
@@ -248,6 +307,7 @@ impl Delivery {
         job: Job,
         attempt: u32,
         waits: u32,
+        returns: u32,
         enqueued: OffsetDateTime,
         receipt: Box<dyn Receipt>,
     ) -> Self {
@@ -255,6 +315,7 @@ impl Delivery {
             job,
             attempt,
             waits,
+            returns,
             enqueued,
             receipt,
         }

@@ -1,10 +1,10 @@
 //! The words that producer and worker share, and the two boundaries to the outside world.
 //!
-//! In reading order: [`repo`] and [`job`] say what is to be done, [`fault`] and [`outcome`] what
-//! became of it, [`run`] adds outcomes up to a run. [`broker`] carries jobs and remembers outcomes;
-//! [`store`] keeps digests. The rest serves all of them.
+//! In reading order: [`ids`] and [`job`] say what to do, [`fault`] and [`outcome`] what became of
+//! it, [`run`] adds outcomes up to a run. [`broker`] carries jobs and remembers outcomes; [`store`]
+//! keeps digests. The rest serves all of them.
 
-pub mod repo;
+pub mod ids;
 
 pub mod job;
 
@@ -18,6 +18,8 @@ pub mod broker;
 
 pub mod store;
 
+pub mod text;
+
 pub mod retry;
 
 pub mod telemetry;
@@ -26,9 +28,6 @@ pub mod shutdown;
 
 pub mod exit;
 
-pub mod options;
+pub mod cli;
 
-pub mod moment;
-
-#[cfg(feature = "testing")]
-pub mod testing;
+pub mod failpoint;

@@ -6,9 +6,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::fault::{Fault, FaultKind};
-use crate::job::PushedAt;
-use crate::repo::RepoRef;
-use crate::run::{JobKey, RunId};
+use crate::ids::PushedAt;
+use crate::ids::RepoRef;
+use crate::ids::{JobKey, RunId};
 
 /// Attempts after the first that a transient fault gets, after 1, 2 and 4 seconds.
 pub const RETRIES: u32 = 3;

@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::exit::{self, ExitError};
 use crate::fault::Fault;
-use crate::job::PushedAt;
-use crate::repo::RepoRef;
-use crate::run::RunId;
+use crate::ids::PushedAt;
+use crate::ids::RepoRef;
+use crate::ids::RunId;
 use crate::store::s3::S3Store;
 use crate::store::s3::config::{S3Config, unsubstituted};
 
@@ -79,20 +79,20 @@ pub enum DocumentKey {
     },
     /// What the producer remembers of the digests; it can do without.
     Index,
-    /// [`LatestRun`](crate::run::LatestRun), written with each manifest.
+    /// [`LatestRun`](crate::run::documents::LatestRun), written with each manifest.
     Latest,
-    /// [`LastClosed`](crate::run::LastClosed), written when a run closes.
+    /// [`LastClosed`](crate::run::documents::LastClosed), written when a run closes.
     LastClosed,
 }
 
 /// The documents of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Document {
-    /// [`JobList`](crate::run::JobList), written before the manifest.
+    /// [`JobList`](crate::run::documents::JobList), written before the manifest.
     Jobs,
-    /// [`Manifest`](crate::run::Manifest), written before the first job.
+    /// [`Manifest`](crate::run::documents::Manifest), written before the first job.
     Manifest,
-    /// [`RunSummary`](crate::run::RunSummary), written at the end.
+    /// [`RunSummary`](crate::run::documents::RunSummary), written at the end.
     Summary,
 }
 

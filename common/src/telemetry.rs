@@ -38,7 +38,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::fault::FaultKind;
 use crate::outcome::Outcome;
-use crate::run::CacheReason;
+use crate::run::documents::CacheReason;
 
 pub mod fleet;
 

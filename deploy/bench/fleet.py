@@ -3,7 +3,7 @@
 
     deploy/test.sh prepare
     cargo build --release --bins
-    cargo build --release -p common --features testing --example git-server --example queue-speed
+    cargo build --release -p testing --example git-server --example queue-speed
     cargo build --release -p producer --example cache_speed
     python3 deploy/bench/fleet.py COMMAND
 
@@ -49,8 +49,8 @@ from pathlib import Path
 RELEASE = Path(__file__).resolve().parent.parent.parent / "target" / "release"
 PREPARE = "run deploy/test.sh prepare"
 BUILD_EXAMPLES = {
-    "git-server": "-p common --features testing --example git-server",
-    "queue-speed": "-p common --features testing --example queue-speed",
+    "git-server": "-p testing --example git-server",
+    "queue-speed": "-p testing --example queue-speed",
     "cache_speed": "-p producer --example cache_speed",
 }
 PUSHED_AT = "2026-01-01T00:00:00Z"

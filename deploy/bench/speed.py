@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures CPU and memory of fetch + digest + store against other ways to do it, in one run.
 
-    cargo build --release --bins && cargo build --release -p common --features testing --example git-server
+    cargo build --release --bins && cargo build --release -p testing --example git-server
     python3 deploy/bench/speed.py CORPUS --gitingest-python VENV/bin/python --token-table FILE
 
 CORPUS holds bare repositories CORPUS/{owner}/{name}.git, best of one commit each. They are served

@@ -13,18 +13,19 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::ensure;
-use common::job::{DIGEST_FORMAT, PushedAt};
-use common::repo::RepoRef;
+use common::ids::PushedAt;
+use common::ids::RepoRef;
+use common::job::DIGEST_FORMAT;
 use common::retry::Policy;
-use common::run::CacheReason;
+use common::run::documents::CacheReason;
 use common::store::DigestStore;
 use common::store::s3::S3Store;
-use common::testing::delay_proxy::DelayProxy;
-use common::testing::s3_server::{BUCKET, S3Server, StoredObject, config};
 use futures::TryStreamExt;
 use producer::cache::{self, CacheConfig, CacheSource, Check};
 use producer::feed::FeedRepo;
 use producer::index::Index;
+use testing::delay_proxy::DelayProxy;
+use testing::s3_server::{BUCKET, S3Server, StoredObject, config};
 
 const REPOSITORIES: usize = 24_500;
 const OLD: Duration = Duration::from_secs(86_400);

@@ -11,11 +11,14 @@ use std::time::Duration;
 
 use common::exit::{self, ExitError};
 use common::fault::Fault;
-use common::job::{DIGEST_FORMAT, PushedAt};
-use common::repo::RepoRef;
+use common::ids::JobKey;
+use common::ids::PushedAt;
+use common::ids::RepoRef;
+use common::job::DIGEST_FORMAT;
 use common::retry::{Attempt, Policy, retry};
-use common::run::{CacheReason, JobKey, thousands};
+use common::run::documents::CacheReason;
 use common::store::{DigestMeta, DigestStore, DocumentKey, Found};
+use common::text::thousands;
 use futures::future::join;
 use futures::stream::{self, StreamExt};
 use serde::Serialize;
@@ -645,7 +648,7 @@ enum ApiError {
 
 #[cfg(test)]
 mod tests {
-    use common::run::RunId;
+    use common::ids::RunId;
     use common::store::Version;
 
     use super::*;

@@ -11,10 +11,11 @@ use clap::{Args, Subcommand};
 use common::broker::{BrokerConfig, DeadLetter, SharedBroker};
 use common::exit::{self, ExitError};
 use common::fault::{Fault, FaultKind};
+use common::ids::RunId;
 use common::job::{Job, WIRE_VERSION};
-use common::run::{RunId, thousands, words};
 use common::shutdown::Shutdown;
 use common::telemetry::printable;
+use common::text::{format_duration, thousands};
 use futures::StreamExt;
 use futures::stream;
 use serde::Serialize;
@@ -318,7 +319,7 @@ impl Known {
 /// Days too: dead letters get old.
 fn long(seconds: u64) -> String {
     match seconds / (24 * 3600) {
-        0 | 1 => words(Duration::from_secs(seconds)),
+        0 | 1 => format_duration(Duration::from_secs(seconds)),
         days => format!("{days}d"),
     }
 }

@@ -1,6 +1,5 @@
 //! The feed: where it comes from, what it says, and which of its repositories a run is about.
 
-use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
@@ -10,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use common::exit::{self, ExitError};
 use common::fault::FaultKind;
-use common::job::PushedAt;
-use common::repo::RepoRef;
+use common::ids::PushedAt;
+use common::ids::RepoRef;
 use common::retry::{Attempt, Policy, retry};
-use common::run::{Failure, thousands};
+use common::run::documents::Failure;
+use common::text::thousands;
 use globset::{GlobBuilder, GlobMatcher};
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
@@ -536,20 +536,19 @@ async fn read(path: &Path, limit: u64) -> Result<(Vec<u8>, PathBuf), ExitError> 
 }
 
 /// Joins the entries of the same repository, which upper and lower case do not tell apart: the
-/// newest push counts, as its entry spells it. Where two cannot be compared, or are the same moment,
+/// newest push counts, as its entry spells it. Of two at the same time,
 /// the later entry does.
 fn once_each(entries: Vec<FeedRepo>) -> (Vec<FeedRepo>, Vec<Repetition>) {
     let mut once: Vec<FeedRepo> = Vec::with_capacity(entries.len());
     let mut repeated = Vec::new();
     let mut places = HashMap::with_capacity(entries.len());
     for mut entry in entries {
-        let key = entry.repo.to_string().to_ascii_lowercase();
-        let place = *places.entry(key).or_insert(once.len());
+        let place = *places.entry(entry.repo.clone()).or_insert(once.len());
         let Some(kept) = once.get_mut(place) else {
             once.push(entry);
             continue;
         };
-        if entry.pushed_at.compare(&kept.pushed_at) != Some(Ordering::Less) {
+        if entry.pushed_at >= kept.pushed_at {
             std::mem::swap(kept, &mut entry);
         }
         repeated.push(Repetition {

@@ -5,13 +5,17 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use clap::Args;
-use common::broker::{BrokerConfig, Entries, Entry, Event, Position, ProducerLock, SharedBroker};
+use common::broker::{
+    BrokerConfig, Entries, Event, LedgerEntry, Position, ProducerLock, SharedBroker,
+};
 use common::exit::{self, ExitError};
 use common::fault::Fault;
+use common::ids::{JobKey, RunId};
 use common::job::Job;
 use common::outcome::OutcomeRecord;
-use common::run::{JobKey, RunId, Tally, thousands, words};
+use common::run::view::Tally;
 use common::store::SharedStore;
+use common::text::{format_duration, thousands};
 use futures::{StreamExt, stream};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
@@ -128,7 +132,7 @@ impl Fleet {
                 Event::Job(job) if entry.at >= since && is_same(&job, &wanted) => {
                     open.insert(job.key());
                 }
-                Event::Job(_) => {}
+                Event::Job(_) | Event::Worker(_) => {}
                 Event::Dead(job) => {
                     open.remove(&job.key());
                 }
@@ -259,7 +263,7 @@ impl FleetRun<'_> {
     async fn events_again(&self) -> Result<Entries, Fault> {
         let since = self.since - CLOCKS_DIFFER;
         let events = self.fleet.broker.events(Position::Since(since)).await?;
-        let of_this_run = move |entry: &Result<Entry, Fault>| {
+        let of_this_run = move |entry: &Result<LedgerEntry, Fault>| {
             let counts = entry.as_ref().map_or(true, |entry| {
                 // Which says when its job was enqueued.
                 entry.at >= since || matches!(entry.event, Event::Dead(_))
@@ -272,7 +276,7 @@ impl FleetRun<'_> {
     /// Nothing was heard for so long: looks whether anybody works. `false` where jobs wait, so that
     /// there is nothing to do but to wait with them.
     async fn somebody_works(&self, silence: Duration) -> bool {
-        let silence = words(silence);
+        let silence = format_duration(silence);
         let waiting = match self.fleet.broker.waiting().await {
             Ok(waiting) => waiting,
             Err(fault) => {
@@ -311,7 +315,7 @@ impl FleetRun<'_> {
             operation = "silence",
             open = open.len(),
             "no outcome for {}, and {} jobs neither wait nor have a digest: publishing them again",
-            words(silence),
+            format_duration(silence),
             thousands(open.len() as u64)
         );
         let again = self

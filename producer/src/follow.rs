@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use common::broker::{Entries, Entry, Event};
+use common::broker::{Entries, Event, LedgerEntry};
 use common::fault::Fault;
-use common::run::Tally;
+use common::run::view::Tally;
 use futures::{Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
@@ -71,7 +71,10 @@ pub async fn follow(
 }
 
 /// Counts what is in the ledger already, without waiting for more.
-fn take_ready(events: &mut (impl Stream<Item = Result<Entry, Fault>> + Unpin), tally: &mut Tally) {
+fn take_ready(
+    events: &mut (impl Stream<Item = Result<LedgerEntry, Fault>> + Unpin),
+    tally: &mut Tally,
+) {
     use futures::FutureExt;
     while let Some(Some(Ok(entry))) = events.next().now_or_never() {
         count(tally, entry.event);

@@ -14,8 +14,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use common::fault::Fault;
-use common::job::PushedAt;
-use common::repo::RepoRef;
+use common::ids::PushedAt;
+use common::ids::RepoRef;
 use common::store::{DigestStore, DocumentKey, Listed};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};

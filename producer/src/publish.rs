@@ -2,8 +2,8 @@
 
 use common::broker::{Enqueued, SharedBroker};
 use common::fault::Fault;
+use common::ids::RunId;
 use common::job::{Job, WIRE_VERSION};
-use common::run::RunId;
 use futures::StreamExt;
 use futures::stream;
 use tokio_util::sync::CancellationToken;

@@ -4,8 +4,11 @@ use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
+use common::ids::RunId;
 use common::outcome::{Outcome, OutcomeRecord};
-use common::run::{RunId, RunSummary, Tally, thousands};
+use common::run::documents::RunSummary;
+use common::run::view::Tally;
+use common::text::thousands;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tracing::{error, info, warn};
 
@@ -475,8 +478,8 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use common::fault::FaultKind;
-    use common::job::PushedAt;
-    use common::run::{CacheReason, Failure};
+    use common::ids::PushedAt;
+    use common::run::documents::{CacheReason, Failure};
     use indicatif::TermLike;
 
     use super::*;
@@ -489,7 +492,7 @@ mod tests {
             entry: FeedRepo {
                 repo: repo.parse().unwrap(),
                 url: format!("https://github.com/{repo}"),
-                pushed_at: PushedAt::new("1").unwrap(),
+                pushed_at: PushedAt::new("2026-01-01T00:00:00Z").unwrap(),
                 archived: false,
             },
             reason,
@@ -502,7 +505,7 @@ mod tests {
         OutcomeRecord {
             run: RunId::new(),
             repo: repo.parse().unwrap(),
-            pushed_at: PushedAt::new("1").unwrap(),
+            pushed_at: PushedAt::new("2026-01-01T00:00:00Z").unwrap(),
             outcome,
             message: "HTTP 404".to_owned(),
             attempt: 0,

@@ -8,16 +8,18 @@ use anyhow::{Context, Result};
 use clap::Args;
 use common::broker::{BrokerConfig, Entries, Position, SharedBroker};
 use common::exit::{self, ExitError};
+use common::failpoint;
 use common::fault::Fault;
-use common::moment;
-use common::repo::DIGEST_PATTERN;
-use common::run::{
-    ClosedRun, JobKey, JobList, LastClosed, LatestRun, Manifest, RunId, RunSummary, Tally,
-    thousands,
+use common::ids::DIGEST_PATTERN;
+use common::ids::{JobKey, RunId};
+use common::run::documents::{
+    ClosedRun, ExpectedJob, JobList, LastClosed, LatestRun, Manifest, RunSummary,
 };
+use common::run::view::Tally;
 use common::shutdown::Shutdown;
 use common::store::{Document, DocumentKey, SharedStore, StoreConfig};
 use common::telemetry::{Metrics, MetricsConfig, always_ready};
+use common::text::thousands;
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -196,7 +198,7 @@ impl RunConfig {
             () = shutdown.soft.cancelled() => return Ok(stopped(shutdown)),
         };
         let begun = self.begin(start, store, &plan, &adopted, bar).await?;
-        moment::reached("after-manifest");
+        failpoint::hit("after-manifest");
         begun
             .finish_on(fleet, &plan.checked, &adopted, (events, since), shutdown)
             .await
@@ -252,7 +254,14 @@ impl RunConfig {
         let run = start.run.clone();
         let jobs = JobList {
             invalid: plan.feed.invalid.iter().map(|e| e.failure()).collect(),
-            jobs: tally.open_jobs().collect(),
+            version: JobList::VERSION,
+            jobs: tally
+                .open_jobs()
+                .map(|key| ExpectedJob {
+                    key,
+                    adopted_from: Vec::new(),
+                })
+                .collect(),
         };
         let manifest = Manifest {
             run: run.clone(),
@@ -529,10 +538,11 @@ mod tests {
 
     use async_trait::async_trait;
     use common::broker::{
-        Broker, DeadLetter, Delivery, Enqueued, Entries, Event, HostPause, ProducerLock, Waiting,
+        Broker, DeadLetter, Delivery, Enqueued, Entries, Event, Notice, ProducerLock, Waiting,
     };
-    use common::job::{Job, PushedAt};
-    use common::run::CacheReason;
+    use common::ids::PushedAt;
+    use common::job::Job;
+    use common::run::documents::CacheReason;
     use common::store::fs::FsStore;
     use futures::stream::BoxStream;
 
@@ -575,12 +585,20 @@ mod tests {
             unreachable!()
         }
 
-        async fn announce(&self, _: &HostPause) -> Result<(), Fault> {
+        async fn announce(&self, _: &Notice) -> Result<(), Fault> {
             unreachable!()
         }
 
-        async fn announcements(&self) -> Result<BoxStream<'static, HostPause>, Fault> {
+        async fn announcements(&self) -> Result<BoxStream<'static, Notice>, Fault> {
             unreachable!()
+        }
+
+        fn loan_limit(&self) -> Option<Duration> {
+            None
+        }
+
+        fn retry_after(&self, wish: Duration) -> Duration {
+            wish
         }
 
         async fn probe(&self) -> Result<(), Fault> {
@@ -602,7 +620,7 @@ mod tests {
             entry: FeedRepo {
                 repo: "a/b".parse().unwrap(),
                 url: "https://github.com/a/b".to_owned(),
-                pushed_at: PushedAt::new("1").unwrap(),
+                pushed_at: PushedAt::new("2026-01-01T00:00:00Z").unwrap(),
                 archived: false,
             },
             reason: CacheReason::Miss,

@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
-use common::broker::{BrokerConfig, Entry, Position, SharedBroker, Waiting};
+use common::broker::{BrokerConfig, LedgerEntry, Position, SharedBroker, Waiting};
 use common::exit::{self, ExitError};
 use common::fault::Fault;
-use common::run::{InvalidRunId, LatestRun, RunId, RunSummary};
+use common::ids::{InvalidRunId, RunId};
+use common::run::documents::{LatestRun, RunSummary};
 use common::shutdown::Shutdown;
 use common::store::{Document, DocumentKey, SharedStore, StoreConfig};
 use futures::stream::{self, BoxStream};
@@ -306,7 +307,7 @@ struct Looks {
 /// What comes from the ledger.
 #[derive(Debug)]
 pub(crate) enum Read {
-    Entry(Entry),
+    Entry(LedgerEntry),
     /// What was there at first is read.
     CaughtUp,
 }

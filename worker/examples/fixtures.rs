@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::Context;
-use common::testing::repositories::parity::{Expected, OWNER, fixtures};
+use testing::repositories::parity::{Expected, OWNER, fixtures};
 
 fn main() -> anyhow::Result<()> {
     let root = std::env::args().nth(1).context("no directory given")?;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use common::exit::{self, ExitError};
 use common::fault::{Fault, FaultKind};
-use common::repo::RepoRef;
+use common::ids::RepoRef;
 use common::shutdown::Shutdown;
 use common::telemetry::{LogConfig, Metrics};
 use url::Url;

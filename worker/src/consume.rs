@@ -3,14 +3,14 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use common::broker::{Delivery, Event, HostPause, Settlement, SharedBroker};
+use common::broker::{Delivery, Event, HostPause, Notice, Settlement, SharedBroker};
+use common::failpoint;
 use common::fault::{Fault, FaultKind};
-use common::moment;
 use common::outcome::{Decision, Outcome, OutcomeRecord, decide};
-use common::run::words;
 use common::shutdown::Shutdown;
 use common::store::SharedStore;
 use common::telemetry::{HandedBack, Metrics};
+use common::text::format_duration;
 use futures::StreamExt;
 use time::OffsetDateTime;
 use tokio::task::JoinSet;
@@ -199,7 +199,7 @@ impl Worker {
                 let fault = Fault::throttled(
                     format!(
                         "not asked: {host} has turned everybody away for {}",
-                        words(duration)
+                        format_duration(duration)
                     ),
                     None,
                 );
@@ -370,7 +370,8 @@ impl Worker {
                 .unwrap_or(i64::MAX),
             worker: self.name.clone(),
         };
-        let announced = tokio::time::timeout(ANNOUNCING, self.broker.announce(&pause)).await;
+        let announced =
+            tokio::time::timeout(ANNOUNCING, self.broker.announce(&Notice::HostPause(pause))).await;
         if !matches!(announced, Ok(Ok(()))) {
             // Each of them finds out by itself.
             debug!(
@@ -437,7 +438,7 @@ impl Worker {
             return;
         }
         self.metrics.job_ended(outcome);
-        moment::reached("after-outcome");
+        failpoint::hit("after-outcome");
         settle(delivery, settlement, hold).await;
     }
 
@@ -583,7 +584,10 @@ async fn listen(broker: SharedBroker, name: String, shared: Arc<Shared>, metrics
             return;
         }
     };
-    while let Some(pause) = announcements.next().await {
+    while let Some(notice) = announcements.next().await {
+        let Notice::HostPause(pause) = notice else {
+            continue;
+        };
         if pause.worker == name {
             continue;
         }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use common::repo::RepoRef;
+use common::ids::RepoRef;
 
 /// How long a host may turn everybody away before its jobs fail without asking it; one of them
 /// still asks after each pause. A run then ends, and the next one tries again.

@@ -3,9 +3,9 @@
 use std::cmp::Ordering;
 use std::time::Instant;
 
+use common::failpoint;
 use common::fault::Fault;
 use common::job::{DIGEST_FORMAT, Job};
-use common::moment;
 use common::outcome::Outcome;
 use common::store::{Digest, DigestMeta, Found, Put, SharedStore};
 use common::telemetry::Metrics;
@@ -50,10 +50,9 @@ pub fn settled_by(job: &Job, found: &Found) -> Option<Outcome> {
     let Found::Stored { meta, .. } = found else {
         return None;
     };
-    match meta.pushed_at.compare(&job.pushed_at) {
-        Some(Ordering::Greater) => Some(Outcome::Superseded),
-        // Equal as text; another spelling of the same time would not be a hit in the cache.
-        _ if meta.pushed_at != job.pushed_at => None,
+    match meta.pushed_at.cmp(&job.pushed_at) {
+        Ordering::Greater => Some(Outcome::Superseded),
+        Ordering::Less => None,
         _ if job.force && meta.run != job.run => None,
         _ if meta.format != DIGEST_FORMAT => None,
         _ => Some(Outcome::Unchanged),
@@ -73,7 +72,7 @@ pub async fn attempt(
         return Ok(outcome.into());
     }
 
-    moment::reached("before-fetch");
+    failpoint::hit("before-fetch");
     let subject = Subject::Repository {
         owner: job.repo.owner().to_owned(),
         name: job.repo.name().to_owned(),
@@ -108,11 +107,11 @@ pub async fn attempt(
         text: text.text,
     };
 
-    moment::reached("before-put");
+    failpoint::hit("before-put");
     let start = Instant::now();
     for _ in 0..OFFERS {
         if store.put(&job.repo, &digest, &found.expected()).await? == Put::Stored {
-            moment::reached("after-put");
+            failpoint::hit("after-put");
             metrics.stored_in(start.elapsed());
             metrics.stored_bytes.inc_by(digest.meta.bytes);
             return Ok(Attempt {
@@ -137,8 +136,8 @@ pub async fn attempt(
 
 #[cfg(test)]
 mod tests {
-    use common::job::PushedAt;
-    use common::run::RunId;
+    use common::ids::PushedAt;
+    use common::ids::RunId;
     use common::store::Version;
 
     use super::*;

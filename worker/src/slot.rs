@@ -14,8 +14,8 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use clap::Args;
+use common::failpoint;
 use common::fault::{Fault, FaultKind};
-use common::moment;
 use common::telemetry::Metrics;
 use rustix::process::{DumpableBehavior, Pid, Signal, kill_process_group, set_dumpable_behavior};
 use serde::{Deserialize, Serialize};
@@ -310,7 +310,7 @@ impl Slots {
                     match frame.and_then(|frame| making.take(frame)) {
                         Ok(None) => {
                             alive = Instant::now();
-                            moment::reached("during-fetch");
+                            failpoint::hit("during-fetch");
                         }
                         Ok(Some(end)) => break end,
                         Err(error) => {

@@ -19,8 +19,7 @@ use self::publish::Message;
 use self::session::{Link, Server, Session, Unanswered};
 use self::topology::{Look, Names, PAUSES, key, kind};
 use super::{
-    Broker, DeadLetter, Delivery, Enqueued, Entries, Event, HostPause, Position, ProducerLock,
-    Waiting,
+    Broker, DeadLetter, Delivery, Enqueued, Entries, Event, Notice, Position, ProducerLock, Waiting,
 };
 use crate::fault::Fault;
 use crate::job::Job;
@@ -41,10 +40,12 @@ mod announce;
 
 mod lock;
 
-/// Names of our own headers.
+/// Names of headers.
 mod header {
     pub(super) const ATTEMPT: &str = "attempt";
     pub(super) const WAITS: &str = "waits";
+    /// Set by quorum queues: how often the message came back.
+    pub(super) const DELIVERY_COUNT: &str = "x-delivery-count";
 }
 
 /// How to use a RabbitMQ.
@@ -184,13 +185,21 @@ impl Broker for AmqpBroker {
         dead::letters(Arc::clone(&self.shared)).await
     }
 
-    async fn announce(&self, pause: &HostPause) -> Result<(), Fault> {
-        let message = self.shared.announcement(pause)?;
+    async fn announce(&self, notice: &Notice) -> Result<(), Fault> {
+        let message = self.shared.announcement(notice)?;
         self.shared.publish(&message).await
     }
 
-    async fn announcements(&self) -> Result<BoxStream<'static, HostPause>, Fault> {
+    async fn announcements(&self) -> Result<BoxStream<'static, Notice>, Fault> {
         announce::announcements(Arc::clone(&self.shared)).await
+    }
+
+    fn loan_limit(&self) -> Option<Duration> {
+        Some(topology::CONSUMER_TIMEOUT)
+    }
+
+    fn retry_after(&self, wish: Duration) -> Duration {
+        topology::pause_for(wish)
     }
 
     async fn probe(&self) -> Result<(), Fault> {
@@ -263,6 +272,14 @@ impl Shared {
             Message::new("".into(), ledger, kind, &job.id(), now, job.encode())
         };
         Ok(match event {
+            Event::Worker(state) => Message::new(
+                self.names.exchange(),
+                key::RUN.into(),
+                kind::WORKER,
+                "",
+                now,
+                serde_json::to_vec(state).map_err(Fault::infra)?,
+            ),
             Event::Job(job) => to_ledger(kind::JOB, job),
             Event::Dead(job) => to_ledger(kind::DEAD, job),
             Event::Outcome(record) => Message::new(

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -12,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Broker, DELIVERY_LIMIT, DeadLetter, Delivery, Enqueued, Entries, Entry, Event, HostPause,
+    Broker, DELIVERY_LIMIT, DeadLetter, Delivery, Enqueued, Entries, Event, LedgerEntry, Notice,
     Position, ProducerLock, Receipt, Settlement, Waiting,
 };
 use crate::fault::Fault;
@@ -32,7 +33,7 @@ struct Shared {
     /// The ledger's length.
     recorded: watch::Sender<usize>,
     producer: Arc<Semaphore>,
-    announcements: broadcast::Sender<HostPause>,
+    announcements: broadcast::Sender<Notice>,
     closed: CancellationToken,
 }
 
@@ -44,7 +45,7 @@ struct State {
     dead: VecDeque<Message>,
     /// How many streams of deliveries there are.
     consumers: u64,
-    ledger: Vec<Entry>,
+    ledger: Vec<LedgerEntry>,
 }
 
 /// A stream of deliveries, counted while it is there.
@@ -90,7 +91,7 @@ impl Shared {
     fn record(&self, at: OffsetDateTime, event: Event) {
         let length = {
             let mut state = self.state();
-            state.ledger.push(Entry { at, event });
+            state.ledger.push(LedgerEntry { at, event });
             state.ledger.len()
         };
         // Two recorders may arrive here in the wrong order; the length must not shrink.
@@ -191,6 +192,7 @@ impl Broker for MemoryBroker {
                     message.job,
                     message.attempt,
                     message.waits,
+                    message.returns,
                     message.enqueued,
                     Box::new(receipt),
                 );
@@ -268,20 +270,20 @@ impl Broker for MemoryBroker {
         Ok(stream::iter(letters.collect::<Vec<_>>()).boxed())
     }
 
-    async fn announce(&self, pause: &HostPause) -> Result<(), Fault> {
+    async fn announce(&self, notice: &Notice) -> Result<(), Fault> {
         self.shared.open()?;
         // An error means that nobody listens.
-        _ = self.shared.announcements.send(pause.clone());
+        _ = self.shared.announcements.send(notice.clone());
         Ok(())
     }
 
-    async fn announcements(&self) -> Result<BoxStream<'static, HostPause>, Fault> {
+    async fn announcements(&self) -> Result<BoxStream<'static, Notice>, Fault> {
         self.shared.open()?;
         let announced = self.shared.announcements.subscribe();
         let stream = stream::unfold(announced, |mut announced| async move {
             loop {
                 match announced.recv().await {
-                    Ok(pause) => return Some((pause, announced)),
+                    Ok(notice) => return Some((notice, announced)),
                     Err(broadcast::error::RecvError::Lagged(_)) => {}
                     Err(broadcast::error::RecvError::Closed) => return None,
                 }
@@ -289,6 +291,14 @@ impl Broker for MemoryBroker {
         });
         let closed = self.shared.closed.clone();
         Ok(stream.take_until(closed.cancelled_owned()).boxed())
+    }
+
+    fn loan_limit(&self) -> Option<Duration> {
+        None
+    }
+
+    fn retry_after(&self, wish: Duration) -> Duration {
+        wish
     }
 
     async fn probe(&self) -> Result<(), Fault> {

@@ -21,7 +21,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{Digest, DigestMeta, DigestStore, DocumentKey, Expected, Found, Listed, Put, Version};
 use crate::fault::Fault;
-use crate::repo::RepoRef;
+use crate::ids::RepoRef;
 
 /// How much of a text tells it from its predecessor without reading all of it: the commit stands
 /// in its first lines.

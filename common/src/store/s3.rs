@@ -50,7 +50,7 @@ use self::failure::Failure;
 use self::metadata::Metadata;
 use super::{Digest, DigestStore, DocumentKey, Expected, Found, Listed, Put, Version};
 use crate::fault::Fault;
-use crate::repo::RepoRef;
+use crate::ids::RepoRef;
 
 pub mod config;
 

@@ -5,7 +5,7 @@ use prometheus::{Gauge, GaugeVec, Opts, Registry};
 use super::{Expose, add_build, process, register, text_of};
 use crate::broker::Waiting;
 use crate::fault::FaultKind;
-use crate::run::CacheReason;
+use crate::run::documents::CacheReason;
 
 /// Not known: no comparison with it holds, so no alert fires, and a graph has a gap.
 pub const UNKNOWN: f64 = f64::NAN;

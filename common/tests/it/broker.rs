@@ -5,7 +5,7 @@ use std::sync::Arc;
 use common::broker::SharedBroker;
 use common::broker::amqp::{AmqpBroker, Options};
 use common::broker::memory::MemoryBroker;
-use common::testing::{broker_contract, rabbitmq};
+use testing::{broker_contract, rabbitmq};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory() {

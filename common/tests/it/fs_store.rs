@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use common::fault::FaultKind;
-use common::repo::RepoRef;
+use common::ids::RepoRef;
 use common::store::fs::FsStore;
 use common::store::{DigestStore, Expected, Found, Put, SharedStore};
-use common::testing::root::as_root;
-use common::testing::small_disk::SmallDisk;
-use common::testing::store_contract::{self, digest};
 use tempfile::TempDir;
+use testing::root::as_root;
+use testing::small_disk::SmallDisk;
+use testing::store_contract::{self, digest};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn contract() {

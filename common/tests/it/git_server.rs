@@ -8,8 +8,8 @@ use std::process::{Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::testing::git_server::{Fault, GitServer, Kind};
 use tempfile::TempDir;
+use testing::git_server::{Fault, GitServer, Kind};
 
 use crate::raw_http::{Reply, exchange, finish, get, head, send};
 

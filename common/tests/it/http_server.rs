@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::time::{Duration, Instant};
 
-use common::testing::http_server::{HttpServer, Response};
+use testing::http_server::{HttpServer, Response};
 
 use crate::raw_http::{exchange, finish, get, head, send};
 

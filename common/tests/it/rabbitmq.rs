@@ -12,17 +12,17 @@ use common::broker::{
 };
 use common::exit;
 use common::fault::FaultKind;
+use common::ids::RunId;
 use common::job::Job;
 use common::outcome::Outcome;
-use common::run::RunId;
-use common::testing::broker_contract::{job, outcome};
-use common::testing::rabbitmq::{Node, fresh_prefix, shared_url};
-use common::testing::tcp_proxy::TcpProxy;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
+use testing::broker_contract::{job, outcome};
+use testing::rabbitmq::{Node, fresh_prefix, shared_url};
+use testing::tcp_proxy::TcpProxy;
 
 /// How long something may take that is sure to come.
 const PROMPTLY: Duration = Duration::from_secs(60);

@@ -9,19 +9,20 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use common::fault::{Fault, FaultKind};
-use common::job::{DIGEST_FORMAT, PushedAt};
-use common::repo::RepoRef;
-use common::run::RunId;
+use common::ids::PushedAt;
+use common::ids::RepoRef;
+use common::ids::RunId;
+use common::job::DIGEST_FORMAT;
 use common::store::s3::S3Store;
 use common::store::s3::config::{Limits, S3Config};
 use common::store::{
     DigestStore, Document, DocumentKey, Expected, Found, Put, SharedStore, Version,
 };
-use common::testing::http_server::{HttpServer, Response};
-use common::testing::s3_server::{self, Call, Fate, S3Server, SECRET_KEY, StoredObject};
-use common::testing::seaweedfs::SeaweedFs;
-use common::testing::store_contract::{self, digest};
 use futures::TryStreamExt;
+use testing::http_server::{HttpServer, Response};
+use testing::s3_server::{self, Call, Fate, S3Server, SECRET_KEY, StoredObject};
+use testing::seaweedfs::SeaweedFs;
+use testing::store_contract::{self, digest};
 use tokio::net::{TcpSocket, TcpStream};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,8 +6,8 @@ use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use common::broker::DeadLetter;
 use common::fault::FaultKind;
+use common::ids::{JobKey, RunId};
 use common::job::Job;
-use common::run::{JobKey, RunId};
 use globset::{GlobBuilder, GlobMatcher};
 use time::OffsetDateTime;
 

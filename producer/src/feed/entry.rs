@@ -4,8 +4,8 @@
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
-use common::job::PushedAt;
-use common::repo::{InvalidRepo, RepoRef};
+use common::ids::PushedAt;
+use common::ids::{InvalidRepo, RepoRef};
 use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use common::run::{thousands, words};
 use common::telemetry::printable;
+use common::text::{format_duration, thousands};
 
 use super::standing::{Source, State, Status};
 
@@ -214,7 +214,7 @@ impl Page {
 }
 
 fn duration(seconds: u64) -> String {
-    words(Duration::from_secs(seconds))
+    format_duration(Duration::from_secs(seconds))
 }
 
 /// `length` characters of which `share` percent are full. Full only when all is done.
@@ -240,7 +240,8 @@ pub fn cut(text: &str, width: usize) -> String {
 #[cfg(test)]
 mod tests {
     use common::fault::FaultKind;
-    use common::run::{RunId, RunSummary};
+    use common::ids::RunId;
+    use common::run::documents::RunSummary;
 
     use super::super::standing::Documents;
     use super::*;

@@ -3,11 +3,14 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
-use common::broker::{Entry, Event, Waiting};
+use common::broker::{Event, LedgerEntry, Waiting};
 use common::fault::FaultKind;
+use common::ids::{JobKey, RunId};
 use common::job::Job;
 use common::outcome::OutcomeRecord;
-use common::run::{CacheReason, JobKey, JobList, Manifest, RunId, RunSummary, Tally, thousands};
+use common::run::documents::{CacheReason, JobList, Manifest, RunSummary};
+use common::run::view::Tally;
+use common::text::thousands;
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -227,7 +230,7 @@ impl Standing {
         let list = documents.jobs.as_ref().unwrap_or(&nothing);
         let mut tally = Tally::begin(cached.copied().unwrap_or(0), list);
         tally.set_adopted(documents.adopted());
-        let open = list.jobs.iter().map(|key| (key.clone(), None));
+        let open = list.jobs.iter().map(|job| (job.key.clone(), None));
         Self {
             open: open.collect(),
             tally,
@@ -281,10 +284,10 @@ impl Standing {
     }
 
     /// Takes note of an entry of the ledger.
-    pub fn take(&mut self, entry: Entry) {
+    pub fn take(&mut self, entry: LedgerEntry) {
         let at = match &entry.event {
             Event::Dead(_) => entry.at.max(self.clock),
-            Event::Job(_) | Event::Outcome(_) => entry.at,
+            Event::Job(_) | Event::Outcome(_) | Event::Worker(_) => entry.at,
         };
         self.clock = self.clock.max(at);
         match entry.event {
@@ -467,11 +470,13 @@ fn eta(open: u64, rate: f64) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use common::job::{PushedAt, WIRE_VERSION};
+    use common::ids::PushedAt;
+    use common::job::WIRE_VERSION;
     use common::outcome::Outcome;
     use time::macros::datetime;
 
     use super::*;
+    use common::run::documents::ExpectedJob;
 
     const START: OffsetDateTime = datetime!(2026-11-23 13:00:00.7 UTC);
 
@@ -482,15 +487,22 @@ mod tests {
     fn key(repo: &str) -> JobKey {
         JobKey {
             repo: repo.parse().unwrap(),
-            pushed_at: PushedAt::new("1").unwrap(),
+            pushed_at: PushedAt::new("2026-01-01T00:00:00Z").unwrap(),
         }
     }
 
     /// The run `this`, which waits for these jobs.
     fn documents(adopted: u64, jobs: &[&str]) -> Documents {
         let jobs = JobList {
+            version: JobList::VERSION,
             invalid: Vec::new(),
-            jobs: jobs.iter().map(|repo| key(repo)).collect(),
+            jobs: jobs
+                .iter()
+                .map(|repo| ExpectedJob {
+                    key: key(repo),
+                    adopted_from: Vec::new(),
+                })
+                .collect(),
         };
         Documents {
             run: run("this"),
@@ -521,7 +533,7 @@ mod tests {
             run: run(of),
             repo: repo.parse().unwrap(),
             url: format!("https://github.com/{repo}"),
-            pushed_at: PushedAt::new("1").unwrap(),
+            pushed_at: PushedAt::new("2026-01-01T00:00:00Z").unwrap(),
             force: false,
             replay_of: None,
         }
@@ -550,7 +562,7 @@ mod tests {
         for (second, event) in entries {
             let at = START.replace_nanosecond(0).unwrap() + time::Duration::seconds(*second);
             let event = event.clone();
-            standing.take(Entry { at, event });
+            standing.take(LedgerEntry { at, event });
         }
         standing
     }
@@ -665,7 +677,7 @@ mod tests {
         // But a list that is done is done.
         let at = START + Duration::from_secs(1);
         let event = done("this", "a/a");
-        listed.take(Entry { at, event });
+        listed.take(LedgerEntry { at, event });
         assert_eq!(listed.status(START).state, State::Closed);
 
         let mut documents = documents(0, &[]);

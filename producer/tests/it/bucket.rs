@@ -3,8 +3,8 @@
 use std::process::Command;
 
 use common::exit;
-use common::testing::s3_server::{ACCESS_KEY, Fate, S3Server, SECRET_KEY};
 use serde_json::Value;
+use testing::s3_server::{ACCESS_KEY, Fate, S3Server, SECRET_KEY};
 
 use crate::fleet::{Ended, Fleet, PUSHED, PUSHED_LATER, Running, bare_producer};
 

@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use common::broker::{Broker, Event, Position, Settlement, Waiting};
 use common::fault::FaultKind;
+use common::ids::RunId;
 use common::job::Job;
 use common::outcome::Outcome;
-use common::run::RunId;
-use common::testing::broker_contract::{job, outcome};
 use futures::StreamExt;
 use futures::stream;
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use testing::broker_contract::{job, outcome};
 use tokio::task::block_in_place;
 
 use crate::fleet::{Ended, Running, bare_producer};

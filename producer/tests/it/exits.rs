@@ -6,9 +6,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use common::exit::{BAD_FEED, BUSY, OK, UNAVAILABLE, USAGE};
-use common::testing::git_server::Fault;
-use common::testing::http_server::{HttpServer, Response};
 use rustix::process::{Signal, geteuid};
+use testing::git_server::Fault;
+use testing::http_server::{HttpServer, Response};
 
 use crate::fleet::{
     Ended, Fleet, Running, bare_producer, files_below, in_clean_environment, names_in,

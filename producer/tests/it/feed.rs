@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use clap::Parser;
 use common::exit::{self, ExitError};
-use common::testing::http_server::{HttpServer, Request, Response};
 use producer::cache::CacheConfig;
 use producer::feed::{self, Feed, FeedConfig, FilterConfig, LocalPaths};
+use testing::http_server::{HttpServer, Request, Response};
 
 use crate::logs::{self, Logs};
 

@@ -11,15 +11,15 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use common::repo::RepoRef;
+use common::ids::RepoRef;
 use common::store::fs::FsStore;
 use common::store::{Digest, DigestMeta, DigestStore};
-use common::testing::git_server::GitServer;
-use common::testing::repositories::Builder;
 use futures::TryStreamExt;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use testing::git_server::GitServer;
+use testing::repositories::Builder;
 use worker::digest::{self, Limits, Part, Subject};
 use worker::fetch::objects::Objects;
 

@@ -5,11 +5,11 @@ use std::fs;
 use std::path::Path;
 
 use common::exit::UNAVAILABLE;
-use common::testing::repositories::Builder;
-use common::testing::root::as_root;
-use common::testing::small_disk::SmallDisk;
 use rustix::process::Signal;
 use serde_json::json;
+use testing::repositories::Builder;
+use testing::root::as_root;
+use testing::small_disk::SmallDisk;
 
 use crate::fleet::{Ended, Fleet, expected_text, files_below};
 

@@ -1,9 +1,9 @@
 //! Servers and repositories that mean harm, in one run with others that must not notice.
 
-use common::testing::git_server::{Fault, GitServer, Kind};
-use common::testing::http_server::{HttpServer, Response};
-use common::testing::repositories::{self, BombLeaf, Builder};
 use serde_json::json;
+use testing::git_server::{Fault, GitServer, Kind};
+use testing::http_server::{HttpServer, Response};
+use testing::repositories::{self, BombLeaf, Builder};
 
 use crate::fleet::{Fleet, failures};
 

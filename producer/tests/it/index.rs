@@ -5,15 +5,17 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::exit;
-use common::job::{DIGEST_FORMAT, PushedAt};
-use common::repo::RepoRef;
-use common::run::{CacheReason, RunId};
+use common::ids::PushedAt;
+use common::ids::RepoRef;
+use common::ids::RunId;
+use common::job::DIGEST_FORMAT;
+use common::run::documents::CacheReason;
 use common::store::s3::S3Store;
 use common::store::{Digest, DigestMeta, DigestStore, DocumentKey, Put};
-use common::testing::s3_server::{Call, Fate, S3Server};
 use producer::cache::{self, CacheConfig, CacheSource, Check, Checked};
 use producer::feed::FeedRepo;
 use producer::index::{Entry, Index, SETTLED};
+use testing::s3_server::{Call, Fate, S3Server};
 
 use crate::logs::{self, Logs};
 

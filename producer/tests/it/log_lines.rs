@@ -6,10 +6,10 @@ use std::os::unix::fs::symlink;
 use std::process::Stdio;
 use std::time::Duration;
 
-use common::testing::git_server::Fault;
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::{Map, Value};
+use testing::git_server::Fault;
 
 use crate::fleet::{Fleet, PUSHED, in_clean_environment};
 

@@ -4,9 +4,9 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 
 use common::exit::UNAVAILABLE;
-use common::testing::git_server::Fault;
 use rustix::process::Signal;
 use serde_json::Value;
+use testing::git_server::Fault;
 
 use crate::fleet::{Fleet, PUSHED_LATER, Running, wait_until};
 

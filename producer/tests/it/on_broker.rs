@@ -6,10 +6,10 @@ use common::broker::{DELIVERY_LIMIT, Event};
 use common::exit;
 use common::store::DigestStore;
 use common::store::s3::S3Store;
-use common::testing::rabbitmq::shared_url;
-use common::testing::s3_server::S3Server;
-use common::testing::seaweedfs::SeaweedFs;
 use rustix::process::Signal;
+use testing::rabbitmq::shared_url;
+use testing::s3_server::S3Server;
+use testing::seaweedfs::SeaweedFs;
 
 use crate::distributed::Distributed;
 use crate::fleet::{Fleet, PUSHED, PUSHED_LATER, Running, expected_text, wait_until};
@@ -187,7 +187,7 @@ fn a_detached_run_goes_on_without_its_producer() {
 #[test]
 fn a_worker_hands_back_what_it_cannot_finish() {
     let (fleet, _bucket) = fleet_of(&["a/slow", "a/b"]);
-    let hang = common::testing::git_server::Fault::Hang;
+    let hang = testing::git_server::Fault::Hang;
     let stops = u64::from(DELIVERY_LIMIT) + 1;
     fleet.fleet.server.fault("a/slow", hang.times(stops));
     let run = Running::start(&mut fleet.producer(&[]));

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use common::job::DIGEST_FORMAT;
-use common::testing::http_server::{HttpServer, Response};
-use common::testing::repositories::{self, BombLeaf, Builder, Mode, Raw};
 use serde_json::{Value, json};
+use testing::http_server::{HttpServer, Response};
+use testing::repositories::{self, BombLeaf, Builder, Mode, Raw};
 
 use crate::fleet::{
     Fleet, PUSHED, PUSHED_LATER, bare_producer, expected_text, failures, files_below,

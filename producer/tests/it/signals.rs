@@ -3,9 +3,9 @@
 use std::process::Command;
 use std::time::Duration;
 
-use common::testing::git_server::{Fault, Kind};
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use testing::git_server::{Fault, Kind};
 
 use crate::fleet::{Ended, Fleet, Running};
 

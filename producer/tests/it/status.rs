@@ -10,15 +10,15 @@ use common::broker::amqp::{AmqpBroker, Options};
 use common::broker::{Broker, Delivery, Event, Settlement};
 use common::fault::FaultKind;
 use common::outcome::Outcome;
-use common::testing::broker_contract::outcome;
-use common::testing::rabbitmq::{fresh_prefix, shared_url};
-use common::testing::tcp_proxy::TcpProxy;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use rustix::process::Signal;
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::{Value, json};
+use testing::broker_contract::outcome;
+use testing::rabbitmq::{fresh_prefix, shared_url};
+use testing::tcp_proxy::TcpProxy;
 use tokio::task::block_in_place;
 
 use crate::fleet::{Ended, Fleet, Running, bare_producer, wait_until};
@@ -300,8 +300,8 @@ async fn a_run_of_nothing_but_adopted_jobs_is_known() {
 async fn a_ledger_that_cannot_be_read_proves_nothing() {
     let (fleet, queues) = (Fleet::of(&["s/a"]), Queues::new().await);
     let run = detached(&fleet, &queues);
-    let replay = common::run::RunId::new();
-    let job = common::testing::broker_contract::job(&replay, 1);
+    let replay = common::ids::RunId::new();
+    let job = testing::broker_contract::job(&replay, 1);
     queues.broker.record(&Event::Job(job)).await.unwrap();
 
     let through = |arguments: &[&str]| {
@@ -493,8 +493,8 @@ async fn a_watch_on_a_terminal_draws_and_leaves_it_tidy() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_that_only_the_ledger_knows_is_shown() {
     let (fleet, queues) = (Fleet::of(&["s/a"]), Queues::new().await);
-    let run = common::run::RunId::new();
-    let job = common::testing::broker_contract::job(&run, 1);
+    let run = common::ids::RunId::new();
+    let job = testing::broker_contract::job(&run, 1);
     queues.broker.record(&Event::Job(job)).await.unwrap();
     let told = ended(queues.named_to(status(&fleet, &[run.as_str(), "--json"]))).with(0);
     let told: Value = serde_json::from_str(&told.stdout).unwrap();

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 
 use common::fault::Fault;
-use common::run::thousands;
+use common::text::thousands;
 
 use super::ignore::{MAX_PATTERNS, Rules};
 

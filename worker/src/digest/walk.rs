@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use common::fault::Fault;
-use common::run::thousands;
+use common::text::thousands;
 
 use super::Limits;
 use super::ignore::{Place, Rules, Verdict};

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use common::testing::small_disk::SmallDisk;
+use testing::small_disk::SmallDisk;
 
 use crate::fixture::as_root;
 

@@ -4,10 +4,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use common::fault::{Fault, FaultKind};
-use common::testing::git_server::{Fault as Trouble, GitServer, Kind, Rule};
-use common::testing::http_server::{HttpServer, Response};
-use common::testing::repositories::{Builder, empty};
 use futures::future::join_all;
+use testing::git_server::{Fault as Trouble, GitServer, Kind, Rule};
+use testing::http_server::{HttpServer, Response};
+use testing::repositories::{Builder, empty};
 use worker::fetch::policy::{Secret, Token};
 
 use crate::fixture::{Fixture, TEXT, git, good, noise, work};

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use common::fault::Fault;
 use common::telemetry::Metrics;
-use common::testing::git_server::GitServer;
-use common::testing::repositories::Builder;
-use common::testing::root;
 use rustix::process::Pid;
 use tempfile::TempDir;
+use testing::git_server::GitServer;
+use testing::repositories::Builder;
+use testing::root;
 use tokio_util::sync::CancellationToken;
 use worker::digest::{Limits, Subject};
 use worker::fetch::policy::FetchPolicy;

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use common::fault::{Fault, FaultKind};
-use common::testing::repositories::{
+use testing::repositories::{
     BombLeaf, Builder, Mode, Raw, git_bomb, hostile_names, many_files, nested_directories,
 };
 use worker::digest::{self, CUT_NOTICE, Facts, Limits, Part, Subject, Text};

@@ -7,7 +7,7 @@
 use std::fs;
 use std::path::Path;
 
-use common::testing::repositories::parity::{Fixture, OWNER, fixtures};
+use testing::repositories::parity::{Fixture, OWNER, fixtures};
 use worker::digest::{self, Limits, Part, Subject};
 use worker::fetch::objects::Objects;
 

@@ -10,17 +10,17 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use common::fault::FaultKind;
-use common::testing::git_server::Fault as Trouble;
-use common::testing::repositories::{
+use rustix::process::{Pid, Signal, kill_process};
+use testing::git_server::Fault as Trouble;
+use testing::repositories::{
     BombLeaf, Builder, Mode, Raw, empty, git_bomb, many_files, nested_directories,
 };
-use rustix::process::{Pid, Signal, kill_process};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use worker::slot::{Made, Slots, Unmade};
 
 use crate::fixture::{Fixture, TEXT, as_root, exists, git, noise, subject, until, work};
-use common::testing::small_disk::SmallDisk;
+use testing::small_disk::SmallDisk;
 
 use FaultKind::{Infra, Killed, TooLarge, Transient};
 

@@ -15,7 +15,7 @@ use super::Shared;
 use super::publish::Message;
 use super::session::{Session, within};
 use super::topology::kind;
-use crate::broker::HostPause;
+use crate::broker::Notice;
 use crate::fault::Fault;
 use crate::retry;
 
@@ -25,15 +25,15 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 impl Shared {
-    /// Everybody's announcement of a host that wants to be left alone.
-    pub(super) fn announcement(&self, pause: &HostPause) -> Result<Message, Fault> {
+    /// The message of a notice.
+    pub(super) fn announcement(&self, notice: &Notice) -> Result<Message, Fault> {
         Ok(Message::new(
             self.names.hosts(),
             "".into(),
             kind::HOST,
             "",
             OffsetDateTime::now_utc(),
-            serde_json::to_vec(pause).map_err(Fault::infra)?,
+            serde_json::to_vec(notice).map_err(Fault::infra)?,
         )
         .for_whoever_listens())
     }
@@ -43,7 +43,7 @@ impl Shared {
 /// there is none is missed.
 pub(super) async fn announcements(
     shared: Arc<Shared>,
-) -> Result<BoxStream<'static, HostPause>, Fault> {
+) -> Result<BoxStream<'static, Notice>, Fault> {
     let session = shared.consuming.session(Some(shared.deadline())).await?;
     let mut listening = Listening {
         shared,
@@ -53,8 +53,8 @@ pub(super) async fn announcements(
     let attached = listening.attach(session).await;
     attached.map_err(|why| listening.shared.server.unreachable(&why))?;
     let stream = stream::unfold(listening, |mut listening| async move {
-        let pause = listening.next().await?;
-        Some((pause, listening))
+        let notice = listening.next().await?;
+        Some((notice, listening))
     });
     Ok(stream.boxed())
 }
@@ -123,7 +123,7 @@ impl Listening {
     }
 
     /// `None` when the broker was closed.
-    async fn next(&mut self) -> Option<HostPause> {
+    async fn next(&mut self) -> Option<Notice> {
         loop {
             let Some(live) = &mut self.live else {
                 let session = self.shared.consuming.session(None).await.ok()?;
@@ -139,7 +139,7 @@ impl Listening {
             };
             match incoming {
                 Some(Ok(incoming)) => match serde_json::from_slice(&incoming.data) {
-                    Ok(pause) => return Some(pause),
+                    Ok(notice) => return Some(notice),
                     // A later version's.
                     Err(error) => debug!(operation = "announcement", "not understood: {error}"),
                 },

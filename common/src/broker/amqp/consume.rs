@@ -23,9 +23,9 @@ use super::session::{Session, within};
 use super::topology::kind;
 use super::{Shared, count_of, header, id_of, time_of};
 use crate::broker::{Delivery, Event, Receipt, Settlement};
+use crate::failpoint;
 use crate::fault::{Fault, FaultKind};
 use crate::job::Job;
-use crate::moment;
 use crate::outcome::{Outcome, OutcomeRecord};
 
 /// The pause of a delivery that nobody took before its consumer ended.
@@ -197,6 +197,7 @@ impl Shared {
         let headers = incoming.properties.headers().as_ref();
         let attempt = count_of(headers, header::ATTEMPT);
         let waits = count_of(headers, header::WAITS);
+        let returns = count_of(headers, header::DELIVERY_COUNT);
         match Job::decode(&incoming.data) {
             Ok(job) => {
                 let receipt = AmqpReceipt {
@@ -212,6 +213,7 @@ impl Shared {
                     job,
                     attempt,
                     waits,
+                    returns,
                     enqueued,
                     Box::new(receipt),
                 ))
@@ -310,7 +312,7 @@ impl Receipt for AmqpReceipt {
             )
             .counted(attempt, waits);
             self.shared.publish(&message).await?;
-            moment::reached("after-retry-publish");
+            failpoint::hit("after-retry-publish");
         }
         let limit = self.shared.options.call_limit;
         let settled = match settlement {

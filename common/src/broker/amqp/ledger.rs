@@ -18,7 +18,7 @@ use super::publish::Message;
 use super::session::{Session, is_soft, within};
 use super::topology::{key, kind};
 use super::{Shared, id_of, integer, time_of};
-use crate::broker::{Entries, Entry, Event, Position};
+use crate::broker::{Entries, Event, LedgerEntry, Position, WorkerState};
 use crate::fault::Fault;
 use crate::job::Job;
 use crate::outcome::OutcomeRecord;
@@ -78,7 +78,7 @@ pub(super) async fn history(shared: Arc<Shared>, from: Position) -> Result<Entri
 /// What a record of the ledger is.
 #[derive(Debug)]
 enum Read {
-    Entry(Entry),
+    Entry(LedgerEntry),
     Mark(String),
 }
 
@@ -382,12 +382,15 @@ fn read(incoming: &Incoming, shared: &Shared) -> Option<Read> {
         kind::OUTCOME => serde_json::from_slice::<OutcomeRecord>(&incoming.data)
             .map(Event::Outcome)
             .map_err(Fault::poison),
+        kind::WORKER => serde_json::from_slice::<WorkerState>(&incoming.data)
+            .map(Event::Worker)
+            .map_err(Fault::poison),
         _ => Err(Fault::poison(format!("unknown type {said:?}"))),
     };
     match event {
         Ok(event) => {
             let at = time_of(properties).unwrap_or(OffsetDateTime::UNIX_EPOCH);
-            Some(Read::Entry(Entry { at, event }))
+            Some(Read::Entry(LedgerEntry { at, event }))
         }
         // A later version's, or a message that was never a job: who buried it recorded that.
         Err(fault) => {

@@ -17,9 +17,9 @@ use super::session::{Session, Unanswered};
 use super::topology::{key, kind};
 use super::{Shared, header};
 use crate::broker::Enqueued;
+use crate::failpoint;
 use crate::fault::Fault;
 use crate::job::Job;
-use crate::moment;
 use crate::retry;
 
 /// How many messages may be without their confirm: 390 a second one by one, 11,000 to 16,000 so.
@@ -240,7 +240,7 @@ impl Shared {
                     match confirmed {
                         Ok(()) => {
                             enqueued.jobs += 1;
-                            moment::reached("mid-publish");
+                            failpoint::hit("mid-publish");
                             progress = Instant::now();
                             window = (window * 2).min(WINDOW);
                             pauses = retry::pauses(SHORTEST_PAUSE, LONGEST_PAUSE);

@@ -21,6 +21,15 @@ pub(super) const PAUSES: [Duration; 4] = [
     Duration::from_secs(60),
 ];
 
+/// How long a delivery may stay unacknowledged, as RabbitMQ is set by default (`consumer_timeout`).
+pub(super) const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+
+/// The shortest of the [`PAUSES`] that is at least `wish`; the longest if none is.
+pub(super) fn pause_for(wish: Duration) -> Duration {
+    let pause = PAUSES.into_iter().find(|pause| *pause >= wish);
+    pause.unwrap_or(PAUSES[PAUSES.len() - 1])
+}
+
 /// Routing keys of the one exchange.
 pub(super) mod key {
     /// To the jobs queue and the ledger.
@@ -43,6 +52,8 @@ pub(super) mod kind {
     pub(in super::super) const DEAD: &str = "dead";
     /// An announcement about a host.
     pub(in super::super) const HOST: &str = "host";
+    /// A worker's state.
+    pub(in super::super) const WORKER: &str = "worker";
     /// A place in the ledger that its writer wants to find again.
     pub(in super::super) const MARK: &str = "mark";
 }
@@ -106,9 +117,7 @@ impl Names {
 
     /// The queue in which a message waits at least `after`; the longest where none is long enough.
     pub(super) fn retry_after(&self, after: Duration) -> ShortString {
-        let longest = PAUSES[PAUSES.len() - 1];
-        let pause = PAUSES.into_iter().find(|pause| *pause >= after);
-        self.retry(pause.unwrap_or(longest))
+        self.retry(pause_for(after))
     }
 
     fn with(&self, name: &str) -> ShortString {

@@ -11,8 +11,8 @@ use std::collections::HashMap;
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
-use crate::job::PushedAt;
-use crate::run::RunId;
+use crate::ids::PushedAt;
+use crate::ids::RunId;
 use crate::store::DigestMeta;
 
 pub(super) type Map = HashMap<String, String>;

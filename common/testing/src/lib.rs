@@ -1,4 +1,4 @@
-//! What the tests of every member share. Behind the feature `testing`.
+//! What the tests of every member share: contract suites, servers with faults, odd repositories.
 
 pub mod broker_contract;
 

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use super::http_server::{Body, Request, Response, Server, Watched, any_port, locked};
-use crate::repo::RepoRef;
+use common::ids::RepoRef;
 
 /// The object that made-up advertisements point at. No repository has it.
 const NO_SUCH_OBJECT: &str = "1111111111111111111111111111111111111111";
@@ -218,7 +218,7 @@ pub enum Kind {
 }
 
 /// Something that goes wrong on the server's side. (What the client makes of it is a
-/// [`common::fault::Fault`](crate::fault::Fault).)
+/// [`common::fault::Fault`](common::fault::Fault).)
 ///
 /// Handed to [`GitServer::fault`] as it is, it befalls every request for ever; see [`Fault::on`]
 /// and [`Fault::times`] for less.

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::s3_server::{ACCESS_KEY, BUCKET, SECRET_KEY, config};
-use crate::store::DigestStore;
-use crate::store::s3::S3Store;
-use crate::store::s3::config::S3Config;
+use common::store::DigestStore;
+use common::store::s3::S3Store;
+use common::store::s3::config::S3Config;
 
 /// The version that `deploy/test.sh` installs.
 const VERSION: &str = "4.48";

@@ -25,8 +25,8 @@ use sha2::{Digest as _, Sha256};
 use tokio_util::task::TaskTracker;
 
 use super::http_server::{Request, Response, Server, any_port, locked};
-use crate::store::s3::S3Store;
-use crate::store::s3::config::S3Config;
+use common::store::s3::S3Store;
+use common::store::s3::config::S3Config;
 
 /// The bucket that there is.
 pub const BUCKET: &str = "digests";

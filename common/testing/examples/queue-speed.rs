@@ -8,12 +8,12 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use common::broker::amqp::{AmqpBroker, Options};
 use common::broker::{Broker, Position, Settlement};
+use common::ids::RunId;
 use common::outcome::Outcome;
-use common::run::RunId;
-use common::testing::broker_contract::{job, outcome};
-use common::testing::rabbitmq;
 use futures::stream;
 use futures::{StreamExt, TryStreamExt};
+use testing::broker_contract::{job, outcome};
+use testing::rabbitmq;
 
 #[tokio::main]
 #[expect(clippy::print_stdout, reason = "the figures are what it is for")]

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use futures::TryStreamExt;
 
-use crate::job::{DIGEST_FORMAT, PushedAt};
-use crate::repo::RepoRef;
-use crate::run::RunId;
-use crate::store::{
+use common::ids::PushedAt;
+use common::ids::RepoRef;
+use common::ids::RunId;
+use common::job::DIGEST_FORMAT;
+use common::store::{
     Digest, DigestMeta, DigestStore, Document, DocumentKey, Expected, Found, Listed, Put,
     SharedStore, Version,
 };

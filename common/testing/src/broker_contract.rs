@@ -6,15 +6,16 @@ use futures::stream::{self, BoxStream};
 use futures::{FutureExt, StreamExt};
 use time::OffsetDateTime;
 
-use crate::broker::{
-    Broker, DELIVERY_LIMIT, Delivery, Enqueued, Entries, Entry, Event, HostPause, Position,
-    Settlement, SharedBroker, Waiting,
+use common::broker::{
+    Broker, DELIVERY_LIMIT, Delivery, Enqueued, Entries, Event, HostPause, LedgerEntry, Notice,
+    Position, Settlement, SharedBroker, Waiting,
 };
-use crate::fault::FaultKind;
-use crate::job::{Job, PushedAt, WIRE_VERSION};
-use crate::outcome::{Outcome, OutcomeRecord};
-use crate::repo::RepoRef;
-use crate::run::RunId;
+use common::fault::FaultKind;
+use common::ids::PushedAt;
+use common::ids::RepoRef;
+use common::ids::RunId;
+use common::job::{Job, WIRE_VERSION};
+use common::outcome::{Outcome, OutcomeRecord};
 
 /// How long something may take that a broker has promised to do.
 const PROMPTLY: Duration = Duration::from_secs(30);
@@ -256,10 +257,12 @@ async fn what_waits_is_counted(broker: SharedBroker) {
 }
 
 async fn an_announcement_reaches_everybody_who_listens(broker: SharedBroker) {
-    let pause = |until_millis| HostPause {
-        host: "github.com".to_owned(),
-        until_millis,
-        worker: "worker-1".to_owned(),
+    let pause = |until_millis| {
+        Notice::HostPause(HostPause {
+            host: "github.com".to_owned(),
+            until_millis,
+            worker: "worker-1".to_owned(),
+        })
     };
     // Nobody listens: that is no error.
     broker.announce(&pause(1)).await.expect("announce");
@@ -308,7 +311,7 @@ async fn event(events: &mut Entries) -> Event {
 
 async fn history(broker: &dyn Broker, from: Position) -> Vec<Event> {
     let history = broker.history(from).await.expect("history");
-    let entries = history.map(|entry: Result<Entry, _>| entry.expect("no fault").event);
+    let entries = history.map(|entry: Result<LedgerEntry, _>| entry.expect("no fault").event);
     tokio::time::timeout(PROMPTLY, entries.collect())
         .await
         .expect("the history ends")

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
-use common::testing::git_server::GitServer;
+use testing::git_server::GitServer;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Serves a directory of bare git repositories over HTTP until SIGTERM or SIGINT.

@@ -1,0 +1,230 @@
+//! The documents of runs: the JSON in the store below `runs/`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use crate::fault::FaultKind;
+use crate::ids::{JobKey, RunId};
+use crate::text::{percent, thousands};
+
+/// Why a repository is, or is not, to be digested.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CacheReason {
+    /// The store holds a digest of this very `pushedAt`: nothing to do.
+    Hit,
+    /// The store holds no digest.
+    Miss,
+    /// The store's digest is of another `pushedAt`.
+    Stale,
+    /// The store's digest was made in another format.
+    Format,
+    /// The store's digest or its metadata could not be read.
+    Unreadable,
+    /// The cache was not asked (`--force`).
+    Forced,
+}
+
+impl CacheReason {
+    /// Every reason, in the order in which reports list them.
+    pub const ALL: [Self; 6] = [
+        Self::Hit,
+        Self::Miss,
+        Self::Stale,
+        Self::Format,
+        Self::Unreadable,
+        Self::Forced,
+    ];
+
+    /// The name in logs, metrics and documents.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Miss => "miss",
+            Self::Stale => "stale",
+            Self::Format => "format",
+            Self::Unreadable => "unreadable",
+            Self::Forced => "forced",
+        }
+    }
+}
+
+impl fmt::Display for CacheReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What a run set out to do: `runs/{run}/manifest.json`, written before its first job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Manifest {
+    /// The run.
+    pub run: RunId,
+    /// When it began, RFC 3339.
+    pub started_at: String,
+    /// Where the feed came from.
+    pub feed: String,
+    /// SHA-256 of the feed's bytes, hexadecimal.
+    pub feed_sha256: String,
+    /// The producer's version.
+    pub version: String,
+    /// Distinct repositories selected plus unusable entries.
+    pub total: u64,
+    /// Entries that repeated a repository of the feed.
+    pub repeated: u64,
+    /// Unusable entries.
+    pub invalid: u64,
+    /// Repositories by what the cache said.
+    pub reasons: BTreeMap<CacheReason, u64>,
+    /// Jobs of earlier runs that still waited: not published again, but counted.
+    #[serde(default)]
+    pub adopted: u64,
+}
+
+/// What a run waits for: `runs/{run}/jobs.json`, written before its manifest. With it and the
+/// ledger, everybody can tell how far the run has got.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobList {
+    /// [`JobList::VERSION`] of the program that wrote it; 0 before versions were written, when
+    /// adopted jobs did not name the run that published them.
+    #[serde(default)]
+    pub version: u32,
+    /// Entries of the feed that failed before they were jobs.
+    pub invalid: Vec<Failure>,
+    /// The jobs, adopted ones included.
+    pub jobs: Vec<ExpectedJob>,
+}
+
+impl JobList {
+    /// The version that this program writes.
+    pub const VERSION: u32 = 1;
+}
+
+/// A job that a run waits for, and whose records settle it: those of the run itself, and those of
+/// the runs that it was adopted from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExpectedJob {
+    /// The job.
+    #[serde(flatten)]
+    pub key: JobKey,
+    /// Earlier runs that published it; it was still queued when this run began, so it was not
+    /// published again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adopted_from: Vec<RunId>,
+}
+
+/// Which run was begun last: `runs/latest.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LatestRun {
+    /// Its id.
+    pub run: RunId,
+}
+
+/// Which run closed last, and which before it: `runs/last-closed.json`. It says how fresh the
+/// digests are while the latest run goes on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LastClosed {
+    /// The last.
+    pub last: ClosedRun,
+    /// The one before.
+    pub before: Option<ClosedRun>,
+}
+
+/// A run of which every job has its outcome.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClosedRun {
+    /// Its id.
+    pub run: RunId,
+    /// When it closed.
+    #[serde(with = "time::serde::rfc3339")]
+    pub closed_at: OffsetDateTime,
+    /// How long it took.
+    pub elapsed_seconds: f64,
+    /// Percent, one decimal.
+    pub cache_hit_rate: f64,
+}
+
+/// One repository without a digest, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// `owner/name`, or the entry's place in the feed where it names no repository.
+    pub repo: String,
+    /// The class.
+    pub class: FaultKind,
+    /// What happened, for a person.
+    pub message: String,
+}
+
+/// How a run ended: `runs/{run}/summary.json`, and the metadata of its last log line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunSummary {
+    /// The run.
+    pub run_id: RunId,
+    /// Whether `total = cached + processed + failed`.
+    pub closed: bool,
+    /// Distinct repositories selected plus unusable entries.
+    pub total_repos: u64,
+    /// Digests that were there already.
+    pub cached: u64,
+    /// Jobs that ended with a digest in the store, `unchanged` and `superseded` included.
+    pub processed: u64,
+    /// Of those: somebody had stored this `pushedAt` meanwhile.
+    pub unchanged: u64,
+    /// Of those: somebody had stored a newer `pushedAt` meanwhile.
+    pub superseded: u64,
+    /// Jobs that an earlier run had published and this one did not publish again.
+    #[serde(default)]
+    pub adopted: u64,
+    /// Jobs and entries that ended without a digest.
+    pub failed: u64,
+    /// Percent, one decimal.
+    pub cache_hit_rate: f64,
+    /// Seconds from the start of the run.
+    pub elapsed_seconds: f64,
+    /// The same in words.
+    pub elapsed_formatted: String,
+    /// How many failed of each class.
+    pub failures_by_class: BTreeMap<FaultKind, u64>,
+    /// Bytes of the digests that were stored.
+    pub bytes_stored: u64,
+    /// Bytes that came over the network.
+    pub bytes_fetched: u64,
+    /// Each repository without a digest, and why.
+    pub failures: Vec<Failure>,
+    /// Jobs without an outcome. Empty in a closed run.
+    pub open: Vec<String>,
+}
+
+impl RunSummary {
+    /// `Pipeline complete: 21,000 total, 19,000 cached (90.5%), 1,800 processed, 200 failed,
+    /// completed in 5h 47m`; `Pipeline incomplete: … 3 open, stopped after 5m` if it did not close.
+    pub fn sentence(&self) -> String {
+        let counts = format!(
+            "{} total, {} cached ({:.1}%), {} processed, {} failed",
+            thousands(self.total_repos),
+            thousands(self.cached),
+            percent(self.cached, self.total_repos),
+            thousands(self.processed),
+            thousands(self.failed),
+        );
+        if self.closed {
+            format!(
+                "Pipeline complete: {counts}, completed in {}",
+                self.elapsed_formatted
+            )
+        } else {
+            format!(
+                "Pipeline incomplete: {counts}, {} open, stopped after {}",
+                thousands(self.open.len() as u64),
+                self.elapsed_formatted
+            )
+        }
+    }
+}
