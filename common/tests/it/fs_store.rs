@@ -12,7 +12,7 @@ use common::store::{DigestStore, Expected, Found, Put, SharedStore};
 use tempfile::TempDir;
 use testing::root::as_root;
 use testing::small_disk::SmallDisk;
-use testing::store_contract::{self, digest};
+use testing::store_contract::{self, digest, push_time};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn contract() {
@@ -65,7 +65,7 @@ impl Fixture {
 }
 
 fn pair(text: &str, pushed_at: &str) -> (String, String) {
-    (text.to_owned(), pushed_at.to_owned())
+    (text.to_owned(), push_time(pushed_at))
 }
 
 /// What a crash between the two renames leaves: the new records and the old text.

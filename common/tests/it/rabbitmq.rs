@@ -188,6 +188,7 @@ async fn nothing_is_lost(url: &str, prefix: &str, disturb: impl AsyncFnOnce()) {
                 *known.expect("no outcome comes before its job") = true;
             }
             Event::Dead(job) => panic!("{} was given up", job.id()),
+            Event::Worker(state) => panic!("nobody waits: {state:?}"),
         }
     }
     assert_eq!(published.len(), all.len());

@@ -1,7 +1,6 @@
 //! The store in a bucket keeps the contract, on a server in this process and on a real one, and
 //! its promises about lost answers, wrong answers and strange objects.
 
-use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Seek;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -101,7 +100,7 @@ async fn store_unless_newer(store: &S3Store, digest: &common::store::Digest) -> 
     loop {
         let found = store.head(&repo()).await.unwrap();
         if let Found::Stored { meta, .. } = &found
-            && meta.pushed_at.compare(&digest.meta.pushed_at) != Some(Ordering::Less)
+            && meta.pushed_at >= digest.meta.pushed_at
         {
             return false;
         }
