@@ -42,7 +42,18 @@ pub trait Broker: fmt::Debug + Send + Sync {
     async fn enqueue(&self, jobs: BoxStream<'_, Job>) -> Result<Enqueued, Fault>;
 
     /// Jobs on loan, at most `prefetch` of them unsettled at a time. Ends only with the broker.
-    async fn deliveries(&self, prefetch: u16) -> Result<BoxStream<'static, Delivery>, Fault>;
+    async fn deliveries(&self, prefetch: u16) -> Result<BoxStream<'static, Delivery>, Fault> {
+        let until = CancellationToken::new();
+        self.deliveries_until(prefetch, until).await
+    }
+
+    /// [`Broker::deliveries`] that also end, after what was delivered already, once `until` is
+    /// cancelled.
+    async fn deliveries_until(
+        &self,
+        prefetch: u16,
+        until: CancellationToken,
+    ) -> Result<BoxStream<'static, Delivery>, Fault>;
 
     /// Appends to the ledger; returns once the event is safely there.
     async fn record(&self, event: &Event) -> Result<(), Fault>;
@@ -293,8 +304,8 @@ pub struct Delivery {
     pub attempt: u32,
     /// How often it was sent to wait for a throttling host.
     pub waits: u32,
-    /// How often it came back unsettled since it was enqueued or last set aside: its worker died,
-    /// or lost its connection.
+    /// How often it came back unsettled since an attempt at it last ended: its worker died, or
+    /// lost its connection.
     pub returns: u32,
     /// When the job was enqueued first, by the clock of who did.
     pub enqueued: OffsetDateTime,
@@ -349,6 +360,8 @@ pub enum Settlement {
         attempt: u32,
         /// [`Delivery::waits`] of the next delivery.
         waits: u32,
+        /// [`Delivery::returns`] of the next delivery: 0 once the job has proved harmless.
+        returns: u32,
     },
     /// To the dead letters.
     Dead,

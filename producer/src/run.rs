@@ -559,7 +559,11 @@ mod tests {
             Err(Fault::infra("the broker is away"))
         }
 
-        async fn deliveries(&self, _: u16) -> Result<BoxStream<'static, Delivery>, Fault> {
+        async fn deliveries_until(
+            &self,
+            _: u16,
+            _: CancellationToken,
+        ) -> Result<BoxStream<'static, Delivery>, Fault> {
             unreachable!()
         }
 

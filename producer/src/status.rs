@@ -306,7 +306,10 @@ struct Looks {
 
 /// What comes from the ledger.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "each lives for one loop, on the stack")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "each lives for one loop, on the stack"
+)]
 pub(crate) enum Read {
     Entry(LedgerEntry),
     /// What was there at first is read.

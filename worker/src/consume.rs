@@ -459,6 +459,7 @@ impl Worker {
             after,
             attempt: delivery.attempt + u32::from(counts == Counts::Attempt),
             waits: delivery.waits + u32::from(counts == Counts::Wait),
+            returns: 0,
         };
         settle(delivery, settlement, hold).await;
     }

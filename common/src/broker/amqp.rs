@@ -44,7 +44,9 @@ mod lock;
 mod header {
     pub(super) const ATTEMPT: &str = "attempt";
     pub(super) const WAITS: &str = "waits";
-    /// Set by quorum queues: how often the message came back.
+    /// How often the job had come back before it was last set aside.
+    pub(super) const RETURNS: &str = "returns";
+    /// Set by quorum queues: how often the message came back since then.
     pub(super) const DELIVERY_COUNT: &str = "x-delivery-count";
 }
 
@@ -111,6 +113,14 @@ struct Shared {
 }
 
 impl AmqpBroker {
+    /// [`Broker::loan_limit`], which needs no connection.
+    pub const LOAN_LIMIT: Duration = topology::CONSUMER_TIMEOUT;
+
+    /// [`Broker::retry_after`], which needs no connection.
+    pub fn pause_for(wish: Duration) -> Duration {
+        topology::pause_for(wish)
+    }
+
     /// Connects, and declares exchanges and queues.
     ///
     /// # Errors
@@ -155,8 +165,12 @@ impl Broker for AmqpBroker {
         self.shared.publish_all(jobs).await
     }
 
-    async fn deliveries(&self, prefetch: u16) -> Result<BoxStream<'static, Delivery>, Fault> {
-        consume::deliveries(Arc::clone(&self.shared), prefetch).await
+    async fn deliveries_until(
+        &self,
+        prefetch: u16,
+        until: CancellationToken,
+    ) -> Result<BoxStream<'static, Delivery>, Fault> {
+        consume::deliveries(Arc::clone(&self.shared), prefetch, until).await
     }
 
     async fn record(&self, event: &Event) -> Result<(), Fault> {
@@ -195,11 +209,11 @@ impl Broker for AmqpBroker {
     }
 
     fn loan_limit(&self) -> Option<Duration> {
-        Some(topology::CONSUMER_TIMEOUT)
+        Some(Self::LOAN_LIMIT)
     }
 
     fn retry_after(&self, wish: Duration) -> Duration {
-        topology::pause_for(wish)
+        Self::pause_for(wish)
     }
 
     async fn probe(&self) -> Result<(), Fault> {

@@ -163,7 +163,11 @@ impl Broker for MemoryBroker {
         Ok(enqueued)
     }
 
-    async fn deliveries(&self, prefetch: u16) -> Result<BoxStream<'static, Delivery>, Fault> {
+    async fn deliveries_until(
+        &self,
+        prefetch: u16,
+        until: CancellationToken,
+    ) -> Result<BoxStream<'static, Delivery>, Fault> {
         self.shared.open()?;
         let loans = Arc::new(Semaphore::new(prefetch.into()));
         let ready = self.shared.ready.subscribe();
@@ -200,7 +204,10 @@ impl Broker for MemoryBroker {
             },
         );
         let closed = self.shared.closed.clone();
-        Ok(stream.take_until(closed.cancelled_owned()).boxed())
+        Ok(stream
+            .take_until(until.cancelled_owned())
+            .take_until(closed.cancelled_owned())
+            .boxed())
     }
 
     async fn record(&self, event: &Event) -> Result<(), Fault> {
@@ -332,12 +339,13 @@ impl Receipt for MemoryReceipt {
                 after,
                 attempt,
                 waits,
+                returns,
             } => {
                 let message = Message {
                     job: message.job,
                     attempt,
                     waits,
-                    returns: 0,
+                    returns,
                     enqueued: message.enqueued,
                 };
                 shared.state().retry += 1;

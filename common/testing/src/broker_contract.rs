@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures::stream::{self, BoxStream};
 use futures::{FutureExt, StreamExt};
 use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
 
 use common::broker::{
     Broker, DELIVERY_LIMIT, Delivery, Enqueued, Entries, Event, HostPause, LedgerEntry, Notice,
@@ -29,6 +30,7 @@ where
     a_dropped_delivery_comes_back(fresh().await).await;
     prefetch_bounds_what_is_unsettled(fresh().await).await;
     again_keeps_its_counts_and_its_pause(fresh().await).await;
+    deliveries_end_when_no_more_are_wanted(fresh().await).await;
     the_ledger_has_jobs_before_outcomes(fresh().await).await;
     followers_see_what_comes_after(fresh().await).await;
     a_job_never_settled_is_given_up(fresh().await).await;
@@ -158,12 +160,33 @@ async fn again_keeps_its_counts_and_its_pause(broker: SharedBroker) {
         after,
         attempt: 2,
         waits: 7,
+        returns: 3,
     };
     settle(first, settlement).await;
     let second = next(&mut stream, "delivery after the pause").await;
     assert!(start.elapsed() >= after, "after {:?}", start.elapsed());
-    assert_eq!((second.attempt, second.waits), (2, 7));
-    settle(second, Settlement::Dead).await;
+    assert_eq!((second.attempt, second.waits, second.returns), (2, 7, 3));
+    drop(second);
+    let third = next(&mut stream, "delivery after a return").await;
+    assert_eq!((third.attempt, third.waits, third.returns), (2, 7, 4));
+    settle(third, Settlement::Dead).await;
+}
+
+async fn deliveries_end_when_no_more_are_wanted(broker: SharedBroker) {
+    enqueue(&*broker, 3).await;
+    let until = CancellationToken::new();
+    let stream = broker.deliveries_until(2, until.clone()).await;
+    let mut stream = stream.expect("deliveries");
+    let first = next(&mut stream, "delivery").await;
+    until.cancel();
+    let rest = tokio::time::timeout(PROMPTLY, stream.collect::<Vec<_>>()).await;
+    // At most what was on its way already.
+    let rest = rest.expect("the stream ends promptly");
+    assert!(rest.len() <= 1, "{rest:?}");
+    for delivery in rest.into_iter().chain([first]) {
+        settle(delivery, Settlement::Done).await;
+    }
+    waiting(&*broker, |waiting| waiting.workers == 0).await;
 }
 
 async fn the_ledger_has_jobs_before_outcomes(broker: SharedBroker) {
@@ -247,6 +270,7 @@ async fn what_waits_is_counted(broker: SharedBroker) {
         after: Duration::from_secs(60),
         attempt: 1,
         waits: 0,
+        returns: 0,
     };
     settle(one, again).await;
     let two = next(&mut stream, "delivery").await;

@@ -557,6 +557,7 @@ async fn retries_wait_as_long_as_they_should_side_by_side() {
             after: Duration::from_secs(after),
             attempt,
             waits: 7,
+            returns: 0,
         };
         delivery.settle(again).await.unwrap();
     }
@@ -653,6 +654,7 @@ async fn ending_a_consumer_hands_back_what_it_did_not_take_without_counting() {
             after: Duration::ZERO,
             attempt: 0,
             waits: 0,
+            returns: 0,
         };
         taken.settle(again).await.unwrap();
         waiting(&broker, |waiting| waiting.ready == 2).await;
@@ -675,6 +677,7 @@ async fn a_job_whose_connection_was_lost_comes_back_and_cannot_be_settled() {
         after: Duration::ZERO,
         attempt: 1,
         waits: 0,
+        returns: 0,
     };
     for settlement in [again, Settlement::Done, Settlement::Dead] {
         a_lost_job_cannot_be_settled(settlement).await;

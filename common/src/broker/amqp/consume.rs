@@ -16,6 +16,7 @@ use lapin::types::FieldTable;
 use lapin::{Acker, Channel, Consumer};
 use time::OffsetDateTime;
 use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use super::publish::Message;
@@ -35,12 +36,15 @@ const HANDED_BACK: Duration = Duration::from_secs(1);
 pub(super) async fn deliveries(
     shared: Arc<Shared>,
     prefetch: u16,
+    until: CancellationToken,
 ) -> Result<BoxStream<'static, Delivery>, Fault> {
     let session = shared.consuming.session(Some(shared.deadline())).await?;
     let mut consuming = Consuming {
         live: None,
         shared,
         prefetch,
+        until,
+        cancelled: false,
         runtime: Handle::current(),
     };
     let attached = consuming.attach(session).await;
@@ -57,6 +61,10 @@ struct Consuming {
     shared: Arc<Shared>,
     prefetch: u16,
     live: Option<Live>,
+    /// Cancelled when the broker is to deliver no more.
+    until: CancellationToken,
+    /// The broker has been asked to deliver no more.
+    cancelled: bool,
     runtime: Handle,
 }
 
@@ -66,6 +74,16 @@ struct Live {
     session: Arc<Session>,
     channel: Channel,
     consumer: Consumer,
+}
+
+impl Live {
+    /// Ends the stream after what was delivered already.
+    async fn cancel(&self, limit: Duration) -> Result<(), String> {
+        let cancel = self
+            .channel
+            .basic_cancel(self.consumer.tag(), BasicCancelOptions::default());
+        within(limit, "cancelling a consumer", cancel).await
+    }
 }
 
 impl Consuming {
@@ -101,11 +119,12 @@ impl Consuming {
         }
     }
 
-    /// `None` when the broker was closed.
+    /// `None` when the broker was closed, or has delivered what it had before `until`.
     async fn next(&mut self) -> Option<Delivery> {
         loop {
             let Some(live) = &mut self.live else {
-                let session = self.shared.consuming.session(None).await.ok()?;
+                let session = self.shared.consuming.session(None);
+                let session = self.until.run_until_cancelled(session).await?.ok()?;
                 // It was logged, and the next connection waits longer.
                 _ = self.attach(session).await;
                 continue;
@@ -114,6 +133,14 @@ impl Consuming {
                 incoming = live.consumer.next() => incoming,
                 () = live.session.failed.cancelled() => None,
                 () = self.shared.closed.cancelled() => return None,
+                () = self.until.cancelled(), if !self.cancelled => {
+                    self.cancelled = true;
+                    let limit = self.shared.options.call_limit;
+                    if let Err(why) = live.cancel(limit).await {
+                        self.lost(&why);
+                    }
+                    continue;
+                }
             };
             match incoming {
                 Some(Ok(incoming)) => {
@@ -124,6 +151,10 @@ impl Consuming {
                     }
                 }
                 Some(Err(error)) => self.lost(&error.to_string()),
+                None if self.cancelled => {
+                    self.live = None;
+                    return None;
+                }
                 // Outside of a shutdown this is always a loss: of the connection, or of the queue.
                 None => self.lost("the broker ended the consumer"),
             }
@@ -150,17 +181,15 @@ impl Drop for Consuming {
         }
         let (shared, runtime) = (Arc::clone(&self.shared), self.runtime.clone());
         self.runtime.spawn(async move {
-            let Live {
-                session,
-                channel,
-                mut consumer,
-            } = live;
-            let limit = shared.options.call_limit;
-            let cancel = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
-            if let Err(why) = within(limit, "cancelling a consumer", cancel).await {
-                session.fail(&why);
+            if let Err(why) = live.cancel(shared.options.call_limit).await {
+                live.session.fail(&why);
                 return;
             }
+            let Live {
+                channel,
+                mut consumer,
+                ..
+            } = live;
             // The end of the stream follows the last delivery.
             while let Some(Ok(incoming)) = consumer.next().await {
                 let Some(delivery) = shared.read(incoming, channel.clone(), &runtime).await else {
@@ -172,6 +201,7 @@ impl Drop for Consuming {
                     after: HANDED_BACK,
                     attempt: delivery.attempt,
                     waits: delivery.waits,
+                    returns: delivery.returns,
                 };
                 let id = delivery.job.id();
                 if let Err(fault) = delivery.settle(again).await {
@@ -197,7 +227,8 @@ impl Shared {
         let headers = incoming.properties.headers().as_ref();
         let attempt = count_of(headers, header::ATTEMPT);
         let waits = count_of(headers, header::WAITS);
-        let returns = count_of(headers, header::DELIVERY_COUNT);
+        let returns = count_of(headers, header::RETURNS)
+            .saturating_add(count_of(headers, header::DELIVERY_COUNT));
         match Job::decode(&incoming.data) {
             Ok(job) => {
                 let receipt = AmqpReceipt {
@@ -298,6 +329,7 @@ impl Receipt for AmqpReceipt {
             after,
             attempt,
             waits,
+            returns,
         } = settlement
         {
             // Confirmed, and only then acknowledged: a crash in between makes a second copy, which
@@ -310,7 +342,7 @@ impl Receipt for AmqpReceipt {
                 self.at,
                 self.job.encode(),
             )
-            .counted(attempt, waits);
+            .counted(attempt, waits, returns);
             self.shared.publish(&message).await?;
             failpoint::hit("after-retry-publish");
         }

@@ -79,9 +79,13 @@ impl Message {
 
     /// With the counts of a delivery. Their names do not begin with `x-`: RabbitMQ 4 drops what
     /// clients say under such names.
-    pub(super) fn counted(mut self, attempt: u32, waits: u32) -> Self {
+    pub(super) fn counted(mut self, attempt: u32, waits: u32, returns: u32) -> Self {
         let mut headers = FieldTable::default();
-        for (name, count) in [(header::ATTEMPT, attempt), (header::WAITS, waits)] {
+        for (name, count) in [
+            (header::ATTEMPT, attempt),
+            (header::WAITS, waits),
+            (header::RETURNS, returns),
+        ] {
             headers.insert(name.into(), AMQPValue::LongLongInt(count.into()));
         }
         self.properties = self.properties.with_headers(headers);
@@ -357,6 +361,6 @@ impl Shared {
             OffsetDateTime::now_utc(),
             job.encode(),
         )
-        .counted(0, 0)
+        .counted(0, 0, 0)
     }
 }
