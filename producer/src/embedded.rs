@@ -20,10 +20,11 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use worker::consume::Worker;
-use worker::digest::Limits;
+use worker::digest::DigestLimits;
 use worker::fetch::policy::{FetchConfig, FetchPolicy};
 use worker::run::DrainConfig;
-use worker::slot::{SlotConfig, Slots};
+use worker::slot::SlotConfig;
+use worker::slot::slots::Slots;
 
 use crate::feed::LocalPaths;
 
@@ -101,7 +102,7 @@ impl EmbeddedConfig {
         Slots::new(
             self.slot.clone(),
             self.policy(local_feed),
-            Limits::default(),
+            DigestLimits::default(),
             metrics.clone(),
         )
     }

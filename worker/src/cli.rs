@@ -15,11 +15,13 @@ use common::shutdown::Shutdown;
 use common::telemetry::{LogConfig, Metrics};
 use url::Url;
 
-use crate::digest::{self, Limits, Subject};
+use crate::digest::assemble::assemble;
+use crate::digest::{DigestLimits, Subject};
 use crate::fetch::policy::FetchConfig;
 use crate::health::HealthCommand;
 use crate::run::RunConfig;
-use crate::slot::{SlotConfig, Slots, Unmade};
+use crate::slot::slots::Slots;
+use crate::slot::{SlotConfig, SlotError};
 
 /// Makes digests of git repositories: one text each, for a language model to read.
 #[derive(Debug, Parser)]
@@ -142,12 +144,12 @@ impl DigestCommand {
             },
         };
         let mut limits = match self.gitingest_limits {
-            true => Limits::gitingest(),
-            false => Limits::default(),
+            true => DigestLimits::gitingest(),
+            false => DigestLimits::default(),
         };
         limits.max_text_bytes = match self.no_limit {
             true => None,
-            false => Limits::default().max_text_bytes,
+            false => DigestLimits::default().max_text_bytes,
         };
         self.slot.concurrency = Some(1);
         let policy = self.fetch.policy(std::env::var("GITHUB_TOKEN").ok());
@@ -156,16 +158,16 @@ impl DigestCommand {
             .map_err(|fault| exit_error(&fault))?;
         let made = match slots.work(&self.source, subject, &shutdown.soft).await {
             Ok(made) => made,
-            Err(Unmade::Fault(fault)) => return Err(exit_error(&fault).into()),
+            Err(SlotError::Fault(fault)) => return Err(exit_error(&fault).into()),
             // Unlike a run, this has nothing to show that was stopped.
-            Err(Unmade::Stopped) => {
+            Err(SlotError::Stopped) => {
                 return Ok(match shutdown.code() {
                     exit::INTERRUPTED => exit::INTERRUPTED,
                     _ => exit::TERMINATED,
                 });
             }
         };
-        let text = digest::assemble(&made.facts, &made.tree, &made.content, max_text_bytes);
+        let text = assemble(&made.facts, &made.tree, &made.content, max_text_bytes);
         match &self.output {
             Some(path) if path.as_os_str() != "-" => {
                 write_whole(path, text.text.as_bytes()).map_err(|error| {

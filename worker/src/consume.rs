@@ -21,7 +21,8 @@ use url::Url;
 use crate::fetch::policy::authority;
 use crate::hosts::{Hosts, Turn};
 use crate::job::{Attempt, attempt};
-use crate::slot::{Slots, Unmade};
+use crate::slot::SlotError;
+use crate::slot::slots::Slots;
 
 /// The pause after which a job comes back that its worker could not finish.
 const HANDED_BACK: Duration = Duration::from_secs(1);
@@ -242,12 +243,12 @@ impl Worker {
             let started = Instant::now();
             match attempt(&delivery.job, &self.store, &self.slots, &self.metrics, stop).await {
                 Ok(attempt) => break Ok(attempt),
-                Err(Unmade::Stopped) => {
+                Err(SlotError::Stopped) => {
                     return self
                         .hand_back(delivery, HandedBack::Stopping, HANDED_BACK, &hold)
                         .await;
                 }
-                Err(Unmade::Fault(fault)) if fault.kind == FaultKind::Infra => {
+                Err(SlotError::Fault(fault)) if fault.kind == FaultKind::Infra => {
                     let since = *ill.since.get_or_insert_with(Instant::now);
                     last = Some(fault.clone());
                     let waited = since.elapsed();
@@ -280,7 +281,7 @@ impl Worker {
                         () = give_up.cancelled() => {}
                     }
                 }
-                Err(Unmade::Fault(fault)) => break Err(fault),
+                Err(SlotError::Fault(fault)) => break Err(fault),
             }
         };
         self.conclude(delivery, result, shared, &host, &hold).await;

@@ -10,9 +10,9 @@ use std::sync::{Arc, Once};
 use common::fault::{Fault, FaultKind};
 use git2::{AutotagOption, ErrorClass, ErrorCode, FetchOptions, Oid, RemoteCallbacks, Repository};
 
-use crate::fetch::http::Session;
+use crate::fetch::http::HttpSession;
 use crate::fetch::objects::Objects;
-use crate::fetch::policy::{FetchPolicy, Place};
+use crate::fetch::policy::{FetchPolicy, FetchSource};
 
 mod http;
 pub mod objects;
@@ -22,7 +22,7 @@ pub mod policy;
 const HEAD: &str = "refs/repofleet/head";
 
 /// Is told how a fetch gets on.
-pub trait Watch: Send + Sync {
+pub trait ProgressSink: Send + Sync {
     /// `total` bytes have come in so far.
     fn received(&self, total: u64);
     /// Something else went on: an answer began, deltas were resolved.
@@ -45,16 +45,16 @@ pub fn fetch(
     url: &str,
     policy: &FetchPolicy,
     scratch: &Path,
-    watch: Arc<dyn Watch>,
+    watch: Arc<dyn ProgressSink>,
 ) -> Result<Fetched, Fault> {
     configure();
-    match policy.place(url)? {
-        Place::Local(path) => Ok(Fetched {
+    match policy.source(url)? {
+        FetchSource::Local(path) => Ok(Fetched {
             source: Objects::open(&path)?,
             bytes: 0,
         }),
-        Place::Remote { url, named } => {
-            let session = Session::new(url.clone(), named, policy, Arc::clone(&watch))?;
+        FetchSource::Remote { url, named } => {
+            let session = HttpSession::new(url.clone(), named, policy, Arc::clone(&watch))?;
             let result = session.run(|| download(url.as_str(), scratch, watch));
             let sort = |error| session.take_fault().unwrap_or_else(|| fault("git", &error));
             let (repository, head) = result.map_err(|error| match sort(error) {
@@ -78,7 +78,7 @@ pub fn fetch(
 fn download(
     url: &str,
     scratch: &Path,
-    watch: Arc<dyn Watch>,
+    watch: Arc<dyn ProgressSink>,
 ) -> Result<(Repository, Option<Oid>), git2::Error> {
     let repository = Repository::init_opts(
         scratch,

@@ -13,8 +13,10 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio_util::sync::CancellationToken;
 
-use crate::digest::{self, Subject};
-use crate::slot::{Slots, Unmade};
+use crate::digest::Subject;
+use crate::digest::assemble::assemble;
+use crate::slot::SlotError;
+use crate::slot::slots::Slots;
 
 /// How often a digest is offered to the store before the worker gives in to others who write the
 /// same one: each time, somebody else was quicker.
@@ -66,7 +68,7 @@ pub async fn attempt(
     slots: &Slots,
     metrics: &Metrics,
     stop: &CancellationToken,
-) -> Result<Attempt, Unmade> {
+) -> Result<Attempt, SlotError> {
     let mut found = store.head(&job.repo).await?;
     if let Some(outcome) = settled_by(job, &found) {
         return Ok(outcome.into());
@@ -87,7 +89,7 @@ pub async fn attempt(
     let commit = made.facts.commit.clone();
     // Counting tokens is the parent's only heavy work.
     let text = tokio::task::spawn_blocking(move || {
-        digest::assemble(&made.facts, &made.tree, &made.content, max_text_bytes)
+        assemble(&made.facts, &made.tree, &made.content, max_text_bytes)
     })
     .await
     .map_err(|panic| Fault::killed(format!("counting tokens: {panic}")))?;

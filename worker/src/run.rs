@@ -16,9 +16,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::consume::{LONGEST_HOLD, Worker, own_name};
-use crate::digest::Limits;
+use crate::digest::DigestLimits;
 use crate::fetch::policy::FetchConfig;
-use crate::slot::{SlotConfig, Slots};
+use crate::slot::SlotConfig;
+use crate::slot::slots::Slots;
 
 /// How long to wait for a broker at the start: as good as for ever, since one that is still
 /// starting is the ordinary case.
@@ -97,7 +98,7 @@ impl RunConfig {
         let slots = Slots::new(
             self.slot.clone(),
             self.fetch.policy(std::env::var("GITHUB_TOKEN").ok()),
-            Limits::default(),
+            DigestLimits::default(),
             metrics.clone(),
         )
         .map_err(unavailable)?;

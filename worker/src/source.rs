@@ -43,7 +43,7 @@ pub enum EntryKind {
 
 /// An entry of a tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct TreeEntry {
     /// The raw name. Any bytes but NUL: a hostile tree may hold `..`, slashes or newlines.
     pub name: Vec<u8>,
     /// What it is.
@@ -58,7 +58,7 @@ pub trait Source {
     fn head(&self) -> Result<Option<Head>, Fault>;
 
     /// The entries of one tree, in the order in which the tree has them.
-    fn entries(&self, tree: ObjectId) -> Result<Vec<Entry>, Fault>;
+    fn entries(&self, tree: ObjectId) -> Result<Vec<TreeEntry>, Fault>;
 
     /// The sizes of `blobs` in bytes, in their order, without reading what they hold.
     fn sizes(&self, blobs: &[ObjectId]) -> Result<Vec<u64>, Fault>;

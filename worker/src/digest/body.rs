@@ -1,6 +1,6 @@
 //! What stands below a file's header.
 
-use super::notebook;
+use super::notebook::script::script;
 
 /// How much of a file decides whether it is text, in bytes.
 const CHUNK: usize = 1024;
@@ -8,8 +8,8 @@ const CHUNK: usize = 1024;
 /// Appends the body of the file at `path` (from the root, with slashes), which holds `bytes`.
 pub(super) fn push(path: &str, bytes: &[u8], out: &mut String) {
     if is_notebook(path) {
-        match notebook::script(path, bytes) {
-            Ok(script) => out.push_str(&script),
+        match script(path, bytes) {
+            Ok(text) => out.push_str(&text),
             Err(error) => {
                 out.push_str("Error processing notebook: ");
                 out.push_str(&error);

@@ -10,9 +10,9 @@ use std::rc::Rc;
 use common::fault::Fault;
 use common::text::thousands;
 
-use super::Limits;
-use super::ignore::{Place, Rules, Verdict};
-use crate::source::{Entry, EntryKind, ObjectId, Source};
+use super::DigestLimits;
+use super::ignore::rules::{ActiveRules, RuleMatch, Rules};
+use crate::source::{EntryKind, ObjectId, Source, TreeEntry};
 
 /// Most tree entries that one walk looks at, by path: a tree seen twice counts twice.
 pub(super) const MAX_ENTRIES: u64 = 1_000_000;
@@ -90,13 +90,13 @@ impl Listing {
 /// The trees of a source, each sorted as the digest shows it.
 pub(super) struct Trees<'a> {
     source: &'a dyn Source,
-    cache: HashMap<ObjectId, Rc<[Named]>>,
+    cache: HashMap<ObjectId, Rc<[CheckoutEntry]>>,
     cached: usize,
 }
 
 /// An entry of a tree that a checkout could write.
 #[derive(Debug)]
-pub(super) struct Named {
+pub(super) struct CheckoutEntry {
     /// With U+FFFD for bytes that are not UTF-8.
     pub(super) name: String,
     pub(super) kind: EntryKind,
@@ -113,11 +113,11 @@ impl<'a> Trees<'a> {
     }
 
     /// The entries of `tree`, in output order.
-    pub(super) fn get(&mut self, tree: ObjectId) -> Result<Rc<[Named]>, Fault> {
+    pub(super) fn get(&mut self, tree: ObjectId) -> Result<Rc<[CheckoutEntry]>, Fault> {
         if let Some(entries) = self.cache.get(&tree) {
             return Ok(Rc::clone(entries));
         }
-        let entries: Rc<[Named]> = sorted(self.source.entries(tree)?).into();
+        let entries: Rc<[CheckoutEntry]> = sorted(self.source.entries(tree)?).into();
         // An empty tree takes room in the cache, too.
         let weight = entries.len() + 1;
         if self.cached + weight <= MAX_CACHED_ENTRIES {
@@ -129,7 +129,7 @@ impl<'a> Trees<'a> {
 }
 
 /// Drops what a checkout could not write and sorts the rest.
-fn sorted(mut entries: Vec<Entry>) -> Vec<Named> {
+fn sorted(mut entries: Vec<TreeEntry>) -> Vec<CheckoutEntry> {
     let mut seen = HashSet::with_capacity(entries.len());
     let kept: Vec<bool> = entries
         .iter()
@@ -141,7 +141,7 @@ fn sorted(mut entries: Vec<Entry>) -> Vec<Named> {
         let lower = String::from_utf8_lossy(&entry.name).to_lowercase();
         (group(entry.kind, &lower), lower, entry.name.clone())
     });
-    let named = entries.into_iter().map(|entry| Named {
+    let named = entries.into_iter().map(|entry| CheckoutEntry {
         name: String::from_utf8(entry.name)
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()),
         kind: entry.kind,
@@ -177,7 +177,7 @@ pub(super) fn walk(
     tree: ObjectId,
     root_name: &str,
     rules: &Rules,
-    limits: &Limits,
+    limits: &DigestLimits,
 ) -> Result<Listing, Fault> {
     let walk = Walk {
         source,
@@ -190,7 +190,7 @@ pub(super) fn walk(
         bytes: 0,
         visited: 0,
         steps: 0,
-        reached: Reached::default(),
+        reached: LimitsReached::default(),
     };
     walk.run(tree)
 }
@@ -199,7 +199,7 @@ struct Walk<'a, 't> {
     source: &'a dyn Source,
     trees: &'a mut Trees<'t>,
     rules: &'a Rules,
-    limits: &'a Limits,
+    limits: &'a DigestLimits,
     nodes: Vec<Node>,
     /// Of the directory that the walk is in.
     path: String,
@@ -207,24 +207,24 @@ struct Walk<'a, 't> {
     bytes: u64,
     visited: u64,
     steps: u64,
-    reached: Reached,
+    reached: LimitsReached,
 }
 
 /// Which limits left something out.
 #[derive(Default)]
-struct Reached {
+struct LimitsReached {
     files: bool,
     bytes: bool,
     work: bool,
 }
 
 /// A directory that the walk is in.
-struct Frame<'a> {
+struct OpenDirectory<'a> {
     node: usize,
     depth: usize,
     path_len: usize,
-    place: Place<'a>,
-    entries: Rc<[Named]>,
+    place: ActiveRules<'a>,
+    entries: Rc<[CheckoutEntry]>,
     children: Vec<Child>,
     next: usize,
     /// Up to where the sizes of `children` are known.
@@ -234,7 +234,7 @@ struct Frame<'a> {
 /// An entry that is not ignored.
 struct Child {
     entry: usize,
-    verdict: Verdict,
+    verdict: RuleMatch,
     size: u64,
 }
 
@@ -275,12 +275,12 @@ impl<'a> Walk<'a, '_> {
         node: usize,
         depth: usize,
         tree: ObjectId,
-        place: Place<'a>,
-    ) -> Result<Frame<'a>, Fault> {
+        place: ActiveRules<'a>,
+    ) -> Result<OpenDirectory<'a>, Fault> {
         let mut children = Vec::new();
         let path_len = self.path.len();
         let exhausted = self.visited >= MAX_ENTRIES || self.steps >= MAX_STEPS;
-        let entries: Rc<[Named]> = if exhausted {
+        let entries: Rc<[CheckoutEntry]> = if exhausted {
             Rc::default()
         } else {
             self.trees.get(tree)?
@@ -310,7 +310,7 @@ impl<'a> Walk<'a, '_> {
             }
         }
         self.path.truncate(path_len);
-        Ok(Frame {
+        Ok(OpenDirectory {
             node,
             depth,
             path_len,
@@ -323,7 +323,7 @@ impl<'a> Walk<'a, '_> {
     }
 
     /// Takes the next child of `frame`; gives the directory to go on in, if it is one.
-    fn step(&mut self, frame: &mut Frame<'a>) -> Result<Option<Frame<'a>>, Fault> {
+    fn step(&mut self, frame: &mut OpenDirectory<'a>) -> Result<Option<OpenDirectory<'a>>, Fault> {
         let at = frame.next;
         frame.next += 1;
         let entry = &frame.entries[frame.children[at].entry];
@@ -363,7 +363,7 @@ impl<'a> Walk<'a, '_> {
     }
 
     /// Makes the size of the child at `at` known, and those of the next ones with it.
-    fn measure(&self, frame: &mut Frame<'_>, at: usize) -> Result<(), Fault> {
+    fn measure(&self, frame: &mut OpenDirectory<'_>, at: usize) -> Result<(), Fault> {
         if at < frame.sized {
             return Ok(());
         }
@@ -445,8 +445,8 @@ impl<'a> Walk<'a, '_> {
 mod tests {
     use super::*;
 
-    fn entry(kind: EntryKind, name: &str) -> Entry {
-        Entry {
+    fn entry(kind: EntryKind, name: &str) -> TreeEntry {
+        TreeEntry {
             name: name.as_bytes().to_vec(),
             kind,
             id: ObjectId([0; 20]),

@@ -20,8 +20,8 @@ use time::format_description::well_known::Rfc2822;
 use tokio::runtime::Runtime;
 use url::Url;
 
-use super::Watch;
-use super::policy::{FetchPolicy, Place, authority, is_public, literal_address};
+use super::ProgressSink;
+use super::policy::{FetchPolicy, FetchSource, authority, is_public, literal_address};
 
 /// For a connection to be made, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -37,16 +37,16 @@ const DRAINED: usize = 16 * 1024;
 const DRAIN_TIME: Duration = Duration::from_millis(500);
 
 /// One fetch: what its requests share.
-pub(super) struct Session {
+pub(super) struct HttpSession {
     runtime: Runtime,
     client: Client,
     policy: FetchPolicy,
-    watch: Arc<dyn Watch>,
-    state: Mutex<State>,
+    watch: Arc<dyn ProgressSink>,
+    state: Mutex<SessionState>,
 }
 
 #[derive(Default)]
-struct State {
+struct SessionState {
     /// Where the repository is, after redirects.
     base: Option<Url>,
     received: u64,
@@ -59,16 +59,16 @@ struct State {
 thread_local! {
     /// The session of the fetch that runs on this thread: libgit2's transports are global and
     /// know nothing but a URL.
-    static CURRENT: std::cell::RefCell<Option<Arc<Session>>> = const { std::cell::RefCell::new(None) };
+    static CURRENT: std::cell::RefCell<Option<Arc<HttpSession>>> = const { std::cell::RefCell::new(None) };
 }
 
-impl Session {
+impl HttpSession {
     /// A session for the repository at `base`, whose host was `named` by the operator or not.
     pub(super) fn new(
         base: Url,
         named: bool,
         policy: &FetchPolicy,
-        watch: Arc<dyn Watch>,
+        watch: Arc<dyn ProgressSink>,
     ) -> Result<Arc<Self>, Fault> {
         register();
         check_literal(&base, named)?;
@@ -99,9 +99,9 @@ impl Session {
             client,
             policy: policy.clone(),
             watch,
-            state: Mutex::new(State {
+            state: Mutex::new(SessionState {
                 base: Some(base),
-                ..State::default()
+                ..SessionState::default()
             }),
         }))
     }
@@ -124,7 +124,7 @@ impl Session {
         self.state().fault.take()
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+    fn state(&self) -> std::sync::MutexGuard<'_, SessionState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -225,7 +225,8 @@ impl Session {
         let (scheme, path) = (location.scheme(), location.path());
         let target = format!("{scheme}://{}{path}", authority(&location));
         let refused = |fault: Fault| Fault::refused(format!("redirected to {target}: {fault}"));
-        let Place::Remote { mut url, named } = self.policy.remote(location).map_err(refused)?
+        let FetchSource::Remote { mut url, named } =
+            self.policy.remote(location).map_err(refused)?
         else {
             return Err(Fault::refused("redirected to a path"));
         };
@@ -302,7 +303,7 @@ fn register() {
                     session.ok_or_else(|| git2::Error::from_str("a fetch outside of a session"))?;
                 Transport::smart(remote, true, Subtransport { session })
             };
-            // SAFETY: `Once` lets one thread in, before any transport is made by `Session::run`.
+            // SAFETY: `Once` lets one thread in, before any transport is made by `HttpSession::run`.
             unsafe { git2::transport::register(scheme, factory) }
                 .expect("the scheme is a C string, and memory is there");
         }
@@ -310,7 +311,7 @@ fn register() {
 }
 
 struct Subtransport {
-    session: Arc<Session>,
+    session: Arc<HttpSession>,
 }
 
 impl SmartSubtransport for Subtransport {
@@ -340,7 +341,7 @@ impl SmartSubtransport for Subtransport {
 
 /// One request and its answer.
 struct Exchange {
-    session: Arc<Session>,
+    session: Arc<HttpSession>,
     service: Service,
     request: Vec<u8>,
     response: Option<Response>,

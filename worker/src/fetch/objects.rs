@@ -7,7 +7,7 @@ use std::path::Path;
 use common::fault::Fault;
 use git2::{ErrorCode, ObjectType, Odb, Oid, Repository, RepositoryOpenFlags};
 
-use crate::source::{Entry, EntryKind, Head, ObjectId, Source};
+use crate::source::{EntryKind, Head, ObjectId, Source, TreeEntry};
 
 /// Largest tree that is read, in bytes. GitHub refuses to show one of a tenth of this.
 const MAX_TREE_BYTES: usize = 64 << 20;
@@ -88,7 +88,7 @@ impl Source for Objects {
 
     /// Reads the tree's bytes itself: libgit2 refuses whole trees for a name that git would merely
     /// not check out.
-    fn entries(&self, tree: ObjectId) -> Result<Vec<Entry>, Fault> {
+    fn entries(&self, tree: ObjectId) -> Result<Vec<TreeEntry>, Fault> {
         let odb = self.odb()?;
         let (size, kind) = odb
             .read_header(oid(tree))
@@ -142,7 +142,7 @@ fn check_blob(blob: ObjectId, kind: ObjectType) -> Result<(), Fault> {
 }
 
 /// The entries of a tree object; `None` if its bytes are not those of one.
-fn parse_tree(mut bytes: &[u8]) -> Option<Vec<Entry>> {
+fn parse_tree(mut bytes: &[u8]) -> Option<Vec<TreeEntry>> {
     let mut entries = Vec::new();
     while !bytes.is_empty() {
         let space = bytes.iter().position(|byte| *byte == b' ')?;
@@ -154,7 +154,7 @@ fn parse_tree(mut bytes: &[u8]) -> Option<Vec<Entry>> {
         let (id, rest) = bytes.split_first_chunk()?;
         let id = ObjectId(*id);
         bytes = rest;
-        entries.push(Entry { name, kind, id });
+        entries.push(TreeEntry { name, kind, id });
     }
     Some(entries)
 }

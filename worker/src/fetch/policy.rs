@@ -41,7 +41,7 @@ impl FetchConfig {
             http: self.allow_http,
             local: self.allow_local,
             max_bytes: self.max_fetch_bytes,
-            token: token.filter(|t| !t.is_empty()).map(|token| Token {
+            token: token.filter(|t| !t.is_empty()).map(|token| HostToken {
                 host: "github.com".to_owned(),
                 secret: Secret(token),
             }),
@@ -104,12 +104,12 @@ pub struct FetchPolicy {
     /// Byte budget of one fetch.
     pub max_bytes: u64,
     /// Sent to its host only.
-    pub token: Option<Token>,
+    pub token: Option<HostToken>,
 }
 
 /// A token and the one host that gets to see it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Token {
+pub struct HostToken {
     /// Host, with its port where that is not the scheme's own.
     pub host: String,
     /// What is sent.
@@ -128,7 +128,7 @@ impl fmt::Debug for Secret {
 
 /// A place that the policy allows.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum FetchSource {
     /// A repository on this machine.
     Local(PathBuf),
     /// A repository on a host.
@@ -145,7 +145,7 @@ impl FetchPolicy {
     ///
     /// # Errors
     /// [`FaultKind::Refused`](common::fault::FaultKind::Refused), saying what would allow it.
-    pub fn place(&self, url: &str) -> Result<Place, Fault> {
+    pub fn source(&self, url: &str) -> Result<FetchSource, Fault> {
         let shown: String = url.chars().take(200).collect();
         let url = match Url::parse(url) {
             Ok(url) => url,
@@ -153,7 +153,7 @@ impl FetchPolicy {
                 return Err(Fault::refused(format!("{shown:?} is not a URL")));
             }
             Err(_) if self.local && url.starts_with('/') => {
-                return Ok(Place::Local(PathBuf::from(url)));
+                return Ok(FetchSource::Local(PathBuf::from(url)));
             }
             // A slot works in a folder of its own, where it would mean something else.
             Err(_) if self.local => {
@@ -168,8 +168,8 @@ impl FetchPolicy {
         self.remote(url)
     }
 
-    /// As [`FetchPolicy::place`], for what is a URL already: also the target of a redirect.
-    pub fn remote(&self, mut url: Url) -> Result<Place, Fault> {
+    /// As [`FetchPolicy::source`], for what is a URL already: also the target of a redirect.
+    pub fn remote(&self, mut url: Url) -> Result<FetchSource, Fault> {
         match url.scheme() {
             "https" => {}
             "http" if self.http => {}
@@ -198,7 +198,7 @@ impl FetchPolicy {
                 authority(&url)
             )));
         }
-        Ok(Place::Remote { url, named })
+        Ok(FetchSource::Remote { url, named })
     }
 
     /// The token for `url`, if there is one, its host is the token's, and nobody on the way can
@@ -292,7 +292,7 @@ mod tests {
             http: false,
             local: false,
             max_bytes: 1,
-            token: Some(Token {
+            token: Some(HostToken {
                 host: "github.com".to_owned(),
                 secret: Secret("sesame".to_owned()),
             }),
@@ -310,8 +310,8 @@ mod tests {
             ("https://port.example.org/a/b", true),
             ("https://port.example.org:443/a/b", true),
         ] {
-            match policy.place(url).unwrap() {
-                Place::Remote { named: n, url } => {
+            match policy.source(url).unwrap() {
+                FetchSource::Remote { named: n, url } => {
                     assert_eq!(n, named, "{url}");
                     assert!(!url.as_str().contains(['?', '#']));
                 }
@@ -334,7 +334,7 @@ mod tests {
             "https://",
             "",
         ] {
-            let fault = policy.place(url).unwrap_err();
+            let fault = policy.source(url).unwrap_err();
             assert_eq!(fault.kind, FaultKind::Refused, "{url}");
             assert!(!fault.message.contains("pass"), "{}", fault.message);
         }
@@ -348,12 +348,12 @@ mod tests {
             ..policy()
         };
         assert_eq!(
-            policy.place("/srv/a").unwrap(),
-            Place::Local("/srv/a".into())
+            policy.source("/srv/a").unwrap(),
+            FetchSource::Local("/srv/a".into())
         );
-        assert!(policy.place("srv/a").is_err());
-        assert!(policy.place("http://github.com/a/b").is_ok());
-        assert!(policy.place("http://example.org/a/b").is_err());
+        assert!(policy.source("srv/a").is_err());
+        assert!(policy.source("http://github.com/a/b").is_ok());
+        assert!(policy.source("http://example.org/a/b").is_err());
     }
 
     #[test]

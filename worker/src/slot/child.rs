@@ -12,10 +12,11 @@ use rustix::process::{
     Pid, Resource, Rlimit, Signal, getppid, set_parent_process_death_signal, setrlimit,
 };
 
-use super::{ARGUMENT, Frame, MAX_PIECE, Request};
-use crate::digest::{self, Part};
-use crate::fetch::{self, Watch};
-use crate::source::{Entry, Head, ObjectId, Source};
+use super::protocol::{ARGUMENT, ChildRequest, Frame, MAX_PIECE};
+use crate::digest::Part;
+use crate::digest::write::write;
+use crate::fetch::{self, ProgressSink};
+use crate::source::{Head, ObjectId, Source, TreeEntry};
 
 /// How much has to come in to count as progress: a server that sends a byte a second makes none.
 const PROGRESS_BYTES: u64 = 1000;
@@ -41,13 +42,13 @@ pub fn main_if_slot() -> Option<ExitCode> {
 fn run() -> io::Result<()> {
     let mut request = Vec::new();
     io::stdin().read_to_end(&mut request)?;
-    let request: Request = serde_json::from_slice(&request).map_err(|e| {
+    let request: ChildRequest = serde_json::from_slice(&request).map_err(|e| {
         io::Error::other(format!(
             "this is for a worker to start, not for people: {e}"
         ))
     })?;
     limit(&request)?;
-    let teller = Arc::new(Teller::default());
+    let teller = Arc::new(FrameWriter::default());
     let last = match work(&request, &teller) {
         Ok(last) => last,
         Err(fault) => Frame::Failed(fault),
@@ -56,7 +57,7 @@ fn run() -> io::Result<()> {
 }
 
 /// Gives up what this process will not need, before anything of a stranger's is read.
-fn limit(request: &Request) -> io::Result<()> {
+fn limit(request: &ChildRequest) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // The parent may have died before the line above.
     if getppid().map(Pid::as_raw_nonzero).map(i32::from) != Some(request.parent) {
@@ -89,9 +90,9 @@ fn limit(request: &Request) -> io::Result<()> {
     Ok(())
 }
 
-fn work(request: &Request, teller: &Arc<Teller>) -> Result<Frame, Fault> {
+fn work(request: &ChildRequest, teller: &Arc<FrameWriter>) -> Result<Frame, Fault> {
     let start = Instant::now();
-    let watch: Arc<dyn Watch> = Arc::clone(teller) as Arc<dyn Watch>;
+    let watch: Arc<dyn ProgressSink> = Arc::clone(teller) as Arc<dyn ProgressSink>;
     let fetched = fetch::fetch(&request.url, &request.policy, &request.scratch, watch)?;
     let told = teller.tell(
         &Frame::Fetched {
@@ -114,11 +115,11 @@ fn work(request: &Request, teller: &Arc<Teller>) -> Result<Frame, Fault> {
         }
         Ok(())
     };
-    let source = Watched {
+    let source = ProgressSource {
         source: &fetched.source,
         teller,
     };
-    let facts = digest::write(&source, &request.subject, &request.limits, &mut emit)?;
+    let facts = write(&source, &request.subject, &request.limits, &mut emit)?;
     Ok(Frame::Done {
         facts,
         millis: millis(start),
@@ -127,17 +128,17 @@ fn work(request: &Request, teller: &Arc<Teller>) -> Result<Frame, Fault> {
 
 /// A source whose every use counts as progress: a large repository may be looked at for long
 /// before there is text to send.
-struct Watched<'a> {
+struct ProgressSource<'a> {
     source: &'a dyn Source,
-    teller: &'a Teller,
+    teller: &'a FrameWriter,
 }
 
-impl Source for Watched<'_> {
+impl Source for ProgressSource<'_> {
     fn head(&self) -> Result<Option<Head>, Fault> {
         self.source.head()
     }
 
-    fn entries(&self, tree: ObjectId) -> Result<Vec<Entry>, Fault> {
+    fn entries(&self, tree: ObjectId) -> Result<Vec<TreeEntry>, Fault> {
         self.teller.alive();
         self.source.entries(tree)
     }
@@ -180,7 +181,7 @@ fn millis(since: Instant) -> u64 {
 }
 
 /// Writes frames, and progress when there is any.
-struct Teller {
+struct FrameWriter {
     output: Mutex<Output>,
 }
 
@@ -190,7 +191,7 @@ struct Output {
     told: (u64, Instant),
 }
 
-impl Default for Teller {
+impl Default for FrameWriter {
     fn default() -> Self {
         Self {
             output: Mutex::new(Output {
@@ -201,7 +202,7 @@ impl Default for Teller {
     }
 }
 
-impl Teller {
+impl FrameWriter {
     fn output(&self) -> MutexGuard<'_, Output> {
         self.output.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -220,7 +221,7 @@ impl Teller {
     }
 }
 
-impl Watch for Teller {
+impl ProgressSink for FrameWriter {
     fn received(&self, total: u64) {
         {
             let mut output = self.output();

@@ -8,7 +8,7 @@ use futures::future::join_all;
 use testing::git_server::{Fault as Trouble, GitServer, Kind, Rule};
 use testing::http_server::{HttpServer, Response};
 use testing::repositories::{Builder, empty};
-use worker::fetch::policy::{Secret, Token};
+use worker::fetch::policy::{HostToken, Secret};
 
 use crate::fixture::{Fixture, TEXT, git, good, noise, work};
 
@@ -285,7 +285,7 @@ const TOKEN: &str = "sesame-open";
 impl Fixture {
     fn with_token() -> Self {
         let mut fixture = Self::new();
-        fixture.policy.token = Some(Token {
+        fixture.policy.token = Some(HostToken {
             host: fixture.server.authority(),
             secret: Secret(TOKEN.to_owned()),
         });

@@ -14,9 +14,11 @@ use testing::git_server::GitServer;
 use testing::repositories::Builder;
 use testing::root;
 use tokio_util::sync::CancellationToken;
-use worker::digest::{Limits, Subject};
+use worker::digest::{DigestLimits, Subject};
 use worker::fetch::policy::FetchPolicy;
-use worker::slot::{ARGUMENT, ChildConfig, Made, SlotConfig, Slots, Unmade};
+use worker::slot::protocol::ARGUMENT;
+use worker::slot::slots::Slots;
+use worker::slot::{ChildConfig, SlotConfig, SlotError, SlotOutput};
 
 /// The text of the one file of a repository that nothing is wrong with.
 pub(crate) const TEXT: &str = "nothing is wrong with this one\n";
@@ -31,7 +33,7 @@ pub(crate) struct Fixture {
     pub(crate) server: GitServer,
     pub(crate) config: SlotConfig,
     pub(crate) policy: FetchPolicy,
-    pub(crate) limits: Limits,
+    pub(crate) limits: DigestLimits,
 }
 
 impl Fixture {
@@ -67,7 +69,7 @@ impl Fixture {
             server,
             config,
             policy,
-            limits: Limits::default(),
+            limits: DigestLimits::default(),
         }
     }
 
@@ -88,13 +90,13 @@ impl Fixture {
     }
 
     /// What new slots make of `owner/{name}`.
-    pub(crate) async fn make(&self, name: &str) -> Result<Made, Fault> {
+    pub(crate) async fn make(&self, name: &str) -> Result<SlotOutput, Fault> {
         self.make_url(&self.url(name)).await
     }
 
     /// What new slots make of `url`. Whatever that is, at the same time and afterwards they make
     /// of `owner/good` what they should, and nothing is left of any of it.
-    pub(crate) async fn make_url(&self, url: &str) -> Result<Made, Fault> {
+    pub(crate) async fn make_url(&self, url: &str) -> Result<SlotOutput, Fault> {
         let slots = self.slots();
         let good = self.url("good");
         let (made, beside) = tokio::join!(work(&slots, url), work(&slots, &good));
@@ -183,11 +185,11 @@ pub(crate) fn subject() -> Subject {
 }
 
 /// What `slots` make of `url`.
-pub(crate) async fn work(slots: &Slots, url: &str) -> Result<Made, Fault> {
+pub(crate) async fn work(slots: &Slots, url: &str) -> Result<SlotOutput, Fault> {
     match slots.work(url, subject(), &CancellationToken::new()).await {
         Ok(made) => Ok(made),
-        Err(Unmade::Fault(fault)) => Err(fault),
-        Err(Unmade::Stopped) => panic!("nobody stops it"),
+        Err(SlotError::Fault(fault)) => Err(fault),
+        Err(SlotError::Stopped) => panic!("nobody stops it"),
     }
 }
 

@@ -17,7 +17,8 @@ use testing::repositories::{
 };
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use worker::slot::{Made, Slots, Unmade};
+use worker::slot::slots::Slots;
+use worker::slot::{SlotError, SlotOutput};
 
 use crate::fixture::{Fixture, TEXT, as_root, exists, git, noise, subject, until, work};
 use testing::small_disk::SmallDisk;
@@ -29,7 +30,7 @@ fn start_hanging(
     fixture: &Fixture,
     slots: &Arc<Slots>,
     stop: &CancellationToken,
-) -> JoinHandle<Result<Made, Unmade>> {
+) -> JoinHandle<Result<SlotOutput, SlotError>> {
     fixture.server.fault("owner/bad", Trouble::Hang);
     let (slots, stop, url) = (Arc::clone(slots), stop.clone(), fixture.url("bad"));
     tokio::spawn(async move { slots.work(&url, subject(), &stop).await })
@@ -45,7 +46,7 @@ async fn a_slot_that_is_killed_costs_its_own_job_only() {
     let first = fs::read_to_string(format!("/proc/{}/oom_score_adj", child.as_raw_nonzero()));
     assert_eq!(first.unwrap().trim(), "500");
     kill_process(child, Signal::KILL).unwrap();
-    let Unmade::Fault(fault) = job.await.unwrap().unwrap_err() else {
+    let SlotError::Fault(fault) = job.await.unwrap().unwrap_err() else {
         panic!("nobody stopped it")
     };
     assert_eq!(fault.kind, Killed);
@@ -69,7 +70,7 @@ async fn a_slot_that_is_stopped_ends_at_once_and_leaves_nothing() {
     let waiting = start_hanging(&fixture, &slots, &stop);
     stop.cancel();
     for job in [job, waiting] {
-        assert!(matches!(job.await.unwrap(), Err(Unmade::Stopped)));
+        assert!(matches!(job.await.unwrap(), Err(SlotError::Stopped)));
     }
     assert!(!exists(child));
     assert_eq!(fixture.children(), []);

@@ -9,9 +9,9 @@ use std::ops::ControlFlow;
 use common::fault::Fault;
 use common::text::thousands;
 
-use super::ignore::{MAX_PATTERNS, Rules};
+use super::rules::{MAX_PATTERNS, Rules};
 
-use super::walk::{MAX_ENTRIES, Trees};
+use crate::digest::walk::{MAX_ENTRIES, Trees};
 use crate::source::{EntryKind, ObjectId, Source};
 
 /// Most ignore files that are applied.
@@ -25,13 +25,13 @@ const MAX_TOTAL_BYTES: u64 = 16 << 20;
 const NAMES: [&str; 2] = [".gitignore", ".gitingestignore"];
 
 /// An ignore file.
-struct Found {
+struct IgnoreFile {
     directory: String,
     blob: ObjectId,
 }
 
 /// All patterns that hold for the tree, and a notice if there were too many.
-pub(super) fn rules(
+pub(in crate::digest) fn rules(
     source: &dyn Source,
     trees: &mut Trees<'_>,
     root: ObjectId,
@@ -63,11 +63,11 @@ fn holding(
     root: ObjectId,
     max_depth: usize,
 ) -> Result<(Vec<HashSet<ObjectId>>, bool), Fault> {
-    struct Seen {
+    struct ScannedTree {
         own: bool,
         below: Vec<ObjectId>,
     }
-    let mut levels: Vec<HashMap<ObjectId, Seen>> = Vec::new();
+    let mut levels: Vec<HashMap<ObjectId, ScannedTree>> = Vec::new();
     let mut level = vec![root];
     let mut visited = 0;
     let mut cut = false;
@@ -93,7 +93,7 @@ fn holding(
             let own = entries
                 .iter()
                 .any(|e| e.kind == EntryKind::File && is_ignore_file(&e.name));
-            seen.insert(tree, Seen { own, below });
+            seen.insert(tree, ScannedTree { own, below });
         }
         levels.push(seen);
         level = next;
@@ -102,7 +102,8 @@ fn holding(
     let mut holding: Vec<HashSet<ObjectId>> = vec![HashSet::new(); levels.len() + 1];
     for (depth, seen) in levels.iter().enumerate().rev() {
         let (this, deeper) = holding.split_at_mut(depth + 1);
-        let holds = |seen: &Seen| seen.own || seen.below.iter().any(|id| deeper[0].contains(id));
+        let holds =
+            |seen: &ScannedTree| seen.own || seen.below.iter().any(|id| deeper[0].contains(id));
         this[depth].extend(seen.iter().filter(|(_, s)| holds(s)).map(|(id, _)| *id));
     }
     Ok((holding, cut))
@@ -113,7 +114,7 @@ fn find(
     trees: &mut Trees<'_>,
     root: ObjectId,
     holding: &[HashSet<ObjectId>],
-) -> Result<([Vec<Found>; 2], bool), Fault> {
+) -> Result<([Vec<IgnoreFile>; 2], bool), Fault> {
     let mut found = NAMES.map(|_| Vec::new());
     let mut count = 0;
     let mut open = vec![(String::new(), root, 0)];
@@ -123,13 +124,15 @@ fn find(
         }
         let entries = trees.get(tree)?;
         for (name, files) in NAMES.iter().zip(&mut found) {
-            let is_it = |e: &&super::walk::Named| e.kind == EntryKind::File && e.name == *name;
+            let is_it = |e: &&crate::digest::walk::CheckoutEntry| {
+                e.kind == EntryKind::File && e.name == *name
+            };
             if let Some(entry) = entries.iter().find(is_it) {
                 if count == MAX_FILES {
                     return Ok((found, true));
                 }
                 count += 1;
-                files.push(Found {
+                files.push(IgnoreFile {
                     directory: directory.clone(),
                     blob: entry.id,
                 });
@@ -155,7 +158,7 @@ fn find(
 /// Adds the patterns of `files`; says whether some were left out. `bytes` counts what was read.
 fn read(
     source: &dyn Source,
-    files: &[Found],
+    files: &[IgnoreFile],
     bytes: &mut u64,
     rules: &mut Rules,
 ) -> Result<bool, Fault> {

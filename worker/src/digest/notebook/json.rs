@@ -17,7 +17,7 @@ pub(super) struct Value<'a> {
 
 /// What kind of value it is, by the name of Python's type.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Kind {
+pub(super) enum PyType {
     Dict,
     List,
     Str,
@@ -29,37 +29,37 @@ pub(super) enum Kind {
 
 /// Why a text is not a document.
 #[derive(Debug, PartialEq)]
-pub(super) enum Invalid {
+pub(super) enum InvalidJson {
     /// It breaks JSON's grammar.
     Syntax,
     /// It nests too deeply; the innermost value is of this kind.
-    Depth(Kind),
+    Depth(PyType),
 }
 
 /// Checks a whole text.
-pub(super) fn parse(text: &str) -> Result<Value<'_>, Invalid> {
+pub(super) fn parse(text: &str) -> Result<Value<'_>, InvalidJson> {
     let start = skip_space(text);
     let end = skip_value(start)?;
     if skip_space(end).is_empty() {
         Ok(Value { text: start })
     } else {
-        Err(Invalid::Syntax)
+        Err(InvalidJson::Syntax)
     }
 }
 
 impl<'a> Value<'a> {
-    pub(super) fn kind(self) -> Kind {
+    pub(super) fn kind(self) -> PyType {
         match self.text.as_bytes().first() {
-            Some(b'{') => Kind::Dict,
-            Some(b'[') => Kind::List,
-            Some(b'"') => Kind::Str,
-            Some(b't' | b'f') => Kind::Bool,
-            Some(b'n') | None => Kind::None,
-            Some(b'N' | b'I') => Kind::Float,
+            Some(b'{') => PyType::Dict,
+            Some(b'[') => PyType::List,
+            Some(b'"') => PyType::Str,
+            Some(b't' | b'f') => PyType::Bool,
+            Some(b'n') | None => PyType::None,
+            Some(b'N' | b'I') => PyType::Float,
             Some(_) => {
                 let number = self.raw();
                 let float = number.contains(['.', 'e', 'E', 'I']);
-                if float { Kind::Float } else { Kind::Int }
+                if float { PyType::Float } else { PyType::Int }
             }
         }
     }
@@ -73,20 +73,20 @@ impl<'a> Value<'a> {
     /// Python's truth: whether it is neither empty, zero, false nor null.
     pub(super) fn is_truthy(self) -> bool {
         match self.kind() {
-            Kind::Dict | Kind::List => !skip_space(&self.text[1..]).starts_with(['}', ']']),
-            Kind::Str => !self.text.starts_with("\"\""),
-            Kind::Int | Kind::Float => {
+            PyType::Dict | PyType::List => !skip_space(&self.text[1..]).starts_with(['}', ']']),
+            PyType::Str => !self.text.starts_with("\"\""),
+            PyType::Int | PyType::Float => {
                 let mantissa = self.raw().split(['e', 'E']).next().unwrap_or_default();
                 mantissa.contains(|c: char| ('1'..='9').contains(&c) || c == 'I' || c == 'N')
             }
-            Kind::Bool => self.text.starts_with('t'),
-            Kind::None => false,
+            PyType::Bool => self.text.starts_with('t'),
+            PyType::None => false,
         }
     }
 
     /// The text of a string.
     pub(super) fn string(self) -> Option<String> {
-        (self.kind() == Kind::Str).then(|| unescaped(self.raw()))
+        (self.kind() == PyType::Str).then(|| unescaped(self.raw()))
     }
 
     /// The last member of an object with this key.
@@ -151,33 +151,33 @@ fn skip_space(text: &str) -> &str {
 }
 
 /// What follows the value that `text` begins with.
-fn skip_value(text: &str) -> Result<&str, Invalid> {
+fn skip_value(text: &str) -> Result<&str, InvalidJson> {
     // The kinds of the open objects and arrays.
-    let mut open: Vec<Kind> = Vec::new();
+    let mut open: Vec<PyType> = Vec::new();
     let mut rest = text;
     loop {
         // Here a value begins.
         let container = match rest.as_bytes().first() {
-            Some(b'{') => Some((Kind::Dict, '}')),
-            Some(b'[') => Some((Kind::List, ']')),
+            Some(b'{') => Some((PyType::Dict, '}')),
+            Some(b'[') => Some((PyType::List, ']')),
             _ => None,
         };
         if let Some((kind, end)) = container {
             if open.len() == MAX_DEPTH {
-                return Err(Invalid::Depth(kind));
+                return Err(InvalidJson::Depth(kind));
             }
             rest = skip_space(&rest[1..]);
             if let Some(after) = rest.strip_prefix(end) {
                 rest = after;
             } else {
                 open.push(kind);
-                if kind == Kind::Dict {
+                if kind == PyType::Dict {
                     rest = skip_key(rest)?;
                 }
                 continue;
             }
         } else {
-            rest = skip_scalar(rest).ok_or(Invalid::Syntax)?;
+            rest = skip_scalar(rest).ok_or(InvalidJson::Syntax)?;
         }
         // Here one has ended.
         loop {
@@ -187,22 +187,22 @@ fn skip_value(text: &str) -> Result<&str, Invalid> {
             rest = skip_space(rest);
             if let Some(after) = rest.strip_prefix(',') {
                 rest = skip_space(after);
-                if kind == Kind::Dict {
+                if kind == PyType::Dict {
                     rest = skip_key(rest)?;
                 }
                 break;
             }
-            let end = if kind == Kind::Dict { '}' } else { ']' };
-            rest = rest.strip_prefix(end).ok_or(Invalid::Syntax)?;
+            let end = if kind == PyType::Dict { '}' } else { ']' };
+            rest = rest.strip_prefix(end).ok_or(InvalidJson::Syntax)?;
             open.pop();
         }
     }
 }
 
-fn skip_key(text: &str) -> Result<&str, Invalid> {
+fn skip_key(text: &str) -> Result<&str, InvalidJson> {
     let after = skip_string(text).map(skip_space);
     let value = after.and_then(|rest| rest.strip_prefix(':'));
-    value.map(skip_space).ok_or(Invalid::Syntax)
+    value.map(skip_space).ok_or(InvalidJson::Syntax)
 }
 
 fn skip_scalar(text: &str) -> Option<&str> {
@@ -356,7 +356,7 @@ mod tests {
             "'a'",
             "tru",
         ] {
-            assert_eq!(parse(text).err(), Some(Invalid::Syntax), "{text}");
+            assert_eq!(parse(text).err(), Some(InvalidJson::Syntax), "{text}");
         }
     }
 
@@ -366,12 +366,15 @@ mod tests {
         assert!(parse(&nested(MAX_DEPTH)).is_ok());
         assert_eq!(
             parse(&nested(MAX_DEPTH + 1)).err(),
-            Some(Invalid::Depth(Kind::List))
+            Some(InvalidJson::Depth(PyType::List))
         );
         let open = "[".repeat(10 << 20);
-        assert_eq!(parse(&open).err(), Some(Invalid::Depth(Kind::List)));
+        assert_eq!(parse(&open).err(), Some(InvalidJson::Depth(PyType::List)));
         let objects = "{\"a\":".repeat(5000);
-        assert_eq!(parse(&objects).err(), Some(Invalid::Depth(Kind::Dict)));
+        assert_eq!(
+            parse(&objects).err(),
+            Some(InvalidJson::Depth(PyType::Dict))
+        );
     }
 
     #[test]
@@ -380,7 +383,7 @@ mod tests {
             parse("{\"a\" : 1, \"b\": [ 1.5 , \"x\\\"\\u00e9\" ], \"\\u0061\": -2 }").unwrap();
         assert_eq!(value.get("a").unwrap().raw(), "-2");
         let items: Vec<Value<'_>> = value.get("b").unwrap().items().collect();
-        assert_eq!(items[0].kind(), Kind::Float);
+        assert_eq!(items[0].kind(), PyType::Float);
         assert_eq!(items[1].string().unwrap(), "x\"é");
         assert_eq!(value.members().count(), 3);
         assert_eq!(parse("[]").unwrap().items().count(), 0);
