@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use clap::Args;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
@@ -254,9 +255,8 @@ pub enum Event {
     Job(Job),
     /// A job ended.
     Outcome(OutcomeRecord),
-    /// The broker itself gave a job up: delivered too often without being settled. Where there is
-    /// an [`Event::Outcome`] too, that one counts.
-    Dead(Job),
+    /// The broker dead-lettered a job. Where there is an [`Event::Outcome`] too, that one counts.
+    Dead(DeadJob),
     /// A worker began or ended to wait.
     Worker(WorkerState),
 }
@@ -275,17 +275,80 @@ pub struct WorkerState {
     pub hosts: BTreeMap<String, i64>,
 }
 
+/// A job that the broker dead-lettered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeadJob {
+    /// The job.
+    pub job: Job,
+    /// Why.
+    #[serde(default)]
+    pub cause: DeathCause,
+}
+
+impl From<Job> for DeadJob {
+    fn from(job: Job) -> Self {
+        let cause = DeathCause::Unknown;
+        Self { job, cause }
+    }
+}
+
+/// Why the broker dead-lettered a message.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeathCause {
+    /// Returned unsettled more often than [`DELIVERY_LIMIT`] allows.
+    DeliveryLimit,
+    /// A worker rejected it ([`Settlement::Dead`]).
+    Rejected,
+    /// Older than a message TTL that a policy of the broker's sets on this queue.
+    Expired(String),
+    /// Dropped from this queue, to which a policy of the broker's sets a maximum length.
+    Overflow(String),
+    /// The broker does not say, or not so that its readers learn of it.
+    #[default]
+    Unknown,
+}
+
+impl DeathCause {
+    /// The class of a job's failure if it has no outcome: a policy is not the repository's fault.
+    fn kind(&self) -> FaultKind {
+        match self {
+            Self::Expired(_) | Self::Overflow(_) => FaultKind::Infra,
+            Self::DeliveryLimit | Self::Rejected | Self::Unknown => FaultKind::Killed,
+        }
+    }
+}
+
+impl fmt::Display for DeathCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DeliveryLimit => f.write_str(
+                "given up by the broker: delivered again and again, never settled",
+            ),
+            Self::Rejected => f.write_str("rejected by a worker that recorded no outcome"),
+            Self::Expired(queue) => write!(
+                f,
+                "expired: a policy sets message-ttl on {queue}; if it matches the dead-letter queue too, the dead letter is lost"
+            ),
+            Self::Overflow(queue) => write!(f, "dropped: a policy sets max-length on {queue}"),
+            Self::Unknown => f.write_str(
+                "given up by the broker, which does not say why: delivered too often, or expired or dropped by a policy",
+            ),
+        }
+    }
+}
+
 impl Event {
     /// The outcome that it is, or for a [`Event::Dead`] stands for; `None` for all others.
     pub fn into_outcome(self) -> Option<OutcomeRecord> {
         match self {
             Self::Job(_) | Self::Worker(_) => None,
             Self::Outcome(record) => Some(record),
-            Self::Dead(job) => Some(OutcomeRecord::without_work(
+            Self::Dead(DeadJob { job, cause }) => Some(OutcomeRecord::without_work(
                 job.key(),
                 job.run,
-                Outcome::Failed(FaultKind::Killed),
-                "given up by the broker: delivered again and again, never settled",
+                Outcome::Failed(cause.kind()),
+                &cause.to_string(),
             )),
         }
     }
@@ -370,10 +433,12 @@ pub enum Settlement {
 /// A message that was given up, on loan. Dropped, it stays a dead letter.
 #[derive(Debug)]
 pub struct DeadLetter {
-    /// The message's id: that of its job, where it has one.
+    /// The message's id: [`Job::id`] for a job; never empty ([`DeadLetter::payload_id`]).
     pub id: String,
-    /// The job, or what is wrong with a message that is none, and how it begins.
+    /// The job, or why the message cannot be decoded as one.
     pub job: Result<Job, String>,
+    /// The message as it was sent.
+    pub payload: Vec<u8>,
     /// [`Delivery::attempt`] of its last delivery.
     pub attempt: u32,
     /// When its job was enqueued; `None` where the message does not say.
@@ -387,6 +452,7 @@ impl DeadLetter {
     pub fn new(
         id: String,
         job: Result<Job, String>,
+        payload: Vec<u8>,
         attempt: u32,
         at: Option<OffsetDateTime>,
         receipt: Box<dyn Receipt>,
@@ -394,10 +460,21 @@ impl DeadLetter {
         Self {
             id,
             job,
+            payload,
             attempt,
             at,
             receipt,
         }
+    }
+
+    /// The id of a message that came without one: the same whenever it is read.
+    pub fn payload_id(payload: &[u8]) -> String {
+        let digest = Sha256::digest(payload);
+        let hex: String = digest[..6]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        format!("payload-{hex}")
     }
 
     /// Takes it from the dead letters for good.

@@ -413,7 +413,11 @@ fn details(known: &Known, now: OffsetDateTime) -> String {
     let shown = known.shown(now);
     let content = match &known.letter.job {
         Ok(job) => String::from_utf8_lossy(&job.encode()).into_owned(),
-        Err(what) => format!("no job that this version can read, so it cannot be replayed: {what}"),
+        Err(why) => format!(
+            "no job that this version can read, so it cannot be replayed: {} bytes, {:?}: {why}",
+            known.letter.payload.len(),
+            String::from_utf8_lossy(&known.letter.payload)
+        ),
     };
     let facts = [
         ("id", Some(known.id())),

@@ -133,8 +133,8 @@ impl Fleet {
                     open.insert(job.key());
                 }
                 Event::Job(_) | Event::Worker(_) => {}
-                Event::Dead(job) => {
-                    open.remove(&job.key());
+                Event::Dead(dead) => {
+                    open.remove(&dead.job.key());
                 }
                 Event::Outcome(record) => {
                     open.remove(&record.key());

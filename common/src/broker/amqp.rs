@@ -295,7 +295,7 @@ impl Shared {
                 serde_json::to_vec(state).map_err(Fault::infra)?,
             ),
             Event::Job(job) => to_ledger(kind::JOB, job),
-            Event::Dead(job) => to_ledger(kind::DEAD, job),
+            Event::Dead(dead) => to_ledger(kind::DEAD, &dead.job),
             Event::Outcome(record) => Message::new(
                 self.names.exchange(),
                 key::OUTCOME.into(),

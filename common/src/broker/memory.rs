@@ -13,8 +13,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Broker, DELIVERY_LIMIT, DeadLetter, Delivery, Enqueued, Entries, Event, LedgerEntry, Notice,
-    Position, ProducerLock, Receipt, Settlement, Waiting,
+    Broker, DELIVERY_LIMIT, DeadJob, DeadLetter, DeathCause, Delivery, Enqueued, Entries, Event,
+    LedgerEntry, Notice, Position, ProducerLock, Receipt, Settlement, Waiting,
 };
 use crate::fault::Fault;
 use crate::job::Job;
@@ -104,8 +104,9 @@ impl Shared {
         self.ready.send_modify(|count| *count += 1);
     }
 
-    fn bury(&self, message: Message) {
-        let event = Event::Dead(message.job.clone());
+    fn dead_letter(&self, message: Message, cause: DeathCause) {
+        let job = message.job.clone();
+        let event = Event::Dead(DeadJob { job, cause });
         let enqueued = message.enqueued;
         self.state().dead.push_back(message);
         self.record(enqueued, event);
@@ -133,7 +134,7 @@ impl Shared {
     fn take_back(&self, mut message: Message) {
         message.returns += 1;
         if message.returns > DELIVERY_LIMIT {
-            self.bury(message);
+            self.dead_letter(message, DeathCause::DeliveryLimit);
             return;
         }
         self.state().ready.push_front(message);
@@ -267,7 +268,8 @@ impl Broker for MemoryBroker {
             };
             Ok(DeadLetter::new(
                 message.job.id(),
-                Ok(message.job),
+                Ok(message.job.clone()),
+                message.job.encode(),
                 message.attempt,
                 Some(message.enqueued),
                 Box::new(receipt),
@@ -334,7 +336,7 @@ impl Receipt for MemoryReceipt {
         };
         match settlement {
             Settlement::Done => {}
-            Settlement::Dead => shared.bury(message),
+            Settlement::Dead => shared.dead_letter(message, DeathCause::Rejected),
             Settlement::Again {
                 after,
                 attempt,

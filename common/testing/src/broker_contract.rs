@@ -8,8 +8,8 @@ use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
 use common::broker::{
-    Broker, DELIVERY_LIMIT, Delivery, Enqueued, Entries, Event, HostPause, LedgerEntry, Notice,
-    Position, Settlement, SharedBroker, Waiting,
+    Broker, DELIVERY_LIMIT, DeadJob, DeathCause, Delivery, Enqueued, Entries, Event, HostPause,
+    LedgerEntry, Notice, Position, Settlement, SharedBroker, Waiting,
 };
 use common::fault::FaultKind;
 use common::ids::PushedAt;
@@ -229,7 +229,11 @@ async fn a_job_never_settled_is_given_up(broker: SharedBroker) {
         drop(next(&mut stream, "delivery").await);
     }
     assert_eq!(event(&mut events).await, Event::Job(job.clone()));
-    assert_eq!(event(&mut events).await, Event::Dead(job));
+    let cause = DeathCause::DeliveryLimit;
+    let dead = Event::Dead(DeadJob { job, cause });
+    assert_eq!(event(&mut events).await, dead);
+    let record = dead.into_outcome().expect("a failure");
+    assert_eq!(record.outcome, Outcome::Failed(FaultKind::Killed));
 }
 
 async fn a_dead_letter_stays_until_it_is_removed(broker: SharedBroker) {
@@ -251,6 +255,7 @@ async fn a_dead_letter_stays_until_it_is_removed(broker: SharedBroker) {
             let job = letter.job.clone().expect("a job");
             assert_eq!((letter.id.clone(), letter.attempt), (job.id(), 0));
             assert!(letter.at.is_some());
+            assert_eq!(letter.payload, job.encode());
             if job == jobs[1] {
                 letter.remove().await.expect("remove");
             }

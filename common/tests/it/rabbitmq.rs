@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::broker::amqp::{AmqpBroker, Options};
 use common::broker::{
-    Broker, BrokerConfig, DELIVERY_LIMIT, Entries, Event, Position, Settlement, Waiting,
+    Broker, BrokerConfig, DELIVERY_LIMIT, DeadLetter, Entries, Event, Position, Settlement, Waiting,
 };
 use common::exit;
 use common::fault::FaultKind;
@@ -187,7 +187,7 @@ async fn nothing_is_lost(url: &str, prefix: &str, disturb: impl AsyncFnOnce()) {
                 let known = published.get_mut(&record.key());
                 *known.expect("no outcome comes before its job") = true;
             }
-            Event::Dead(job) => panic!("{} was given up", job.id()),
+            Event::Dead(dead) => panic!("{} was given up", dead.job.id()),
             Event::Worker(state) => panic!("nobody waits: {state:?}"),
         }
     }
@@ -245,7 +245,7 @@ async fn a_connection_that_says_nothing_is_given_up() {
     enqueue(&broker, std::slice::from_ref(&one)).await;
     let before = proxy.connections();
     proxy.stall();
-    let dead = Event::Dead(one);
+    let dead = Event::Dead(one.into());
     let recorded = broker.record(&dead);
     let healed = async {
         // The limit ends the first attempt; what is tried after that gets through.
@@ -465,7 +465,13 @@ async fn what_is_no_job_is_recorded_and_buried() {
         .iter()
         .map(|letter| letter.as_ref().unwrap().id.clone())
         .collect();
-    assert_eq!(ids, ["".to_owned(), bad.id(), "no id".to_owned()]);
+    // A message without an id gets one of its payload's, the same at each look.
+    let unnamed = DeadLetter::payload_id(b"\xff{");
+    assert_eq!(ids, [unnamed, bad.id(), "no id".to_owned()]);
+    let payloads = letters
+        .iter()
+        .map(|letter| &letter.as_ref().unwrap().payload[..]);
+    assert!(payloads.eq([b"\xff{", later.as_bytes(), b""]));
     assert!(
         letters
             .iter()

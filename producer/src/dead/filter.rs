@@ -170,7 +170,8 @@ mod tests {
         let now = OffsetDateTime::UNIX_EPOCH + Duration::from_secs(10_000_000);
         let letter = |id: &str, seconds: Option<u64>| {
             let at = seconds.map(|seconds| now - Duration::from_secs(seconds));
-            DeadLetter::new(id.to_owned(), Err(String::new()), 0, at, Box::new(Nowhere))
+            let why = Err(String::new());
+            DeadLetter::new(id.to_owned(), why, Vec::new(), 0, at, Box::new(Nowhere))
         };
         let all = LetterFilter::default();
         let owner = |glob: &str| LetterFilter {

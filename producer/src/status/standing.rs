@@ -633,7 +633,7 @@ mod tests {
 
         entries.extend([
             (140, job("this", "a/e")),
-            (150, Event::Dead(bare_job("this", "a/d"))),
+            (150, Event::Dead(bare_job("this", "a/d").into())),
             (160, done("this", "a/e")),
         ]);
         let closed = status(&documents, &entries, 9000);
@@ -711,7 +711,7 @@ mod tests {
         // Too long ago for any clock.
         assert_eq!(open(1, &[(-61, done("other", "a/a")), of_b.clone()]), 2);
         // A job that was given up tells when it was enqueued, not when it died.
-        let died = (-3000, Event::Dead(bare_job("other", "a/a")));
+        let died = (-3000, Event::Dead(bare_job("other", "a/a").into()));
         assert_eq!(open(1, &[died.clone(), of_b.clone()]), 2);
         assert_eq!(open(1, &[of_b, died]), 1);
     }

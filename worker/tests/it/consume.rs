@@ -109,7 +109,7 @@ impl Work {
         let events = self.broker.events(Position::Start).await.unwrap();
         let outcomes = events.filter_map(async |entry| match entry.unwrap().event {
             Event::Outcome(record) => Some(record),
-            Event::Dead(job) => panic!("{} is dead", job.repo),
+            Event::Dead(dead) => panic!("{} is dead", dead.job.repo),
             _ => None,
         });
         let outcomes = outcomes.take(count).collect();
@@ -535,8 +535,8 @@ async fn a_panic_costs_one_job() {
                 processed += 1;
             }
             // Delivered again and again, until the broker has had enough.
-            Event::Dead(job) => {
-                assert_eq!(job.repo.name(), "panic");
+            Event::Dead(lost) => {
+                assert_eq!(lost.job.repo.name(), "panic");
                 dead += 1;
             }
             _ => {}

@@ -15,9 +15,6 @@ use crate::broker::{DeadLetter, Receipt, Settlement};
 use crate::fault::Fault;
 use crate::job::Job;
 
-/// How many bytes of a message that is no job are shown.
-const SHOWN: usize = 200;
-
 /// As many as there are now, on a channel that gives back what is left when it is closed.
 pub(super) async fn letters(
     shared: Arc<Shared>,
@@ -58,9 +55,12 @@ impl Shared {
             return Ok(None);
         };
         let properties = &message.delivery.properties;
-        let body = &message.delivery.data;
-        let job = Job::decode(body).map_err(|fault| no_job(body, &fault));
-        let id = id_of(properties).to_owned();
+        let payload = message.delivery.data.clone();
+        let job = Job::decode(&payload).map_err(|fault| fault.message);
+        let id = match id_of(properties) {
+            "" => DeadLetter::payload_id(&payload),
+            id => id.to_owned(),
+        };
         let attempt = count_of(properties.headers().as_ref(), header::ATTEMPT);
         let at = time_of(properties);
         let receipt = LetterReceipt {
@@ -72,22 +72,12 @@ impl Shared {
         Ok(Some(DeadLetter::new(
             id,
             job,
+            payload,
             attempt,
             at,
             Box::new(receipt),
         )))
     }
-}
-
-/// What a person can find out of a message that is no job who it is from.
-fn no_job(body: &[u8], fault: &Fault) -> String {
-    let begin = String::from_utf8_lossy(&body[..body.len().min(SHOWN)]);
-    let begins = if body.len() > SHOWN {
-        "it begins with "
-    } else {
-        ""
-    };
-    format!("{} bytes, {begins}{begin:?}: {}", body.len(), fault.message)
 }
 
 /// Dropped, it does nothing: a letter that was given back at once would be the next one shown.

@@ -16,9 +16,9 @@ use tracing::debug;
 
 use super::publish::Message;
 use super::session::{Session, is_soft, within};
-use super::topology::{key, kind};
+use super::topology::{Names, key, kind};
 use super::{Shared, id_of, integer, time_of};
-use crate::broker::{Entries, Event, LedgerEntry, Position, WorkerState};
+use crate::broker::{DeadJob, DeathCause, Entries, Event, LedgerEntry, Position, WorkerState};
 use crate::fault::Fault;
 use crate::job::Job;
 use crate::outcome::OutcomeRecord;
@@ -376,8 +376,12 @@ fn read(incoming: &Incoming, shared: &Shared) -> Option<Read> {
         incoming.exchange == shared.names.dead() || incoming.routing_key.as_str() == key::DEAD;
     let event = match said {
         kind::MARK => return Some(Read::Mark(id_of(properties).to_owned())),
-        _ if died => Job::decode(&incoming.data).map(Event::Dead),
-        kind::DEAD => Job::decode(&incoming.data).map(Event::Dead),
+        kind::DEAD | kind::JOB if died || said == kind::DEAD => {
+            Job::decode(&incoming.data).map(|job| {
+                let cause = cause_of(properties.headers().as_ref(), &shared.names);
+                Event::Dead(DeadJob { job, cause })
+            })
+        }
         kind::JOB => Job::decode(&incoming.data).map(Event::Job),
         kind::OUTCOME => serde_json::from_slice::<OutcomeRecord>(&incoming.data)
             .map(Event::Outcome)
@@ -402,6 +406,34 @@ fn read(incoming: &Incoming, shared: &Shared) -> Option<Read> {
             );
             None
         }
+    }
+}
+
+/// Why the broker dead-lettered a job, as far as the headers in the stream say: it drops tables and
+/// arrays, so not `x-death` itself but what the broker sums up of it.
+fn cause_of(headers: Option<&FieldTable>, names: &Names) -> DeathCause {
+    let text = |name: &str| {
+        let value = headers.and_then(|headers| headers.inner().get(name));
+        value
+            .and_then(AMQPValue::as_long_string)
+            .map(ToString::to_string)
+    };
+    let jobs = names.jobs().to_string();
+    // Of several deaths the last one matters, of which only later versions tell. The first may be the
+    // end of a pause in a retry queue.
+    let reason = match text("x-last-death-reason") {
+        Some(reason) => Some(reason),
+        None if text("x-first-death-queue").as_deref() == Some(&*jobs) => {
+            text("x-first-death-reason")
+        }
+        None => None,
+    };
+    match reason.as_deref() {
+        Some("delivery_limit") => DeathCause::DeliveryLimit,
+        Some("rejected") => DeathCause::Rejected,
+        Some("expired") => DeathCause::Expired(jobs),
+        Some("maxlen") => DeathCause::Overflow(jobs),
+        _ => DeathCause::Unknown,
     }
 }
 
