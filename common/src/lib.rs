@@ -1,4 +1,6 @@
-//! The words that producer and worker share, and the two boundaries to the outside world.
+#![doc = include_str!("../README.md")]
+//!
+//! # Modules
 //!
 //! In reading order: [`ids`] and [`job`] say what to do, [`fault`] and [`outcome`] what became of
 //! it, [`run`] adds outcomes up to a run. [`broker`] carries jobs and remembers outcomes; [`store`]

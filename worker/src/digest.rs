@@ -1,44 +1,8 @@
 //! The digest: a repository as one text, in gitingest's format.
 //!
-//! The text is `summary + "\n\n" + tree + "\n" + content`. Its head is byte for byte the summary
-//! that gitingest 0.3.1 prints, its rest what `gitingest -o FILE` writes, but for the deviations
-//! below. The work is divided: [`write`](write::write) runs in a slot, next to the source, and makes
-//! tree and content; [`assemble`](assemble::assemble) runs in the worker itself, which counts tokens with a table that
-//! takes long to load, and puts the parts together.
-//!
-//! # Where this differs from gitingest
-//! What gitingest leaves to chance is decided here:
-//! - Patterns count in the order defaults, root `.gitignore`, nested ones in path order, then
-//!   `.gitingestignore` files; the last match wins. gitingest keeps them in a set, so that with a
-//!   `!` line the hash seed decides.
-//! - NamePatterns that differ only in case are in the order of their bytes, not in the file system's.
-//! - The limits of files and bytes apply in output order, symbolic links included, and a line
-//!   below `Files analyzed` says so (`Limit reached: …`). gitingest applies them in the file
-//!   system's order and says nothing. DigestLimits of depth and of a single file's size are deterministic
-//!   in gitingest and as silent here as there.
-//!
-//! Objects are read raw, nothing is checked out:
-//! - `.gitattributes` have no effect (`ident`, `working-tree-encoding`, `eol`, filters).
-//! - An entry that git would refuse to check out is left out: an empty name, `.`, `..`, `.git` in
-//!   any case, a name with a slash or longer than 255 bytes, a second entry of one name, a link
-//!   whose target is empty or longer than 4,095 bytes.
-//! - Bytes of names that are not UTF-8 become U+FFFD, and so do lone surrogates in notebooks;
-//!   gitingest fails when it writes its output.
-//! - An ignore file that is a symbolic link is not read, since nothing is followed.
-//!
-//! What would end gitingest does not end the digest:
-//! - A line of an ignore file that pathspec refuses is passed over, and so is an ignore file that
-//!   is not UTF-8.
-//! - Ignore files count up to 5,000 files of at most 512 KiB each and 16 MiB together, and up to
-//!   50,000 patterns, 500 of them with wildcards in a directory's name. Patterns over 4,096 bytes
-//!   match nothing. One million tree entries are looked at, and a like amount of matching is done;
-//!   beyond that the rest of the repository is left out. Both are said below `Files analyzed`.
-//! - A repository without a commit has a digest with `Files analyzed: 0` and no `Commit` line.
-//! - A notebook that is not JSON is reported with its path in the repository, where gitingest names
-//!   its own random temporary path. How deep JSON may nest is fixed, at what is usual for Python.
-//!
-//! The text is cut at a limit that gitingest does not have, and then the tokens are those of tree
-//! and content as far as they are in the text.
+//! The text is `summary + "\n\n" + tree + "\n" + content`; the crate's page lists where it differs from gitingest 0.3.1.
+//! [`write`](write::write) runs in a slot, next to the source, and makes tree and content. [`assemble`](assemble::assemble)
+//! runs in the worker, which keeps the token table loaded; it counts tokens and joins the parts.
 
 pub mod write;
 

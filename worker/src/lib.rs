@@ -1,8 +1,10 @@
-//! Takes a job, fetches and digests its repository in a slot, stores the digest.
+#![doc = include_str!("../README.md")]
 //!
-//! [`run`] is a worker of a fleet. One job, in reading order: [`consume`] takes its delivery and settles it, [`job`] does the work
-//! in one of the [`slot`]s, where [`fetch`] makes a [`source`] of its repository and [`digest`] the
-//! text of that.
+//! # Modules
+//!
+//! In reading order: [`run`] is a worker of a fleet. [`consume`] takes a delivery and settles it,
+//! [`job`] does the work in one of the [`slot`]s, where [`fetch`] makes a [`source`] of the
+//! repository and [`digest`] its text.
 
 pub mod consume;
 
