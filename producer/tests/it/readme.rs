@@ -61,9 +61,16 @@ fn check_table(manual: &str, name: &str, table: &str) {
         fs::write(in_checkout(manual), text).unwrap();
         return;
     }
-    assert_eq!(
-        listed, table,
-        "{manual}: {name} differ from the programs': REPOFLEET_BLESS=1 deploy/test.sh -p producer readme"
+    let (listed, table): (BTreeSet<_>, BTreeSet<_>) =
+        (listed.lines().collect(), table.lines().collect());
+    let (old, new): (Vec<_>, Vec<_>) = (
+        listed.difference(&table).collect(),
+        table.difference(&listed).collect(),
+    );
+    assert!(
+        old.is_empty() && new.is_empty(),
+        "{manual}: {name} differ from the programs': REPOFLEET_BLESS=1 deploy/test.sh -p producer readme\n\
+         manual: {old:#?}\nprograms: {new:#?}"
     );
 }
 
@@ -143,7 +150,11 @@ fn option_table(command: &Command) -> String {
 fn manuals_list_every_option() {
     let producer = option_table(&producer::cli::Cli::command());
     check_table(PRODUCER, "options", &producer);
-    check_table(WORKER, "options", &option_table(&worker::cli::Cli::command()));
+    check_table(
+        WORKER,
+        "options",
+        &option_table(&worker::cli::Cli::command()),
+    );
 }
 
 /// A metric as `/metrics` describes it.
@@ -388,7 +399,10 @@ fn commands_in_manuals_are_understood() {
                     MissingRequiredArgument,
                     MissingSubcommand,
                 ];
-                assert!(named_only.contains(&error.kind()), "{path}: {command}: {error}");
+                assert!(
+                    named_only.contains(&error.kind()),
+                    "{path}: {command}: {error}"
+                );
             }
             understood += 1;
         }
