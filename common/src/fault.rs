@@ -4,11 +4,28 @@ use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use strum::{AsRefStr, Display, EnumString, VariantArray};
 
-/// The class of a fault. Only this decides what happens next
-/// ([`decide`](crate::outcome::decide)).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+/// The class of a fault. It alone decides what happens next
+/// ([`decide`](crate::outcome::decide)). Reports list classes in this order.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    Display,
+    EnumString,
+    AsRefStr,
+    VariantArray,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum FaultKind {
     /// May well pass: reset, early end, 5xx, stall, name not resolved. Tried again.
     Transient,
@@ -29,42 +46,6 @@ pub enum FaultKind {
     Infra,
     /// The feed's entry names no usable repository.
     InvalidEntry,
-}
-
-impl FaultKind {
-    /// Every class, in the order in which reports list them.
-    pub const ALL: [Self; 9] = [
-        Self::Transient,
-        Self::Throttled,
-        Self::Gone,
-        Self::Refused,
-        Self::TooLarge,
-        Self::Killed,
-        Self::Poison,
-        Self::Infra,
-        Self::InvalidEntry,
-    ];
-
-    /// The name in logs, metrics and summaries.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Transient => "transient",
-            Self::Throttled => "throttled",
-            Self::Gone => "gone",
-            Self::Refused => "refused",
-            Self::TooLarge => "too_large",
-            Self::Killed => "killed",
-            Self::Poison => "poison",
-            Self::Infra => "infra",
-            Self::InvalidEntry => "invalid_entry",
-        }
-    }
-}
-
-impl fmt::Display for FaultKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
 }
 
 /// Something that went wrong, classified where it was first seen.

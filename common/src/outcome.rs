@@ -4,11 +4,10 @@ use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use strum::AsRefStr;
 
 use crate::fault::{Fault, FaultKind};
-use crate::ids::PushedAt;
-use crate::ids::RepoRef;
-use crate::ids::{JobKey, RunId};
+use crate::ids::{JobKey, PushedAt, RepoRef, RunId};
 
 /// Attempts after the first that a transient fault gets, after 1, 2 and 4 seconds.
 pub const RETRIES: u32 = 3;
@@ -25,8 +24,9 @@ const LONGEST_FLOOR: Duration = Duration::from_secs(32);
 pub const THROTTLE_PAUSE: Duration = Duration::from_secs(60);
 
 /// The one final word on a job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, AsRefStr)]
 #[serde(tag = "outcome", content = "class", rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum Outcome {
     /// A digest was made and stored.
     Processed,
@@ -38,23 +38,11 @@ pub enum Outcome {
     Failed(FaultKind),
 }
 
-impl Outcome {
-    /// The name in logs and metrics, without the class of a failure.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Processed => "processed",
-            Self::Unchanged => "unchanged",
-            Self::Superseded => "superseded",
-            Self::Failed(_) => "failed",
-        }
-    }
-}
-
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Failed(kind) => write!(f, "failed: {kind}"),
-            other => f.write_str(other.as_str()),
+            other => f.write_str(other.as_ref()),
         }
     }
 }

@@ -38,6 +38,20 @@ pub fn format_duration(duration: Duration) -> String {
     }
 }
 
+/// Escapes control characters. Parts of messages come from strangers, and must neither break a line
+/// nor control a terminal.
+pub fn printable(text: &str) -> String {
+    let mut printable = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() {
+            printable.extend(c.escape_default());
+        } else {
+            printable.push(c);
+        }
+    }
+    printable
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

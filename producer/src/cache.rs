@@ -23,6 +23,7 @@ use futures::future::join;
 use futures::stream::{self, StreamExt};
 use serde::Serialize;
 use serde_json::Value;
+use strum::VariantArray;
 use time::OffsetDateTime;
 use tracing::{debug, warn};
 use url::Url;
@@ -215,7 +216,10 @@ pub async fn check(
 
 /// How many repositories there are for each reason; every reason is there.
 pub fn counts(checked: &[Checked]) -> BTreeMap<CacheReason, u64> {
-    let mut counts: BTreeMap<_, _> = CacheReason::ALL.map(|reason| (reason, 0)).into();
+    let mut counts: BTreeMap<_, _> = CacheReason::VARIANTS
+        .iter()
+        .map(|&reason| (reason, 0))
+        .collect();
     for checked in checked {
         *counts.entry(checked.reason).or_default() += 1;
     }
@@ -737,7 +741,7 @@ mod tests {
     #[test]
     fn every_reason_is_counted() {
         let counts = counts(&[]);
-        assert_eq!(counts.len(), CacheReason::ALL.len());
+        assert_eq!(counts.len(), CacheReason::VARIANTS.len());
         assert!(counts.values().all(|count| *count == 0));
     }
 }

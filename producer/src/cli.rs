@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use common::exit;
 use common::shutdown::Shutdown;
-use common::telemetry::LogConfig;
+use common::telemetry::logs::LogConfig;
 use tracing::warn;
 
 use crate::dead::DeadConfig;

@@ -14,7 +14,7 @@ use common::fault::{Fault, FaultKind};
 use common::ids::RunId;
 use common::job::{Job, WIRE_VERSION};
 use common::shutdown::Shutdown;
-use common::telemetry::printable;
+use common::text::printable;
 use common::text::{format_duration, thousands};
 use futures::StreamExt;
 use futures::stream;
@@ -308,7 +308,7 @@ impl Known {
     }
 
     fn class(&self) -> &'static str {
-        self.fate.class.map_or("-", FaultKind::as_str)
+        self.fate.class.as_ref().map_or("-", |class| class.as_ref())
     }
 
     fn age(&self, now: OffsetDateTime) -> String {

@@ -15,7 +15,7 @@ use common::fault::Fault;
 use common::shutdown::Shutdown;
 use common::store::SharedStore;
 use common::store::fs::make_folder;
-use common::telemetry::Metrics;
+use common::telemetry::metrics::Metrics;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;

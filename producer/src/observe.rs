@@ -17,10 +17,11 @@ use common::ids::RunId;
 use common::run::documents::{CacheReason, ClosedRun, LastClosed, LatestRun};
 use common::shutdown::Shutdown;
 use common::store::{Document, DocumentKey, SharedStore, StoreConfig};
-use common::telemetry::MetricsConfig;
 use common::telemetry::fleet::{FleetMetrics, RunCounts, UNKNOWN};
+use common::telemetry::http::MetricsConfig;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use strum::VariantArray;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
@@ -295,7 +296,7 @@ fn show_latest(
     metrics.run_started.set(started_at);
     if let Some(manifest) = &documents.manifest {
         metrics.run_total.set(manifest.total as f64);
-        for reason in CacheReason::ALL {
+        for &reason in CacheReason::VARIANTS {
             let count = manifest.reasons.get(&reason).unwrap_or(&0);
             metrics.set_cache(reason, *count as f64);
         }
@@ -319,7 +320,7 @@ fn show_latest(
             ] {
                 gauge.set(UNKNOWN);
             }
-            for class in FaultKind::ALL {
+            for &class in FaultKind::VARIANTS {
                 metrics.set_failed(class, UNKNOWN);
             }
             return None;
@@ -333,7 +334,7 @@ fn show_latest(
     };
     metrics.set_counts(Some(counts));
     metrics.run_total.set(status.total_repos as f64);
-    for class in FaultKind::ALL {
+    for &class in FaultKind::VARIANTS {
         let count = status.failures_by_class.get(&class).unwrap_or(&0);
         metrics.set_failed(class, *count as f64);
     }

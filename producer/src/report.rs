@@ -73,7 +73,7 @@ pub fn explain(checked: &[Checked]) {
         info!(
             operation = "explain",
             repo = checked.entry.repo.to_string(),
-            reason = checked.reason.as_str(),
+            reason = %checked.reason,
             "{checked}"
         );
     }
@@ -92,7 +92,7 @@ pub fn dry_run(
         info!(
             operation = "dry-run",
             repo = entry.repo.to_string(),
-            reason = reason.as_str(),
+            reason = %reason,
             "[DRY RUN] Would process {}: {reason}",
             entry.repo
         );
@@ -157,7 +157,7 @@ fn list_failures(summary: &RunSummary, all: &str) {
         warn!(
             operation = "failed-repository",
             repo = failure.repo,
-            class = failure.class.as_str(),
+            class = %failure.class,
             "Failed: {} ({}): {}",
             failure.repo,
             failure.class,

@@ -18,7 +18,8 @@ use common::run::documents::{
 use common::run::view::Tally;
 use common::shutdown::Shutdown;
 use common::store::{Document, DocumentKey, SharedStore, StoreConfig};
-use common::telemetry::{Metrics, MetricsConfig, always_ready};
+use common::telemetry::http::{MetricsConfig, always_ready};
+use common::telemetry::metrics::Metrics;
 use common::text::thousands;
 use serde::Serialize;
 use time::OffsetDateTime;

@@ -12,7 +12,8 @@ use common::exit::{self, ExitError};
 use common::fault::{Fault, FaultKind};
 use common::ids::RepoRef;
 use common::shutdown::Shutdown;
-use common::telemetry::{LogConfig, Metrics};
+use common::telemetry::logs::LogConfig;
+use common::telemetry::metrics::Metrics;
 use url::Url;
 
 use crate::digest::assemble::assemble;

@@ -9,7 +9,7 @@ use common::fault::{Fault, FaultKind};
 use common::outcome::{Decision, Outcome, OutcomeRecord, decide};
 use common::shutdown::Shutdown;
 use common::store::SharedStore;
-use common::telemetry::{HandedBack, Metrics};
+use common::telemetry::metrics::{HandedBack, Metrics};
 use common::text::format_duration;
 use futures::StreamExt;
 use time::OffsetDateTime;
@@ -413,7 +413,7 @@ impl Worker {
             Outcome::Failed(class) => warn!(
                 operation = "job",
                 repo = %repo,
-                class = class.as_str(),
+                class = %class,
                 attempt = delivery.attempt,
                 millis,
                 "{repo} {outcome}: {message}"

@@ -8,7 +8,7 @@ use common::fault::Fault;
 use common::job::{DIGEST_FORMAT, Job};
 use common::outcome::Outcome;
 use common::store::{Digest, DigestMeta, Found, Put, SharedStore};
-use common::telemetry::Metrics;
+use common::telemetry::metrics::Metrics;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio_util::sync::CancellationToken;

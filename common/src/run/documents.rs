@@ -1,18 +1,33 @@
 //! The documents of runs: the JSON in the store below `runs/`.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use strum::{AsRefStr, Display, VariantArray};
 use time::OffsetDateTime;
 
 use crate::fault::FaultKind;
 use crate::ids::{JobKey, RunId};
 use crate::text::{percent, thousands};
 
-/// Why a repository is, or is not, to be digested.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+/// Why a repository is, or is not, digested. Reports list reasons in this order.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    Display,
+    AsRefStr,
+    VariantArray,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum CacheReason {
     /// The store holds a digest of this very `pushedAt`: nothing to do.
     Hit,
@@ -26,36 +41,6 @@ pub enum CacheReason {
     Unreadable,
     /// The cache was not asked (`--force`).
     Forced,
-}
-
-impl CacheReason {
-    /// Every reason, in the order in which reports list them.
-    pub const ALL: [Self; 6] = [
-        Self::Hit,
-        Self::Miss,
-        Self::Stale,
-        Self::Format,
-        Self::Unreadable,
-        Self::Forced,
-    ];
-
-    /// The name in logs, metrics and documents.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Hit => "hit",
-            Self::Miss => "miss",
-            Self::Stale => "stale",
-            Self::Format => "format",
-            Self::Unreadable => "unreadable",
-            Self::Forced => "forced",
-        }
-    }
-}
-
-impl fmt::Display for CacheReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
 }
 
 /// What a run set out to do: `runs/{run}/manifest.json`, written before its first job.

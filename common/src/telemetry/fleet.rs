@@ -2,7 +2,9 @@
 
 use prometheus::{Gauge, GaugeVec, Opts, Registry};
 
-use super::{Expose, add_build, process, register, text_of};
+use strum::VariantArray;
+
+use super::registry::{self, Expose, new_registry, register};
 use crate::broker::Waiting;
 use crate::fault::FaultKind;
 use crate::run::documents::CacheReason;
@@ -13,8 +15,7 @@ pub const UNKNOWN: f64 = f64::NAN;
 /// The state of a fleet and of its latest run. [`UNKNOWN`] until it was looked at.
 #[derive(Clone, Debug)]
 pub struct FleetMetrics {
-    ours: Registry,
-    common: Registry,
+    registry: Registry,
     reached: GaugeVec,
     queue_jobs: GaugeVec,
     dead_letters: Gauge,
@@ -66,18 +67,14 @@ impl Default for FleetMetrics {
 impl FleetMetrics {
     /// With nothing known.
     pub fn new() -> Self {
-        let ours = Registry::new_custom(Some("repofleet".to_owned()), None)
-            .expect("the prefix is a valid name");
-        let common = Registry::new();
-        process::add_process(&common);
-        add_build(&ours);
+        let registry = new_registry();
         let one = |name: &str, help: &str| {
-            let gauge = register(&ours, Gauge::new(name, help));
+            let gauge = register(&registry, Gauge::new(name, help));
             gauge.set(UNKNOWN);
             gauge
         };
         let several = |name: &str, help: &str, label: &str| {
-            register(&ours, GaugeVec::new(Opts::new(name, help), &[label]))
+            register(&registry, GaugeVec::new(Opts::new(name, help), &[label]))
         };
         let metrics = Self {
             reached: several(
@@ -149,18 +146,17 @@ impl FleetMetrics {
                 "last_closed_run_seconds",
                 "How long the run took that closed last",
             ),
-            ours,
-            common,
+            registry,
         };
         for what in ["store", "broker"] {
             metrics.reached.with_label_values(&[what]).set(UNKNOWN);
         }
         metrics.set_waiting(None);
         metrics.set_counts(None);
-        for class in FaultKind::ALL {
+        for &class in FaultKind::VARIANTS {
             metrics.set_failed(class, UNKNOWN);
         }
-        for reason in CacheReason::ALL {
+        for &reason in CacheReason::VARIANTS {
             metrics.set_cache(reason, UNKNOWN);
         }
         metrics.set_hit_ratios(UNKNOWN, UNKNOWN);
@@ -210,16 +206,12 @@ impl FleetMetrics {
 
     /// How many of it failed so.
     pub fn set_failed(&self, class: FaultKind, count: f64) {
-        self.run_failed
-            .with_label_values(&[class.as_str()])
-            .set(count);
+        self.run_failed.with_label_values(&[class]).set(count);
     }
 
     /// Of how many of its repositories the cache said so.
     pub fn set_cache(&self, reason: CacheReason, count: f64) {
-        self.run_cache
-            .with_label_values(&[reason.as_str()])
-            .set(count);
+        self.run_cache.with_label_values(&[reason]).set(count);
     }
 
     /// Which share was cached, 0 to 1.
@@ -232,7 +224,7 @@ impl FleetMetrics {
 
 impl Expose for FleetMetrics {
     fn render(&self) -> Vec<u8> {
-        text_of(&[&self.ours, &self.common])
+        registry::render(&self.registry)
     }
 }
 

@@ -9,6 +9,7 @@ use common::fault::FaultKind;
 use common::ids::{JobKey, RunId};
 use common::job::Job;
 use globset::{GlobBuilder, GlobMatcher};
+use strum::VariantArray;
 use time::OffsetDateTime;
 
 use crate::status::parse_run;
@@ -84,12 +85,8 @@ pub(super) fn said(letter: &DeadLetter) -> Option<(RunId, JobKey)> {
 }
 
 fn class_parser() -> impl TypedValueParser<Value = FaultKind> {
-    PossibleValuesParser::new(FaultKind::ALL.map(FaultKind::as_str)).try_map(|name| {
-        let kind = FaultKind::ALL
-            .into_iter()
-            .find(|kind| kind.as_str() == name);
-        kind.ok_or("no such class")
-    })
+    let names = FaultKind::VARIANTS.iter().map(|kind| kind.as_ref());
+    PossibleValuesParser::new(names).try_map(|name| name.parse::<FaultKind>())
 }
 
 fn parse_owner(text: &str) -> Result<GlobMatcher, globset::Error> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use common::telemetry::printable;
+use common::text::printable;
 use common::text::{format_duration, thousands};
 
 use super::standing::{Source, State, Status};

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::failpoint;
 use common::fault::Fault;
-use common::telemetry::Metrics;
+use common::telemetry::metrics::Metrics;
 use rustix::process::{DumpableBehavior, Pid, Signal, kill_process_group, set_dumpable_behavior};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdout, Command};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::fault::Fault;
-use common::telemetry::Metrics;
+use common::telemetry::metrics::Metrics;
 use rustix::process::Pid;
 use tempfile::TempDir;
 use testing::git_server::GitServer;

@@ -4,7 +4,8 @@ use std::net::TcpListener;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::telemetry::{Metrics, MetricsConfig};
+use common::telemetry::http::MetricsConfig;
+use common::telemetry::metrics::Metrics;
 use tokio::sync::watch;
 
 /// Exit code, standard error, and how long it took.

@@ -1,0 +1,387 @@
+//! What a worker counts.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use prometheus::{
+    Counter, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+};
+use strum::{AsRefStr, VariantArray};
+use time::OffsetDateTime;
+
+use super::registry::{self, Expose, new_registry, register};
+use crate::fault::FaultKind;
+use crate::outcome::Outcome;
+use crate::run::documents::CacheReason;
+
+/// Everything that this process counts. Clones count together.
+///
+/// Never a label per repository: there are tens of thousands.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    registry: Registry,
+    jobs: IntCounterVec,
+    retries: IntCounterVec,
+    handed_back: IntCounterVec,
+    cache_checks: IntCounterVec,
+    slots_killed: IntCounterVec,
+    /// Slots that this process has.
+    pub slots: IntGauge,
+    /// Slots at work.
+    pub slots_busy: IntGauge,
+    /// Bytes that came over the network.
+    pub fetched_bytes: IntCounter,
+    /// Bytes of stored digests.
+    pub stored_bytes: IntCounter,
+    fetch_seconds: Histogram,
+    digest_seconds: Histogram,
+    store_seconds: Histogram,
+    queue_to_stored_seconds: Histogram,
+    throttled_hosts: IntGauge,
+    infra_paused: IntGauge,
+    /// Until when each host is left alone.
+    paused_hosts: Arc<Mutex<HashMap<String, Instant>>>,
+    slots_cpu: Counter,
+    scratch_free: Gauge,
+    scratch_size: Gauge,
+    scratch: Arc<OnceLock<PathBuf>>,
+}
+
+/// Why a slot is ended before its time: the values of a metric's label.
+const KILLED_FOR: [&str; 4] = ["crash", "stall", "stopped", "timeout"];
+
+/// Why a job goes back to the broker with nothing said against it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+pub enum HandedBack {
+    /// Its worker stops.
+    Stopping,
+    /// Its host wants to be left alone.
+    Host,
+    /// Machine or store were not well for as long as a job may be held.
+    Infra,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All at zero.
+    pub fn new() -> Self {
+        let registry = new_registry();
+        let seconds = |name: &str, help: &str, buckets: &[f64]| {
+            let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            register(&registry, Histogram::with_opts(opts))
+        };
+        let fetch_seconds = seconds("fetch_seconds", "Time to fetch a repository", &OF_WORK);
+        let digest_seconds = seconds(
+            "digest_seconds",
+            "Time to make a digest of what was fetched",
+            &OF_WORK,
+        );
+        let store_seconds = seconds("store_seconds", "Time to store a digest", &OF_WORK);
+        let queue_to_stored_seconds = seconds(
+            "queue_to_stored_seconds",
+            "Time from when a job was put on the queue until its digest was stored, retries and pauses included",
+            &OF_WAITING,
+        );
+        let gauge = |name: &str, help: &str| register(&registry, Gauge::new(name, help));
+        let family = |name: &str, help: &str, labels: &[&str]| {
+            register(&registry, IntCounterVec::new(Opts::new(name, help), labels))
+        };
+        let metrics = Self {
+            jobs: family(
+                "jobs_total",
+                "Jobs that ended, by outcome",
+                &["outcome", "class"],
+            ),
+            retries: family(
+                "retries_total",
+                "Attempts that will be repeated",
+                &["class"],
+            ),
+            handed_back: family(
+                "handed_back_total",
+                "Jobs that went back to the queue with nothing said against them: their worker stops (`stopping`), their host wants to be left alone (`host`), machine or store were not well for long (`infra`)",
+                &["reason"],
+            ),
+            throttled_hosts: register(
+                &registry,
+                IntGauge::new("throttled_hosts", "Hosts that are left alone now"),
+            ),
+            infra_paused: register(
+                &registry,
+                IntGauge::new(
+                    "infra_paused",
+                    "1 while no job is started, since machine or store are not well",
+                ),
+            ),
+            paused_hosts: Arc::default(),
+            cache_checks: family(
+                "cache_checks_total",
+                "Repositories by what the cache said",
+                &["reason"],
+            ),
+            slots_killed: family(
+                "slots_killed_total",
+                "Slots that were ended before their time: `crash`, `stall`, `stopped`, `timeout`",
+                &["reason"],
+            ),
+            slots: register(&registry, IntGauge::new("slots", "Slots of this process")),
+            slots_busy: register(&registry, IntGauge::new("slots_busy", "Slots at work")),
+            fetched_bytes: register(
+                &registry,
+                IntCounter::new("fetched_bytes_total", "Bytes that came over the network"),
+            ),
+            stored_bytes: register(
+                &registry,
+                IntCounter::new("stored_bytes_total", "Bytes of stored digests"),
+            ),
+            fetch_seconds,
+            digest_seconds,
+            store_seconds,
+            queue_to_stored_seconds,
+            slots_cpu: register(
+                &registry,
+                Counter::new(
+                    "slots_cpu_seconds_total",
+                    "CPU time of slots that have ended",
+                ),
+            ),
+            scratch_free: gauge(
+                "scratch_free_bytes",
+                "Free space on the scratch folder's disk",
+            ),
+            scratch_size: gauge("scratch_size_bytes", "Size of the scratch folder's disk"),
+            scratch: Arc::default(),
+            registry,
+        };
+        // An absent series reads as "no data" in an alert; a zero reads as zero.
+        for outcome in [Outcome::Processed, Outcome::Unchanged, Outcome::Superseded] {
+            metrics.job_counter(outcome);
+        }
+        for &class in FaultKind::VARIANTS {
+            metrics.job_counter(Outcome::Failed(class));
+        }
+        for class in [
+            FaultKind::Transient,
+            FaultKind::Throttled,
+            FaultKind::Killed,
+        ] {
+            metrics.retries.with_label_values(&[class]);
+        }
+        for &reason in CacheReason::VARIANTS {
+            metrics.cache_checks.with_label_values(&[reason]);
+        }
+        for reason in KILLED_FOR {
+            metrics.slots_killed.with_label_values(&[reason]);
+        }
+        for &reason in HandedBack::VARIANTS {
+            metrics.handed_back.with_label_values(&[reason]);
+        }
+        metrics
+    }
+
+    /// Counts a job that ended.
+    pub fn job_ended(&self, outcome: Outcome) {
+        self.job_counter(outcome).inc();
+    }
+
+    fn job_counter(&self, outcome: Outcome) -> IntCounter {
+        let class = match &outcome {
+            Outcome::Failed(class) => class.as_ref(),
+            _ => "",
+        };
+        self.jobs.with_label_values(&[outcome.as_ref(), class])
+    }
+
+    /// Counts an attempt that will be repeated.
+    pub fn retried(&self, class: FaultKind) {
+        self.retries.with_label_values(&[class]).inc();
+    }
+
+    /// Counts `count` repositories of which the cache said `reason`.
+    pub fn cache_checked(&self, reason: CacheReason, count: u64) {
+        self.cache_checks.with_label_values(&[reason]).inc_by(count);
+    }
+
+    /// Counts a slot that was ended; `reason` is one of a few fixed words.
+    pub fn slot_killed(&self, reason: &'static str) {
+        self.slots_killed.with_label_values(&[reason]).inc();
+    }
+
+    /// Notes how long a fetch took.
+    pub fn fetched_in(&self, duration: Duration) {
+        self.fetch_seconds.observe(duration.as_secs_f64());
+    }
+
+    /// Notes how long a digest took.
+    pub fn digested_in(&self, duration: Duration) {
+        self.digest_seconds.observe(duration.as_secs_f64());
+    }
+
+    /// Notes how long storing took.
+    pub fn stored_in(&self, duration: Duration) {
+        self.store_seconds.observe(duration.as_secs_f64());
+    }
+
+    /// Notes how long ago the job of a digest that is stored now was put on the queue.
+    pub fn stored_after(&self, enqueued: OffsetDateTime) {
+        // By two machines' clocks.
+        let waited = (OffsetDateTime::now_utc() - enqueued).as_seconds_f64();
+        self.queue_to_stored_seconds.observe(waited.max(0.0));
+    }
+
+    /// Counts a job that goes back.
+    pub fn handed_back(&self, why: HandedBack) {
+        self.handed_back.with_label_values(&[why]).inc();
+    }
+
+    /// Takes note that `host` is left alone for `pause`, at least.
+    pub fn host_paused(&self, host: &str, pause: Duration) {
+        let until = Instant::now() + pause;
+        let mut hosts = self.paused_hosts();
+        let known = hosts.entry(host.to_owned()).or_insert(until);
+        *known = until.max(*known);
+    }
+
+    fn paused_hosts(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
+        self.paused_hosts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shows that no job is started, until what this gives is dropped.
+    pub fn infra_pause(&self) -> InfraPause {
+        self.infra_paused.set(1);
+        InfraPause(self.infra_paused.clone())
+    }
+
+    /// Says which disk work is done on.
+    pub fn set_scratch(&self, folder: &Path) {
+        // The first one counts: the programs have no other.
+        _ = self.scratch.set(folder.to_owned());
+    }
+}
+
+/// A pause that shows while this is there.
+#[derive(Debug)]
+pub struct InfraPause(IntGauge);
+
+impl Drop for InfraPause {
+    fn drop(&mut self) {
+        self.0.set(0);
+    }
+}
+
+impl Expose for Metrics {
+    fn render(&self) -> Vec<u8> {
+        // Held to the end: of two clients at a time, only one may add the new CPU time.
+        let mut hosts = self.paused_hosts();
+        let now = Instant::now();
+        hosts.retain(|_, until| *until > now);
+        let paused = i64::try_from(hosts.len()).unwrap_or(i64::MAX);
+        self.throttled_hosts.set(paused);
+        if let Some(seconds) = children_cpu_seconds() {
+            self.slots_cpu
+                .inc_by((seconds - self.slots_cpu.get()).max(0.0));
+        }
+        if let Some(disk) = self
+            .scratch
+            .get()
+            .and_then(|folder| rustix::fs::statvfs(folder).ok())
+        {
+            self.scratch_free
+                .set((disk.f_bavail * disk.f_frsize) as f64);
+            self.scratch_size
+                .set((disk.f_blocks * disk.f_frsize) as f64);
+        }
+        registry::render(&self.registry)
+    }
+}
+
+/// Clock ticks per second, in which Linux reports CPU time on every platform.
+const TICKS: f64 = 100.0;
+
+/// CPU time of ended child processes, from `/proc/self/stat` (`man 5 proc`: cutime and cstime).
+fn children_cpu_seconds() -> Option<f64> {
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    // The program's name is in parentheses, and may contain some.
+    let (_, fields) = stat.rsplit_once(") ")?;
+    let mut fields = fields.split(' ').skip(13);
+    let mut next = || fields.next()?.parse::<f64>().ok();
+    Some((next()? + next()?) / TICKS)
+}
+
+/// Seconds of what a worker does itself.
+const OF_WORK: [f64; 14] = [
+    0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
+];
+/// Seconds of what may wait for others, a whole run long: closest where most runs are, minutes to some hours, since
+/// a quantile is guessed between two bounds.
+const OF_WAITING: [f64; 20] = [
+    1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 180.0, 300.0, 450.0, 600.0, 900.0, 1200.0, 1800.0, 2700.0,
+    3600.0, 5400.0, 7200.0, 10_800.0, 21_600.0, 43_200.0,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_never_counted_shows_as_zero() {
+        let metrics = Metrics::new();
+        metrics.job_ended(Outcome::Failed(FaultKind::Gone));
+        metrics.cache_checked(CacheReason::Hit, 5);
+        let text = String::from_utf8(metrics.render()).unwrap();
+        for line in [
+            r#"repofleet_jobs_total{class="gone",outcome="failed"} 1"#,
+            r#"repofleet_jobs_total{class="",outcome="processed"} 0"#,
+            r#"repofleet_cache_checks_total{reason="hit"} 5"#,
+            r#"repofleet_cache_checks_total{reason="stale"} 0"#,
+            "repofleet_slots_busy 0",
+            r#"repofleet_slots_killed_total{reason="stall"} 0"#,
+            r#"repofleet_handed_back_total{reason="host"} 0"#,
+        ] {
+            assert!(text.contains(line), "{line} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_pause_shows_until_it_is_over() {
+        let metrics = Metrics::new();
+        let shows = |line: &str| {
+            let text = String::from_utf8(metrics.render()).unwrap();
+            assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
+        };
+        shows("repofleet_throttled_hosts 0");
+        metrics.host_paused("a", Duration::from_secs(3600));
+        metrics.host_paused("a", Duration::from_millis(1));
+        metrics.host_paused("b", Duration::ZERO);
+        shows("repofleet_throttled_hosts 1");
+        let pause = metrics.infra_pause();
+        shows("repofleet_infra_paused 1");
+        drop(pause);
+        shows("repofleet_infra_paused 0");
+    }
+
+    #[test]
+    fn a_clock_that_is_behind_makes_no_negative_wait() {
+        let metrics = Metrics::new();
+        metrics.stored_after(OffsetDateTime::now_utc() + Duration::from_secs(60));
+        metrics.stored_after(OffsetDateTime::now_utc() - Duration::from_secs(60));
+        let text = String::from_utf8(metrics.render()).unwrap();
+        for line in [
+            r#"repofleet_queue_to_stored_seconds_bucket{le="1"} 1"#,
+            "repofleet_queue_to_stored_seconds_count 2",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
+        }
+    }
+}
