@@ -186,10 +186,8 @@ mod tests {
             (Infra, None, 3, 15, Pause),
             (InvalidEntry, None, 0, 0, failed(InvalidEntry)),
         ] {
-            let fault = Fault {
-                retry_after: retry_after.map(seconds),
-                ..Fault::new(kind, "why")
-            };
+            let mut fault = Fault::new(kind, "why");
+            fault.retry_after = retry_after.map(seconds);
             assert_eq!(
                 decide(Err(&fault), attempt, waits),
                 expected,

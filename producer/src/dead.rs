@@ -307,7 +307,7 @@ impl Known {
         }
     }
 
-    fn class(&self) -> &'static str {
+    fn class(&self) -> &str {
         self.fate.class.as_ref().map_or("-", |class| class.as_ref())
     }
 

@@ -115,11 +115,11 @@ fn checked(fault: &Fault) -> io::Result<Fault> {
         FaultKind::Poison | FaultKind::InvalidEntry => {
             Err(invalid("a fault that is not for it to find"))
         }
-        kind => Ok(Fault {
-            kind,
-            message: printable(&fault.message),
-            retry_after: fault.retry_after.map(|pause| pause.min(MAX_RETRY_AFTER)),
-        }),
+        kind => {
+            let mut checked = Fault::new(kind, printable(&fault.message));
+            checked.retry_after = fault.retry_after.map(|pause| pause.min(MAX_RETRY_AFTER));
+            Ok(checked)
+        }
     }
 }
 
