@@ -95,6 +95,8 @@ await 60 idle
 echo "and by its timer: $(said)"
 
 step "a fleet"
+# The timer above started the producer more often than its StartLimitBurst= allows in a night.
+inside systemctl reset-failed repofleet-producer
 environment <<<"$feed"$'\nBROKER_URL=amqp://repofleet:repofleet@rabbitmq:5672\nSTORE_URL=s3://repofleet\nAWS_ENDPOINT_URL=http://s3:8333\nAWS_ACCESS_KEY_ID=repofleet\nAWS_SECRET_ACCESS_KEY=repofleet-to-try'
 await 90 docker exec "$name-rabbitmq" rabbitmq-diagnostics --quiet check_port_connectivity >/dev/null 2>&1
 inside sh -c 'echo CONCURRENCY=2 >/etc/repofleet/worker.environment'
