@@ -22,26 +22,26 @@ mod tokens;
 
 use serde::{Deserialize, Serialize};
 
-/// What a text ends with that was cut.
+/// The end of a text that was cut.
 pub const CUT_NOTICE: &str = "\n\n[... Summary truncated at 512KB limit ...]";
 
 /// How much of a repository goes into its digest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DigestLimits {
-    /// Largest file that is shown, in bytes; a larger one is left out without a word.
+    /// Largest file that is shown, in bytes. Larger ones are left out silently.
     pub max_file_bytes: u64,
     /// Most files and symbolic links.
     pub max_files: u64,
-    /// Most bytes of all files together, before anything is cut.
+    /// Most bytes of all files together, before the text is cut.
     pub max_total_bytes: u64,
-    /// How many directories deep a file may lie below the root.
+    /// Most directories between the root and a file.
     pub max_depth: usize,
-    /// Longest text in bytes, [`CUT_NOTICE`] not counted.
+    /// Longest text in bytes, without [`CUT_NOTICE`].
     pub max_text_bytes: Option<u64>,
 }
 
 impl Default for DigestLimits {
-    /// Files up to 512 KiB, as the reference system has it, and 524,288 bytes of text.
+    /// Files of up to 512 KiB, like the reference system, and 512 KiB of text.
     fn default() -> Self {
         Self {
             max_file_bytes: 512 << 10,
@@ -54,7 +54,7 @@ impl Default for DigestLimits {
 }
 
 impl DigestLimits {
-    /// gitingest's own: files up to 10 MiB, and the text is never cut.
+    /// Returns gitingest's own: files of up to 10 MiB, and a text of any length.
     pub fn gitingest() -> Self {
         Self {
             max_file_bytes: 10 << 20,
@@ -64,11 +64,11 @@ impl DigestLimits {
     }
 }
 
-/// What the digest says it is about.
+/// What a digest is about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Subject {
-    /// gitingest's remote form: `Repository: owner/name`, in lower case, and a `Commit` line.
+    /// gitingest's remote form: `Repository: owner/name` in lower case, and a `Commit` line.
     Repository {
         /// The account.
         owner: String,
@@ -77,25 +77,22 @@ pub enum Subject {
     },
     /// gitingest's local form: `Directory: slug`, without a commit.
     Directory {
-        /// The path, as gitingest shows it: without slashes at its ends.
+        /// The path without slashes at its ends.
         slug: String,
     },
 }
 
 impl Subject {
-    /// What the tree calls its root.
+    /// Returns the name of the tree's root.
     fn root_name(&self) -> String {
         match self {
             Self::Repository { owner, name } => format!("{owner}-{name}").to_lowercase(),
-            Self::Directory { slug } => {
-                let name = slug.rsplit('/').next().unwrap_or_default();
-                name.to_owned()
-            }
+            Self::Directory { slug } => slug.rsplit('/').next().unwrap_or_default().to_owned(),
         }
     }
 }
 
-/// A stretch of the text that [`write`](write::write) makes. All of the tree comes first.
+/// A part of the text that [`write`](write::write) emits. The whole tree comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Part {
@@ -105,21 +102,21 @@ pub enum Part {
     Content,
 }
 
-/// What [`assemble`](assemble::assemble) needs for the summary.
+/// What the summary says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
-    /// What the digest is about.
+    /// The digest's subject.
     pub subject: Subject,
-    /// The commit's name in hexadecimal; `None` for a repository without one.
+    /// The commit's hash in hexadecimal; `None` for a repository without commits.
     pub commit: Option<String>,
     /// Files and symbolic links in the tree.
     pub files: u64,
-    /// A sentence for each limit that left something out.
+    /// A sentence for each limit that was reached.
     pub notices: Vec<String>,
 }
 
 impl Facts {
-    /// gitingest's summary.
+    /// Returns gitingest's summary.
     fn summary(&self, token_label: &str) -> String {
         let mut summary = match &self.subject {
             Subject::Repository { owner, name } => {

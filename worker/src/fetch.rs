@@ -1,51 +1,44 @@
 //! Fetching: a shallow copy of HEAD in a bare scratch repository, or a local repository in place.
 //!
-//! The only user of git2. Nothing is ever checked out, so that no filter, hook, symbolic link or
-//! submodule of a repository can do anything.
+//! The only user of git2. Nothing is ever checked out: no filter, hook, symbolic link or submodule of
+//! a repository can do anything.
 
-use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Once};
 
 use common::fault::{Fault, FaultKind};
-use git2::{AutotagOption, ErrorClass, ErrorCode, FetchOptions, Oid, RemoteCallbacks, Repository};
+use git2::{AutotagOption, ErrorCode, FetchOptions, Oid, RemoteCallbacks, Repository};
 
-use crate::fetch::http::HttpSession;
+use crate::fetch::http::{HttpSession, ProgressSink};
 use crate::fetch::objects::Objects;
 use crate::fetch::policy::{FetchPolicy, FetchSource};
 
-mod http;
-pub mod objects;
 pub mod policy;
 
-/// Where the scratch repository keeps what was HEAD.
+pub mod http;
+
+pub mod objects;
+
+/// The ref in the scratch repository that holds the remote's HEAD.
 const HEAD: &str = "refs/repofleet/head";
 
-/// Is told how a fetch gets on.
-pub trait ProgressSink: Send + Sync {
-    /// `total` bytes have come in so far.
-    fn received(&self, total: u64);
-    /// Something else went on: an answer began, deltas were resolved.
-    fn alive(&self);
-}
-
-/// What a fetch brought.
+/// A fetched repository.
 pub struct Fetched {
     /// The repository, ready to be read.
     pub source: Objects,
-    /// Bytes that came over the network.
+    /// Bytes received over the network.
     pub bytes: u64,
 }
 
-/// Fetches HEAD of `url` into `scratch`, an empty folder, or opens it where it is local.
+/// Fetches HEAD of `url` into `scratch`, an empty folder, or opens `url` if it is local.
 ///
 /// # Errors
-/// Of every class of what may be wrong with a source; see [`common::fault::FaultKind`].
+/// Any class that a source can cause; see [`FaultKind`].
 pub fn fetch(
     url: &str,
     policy: &FetchPolicy,
     scratch: &Path,
-    watch: Arc<dyn ProgressSink>,
+    sink: Arc<dyn ProgressSink>,
 ) -> Result<Fetched, Fault> {
     configure();
     match policy.source(url)? {
@@ -54,17 +47,16 @@ pub fn fetch(
             bytes: 0,
         }),
         FetchSource::Remote { url, named } => {
-            let session = HttpSession::new(url.clone(), named, policy, Arc::clone(&watch))?;
-            let result = session.run(|| download(url.as_str(), scratch, watch));
-            let sort = |error| session.take_fault().unwrap_or_else(|| fault("git", &error));
-            let (repository, head) = result.map_err(|error| match sort(error) {
-                // libgit2 does not always say where.
-                Fault {
-                    kind: FaultKind::Infra,
-                    message,
-                    ..
-                } => Fault::infra(format!("in {}: {message}", scratch.display())),
-                other => other,
+            let session = HttpSession::new(url.clone(), named, policy, Arc::clone(&sink))?;
+            let result = session.run(|| download(url.as_str(), scratch, sink));
+            let (repository, head) = result.map_err(|error| {
+                let fault = session.take_fault();
+                let mut fault = fault.unwrap_or_else(|| objects::fault("git", &error));
+                if fault.kind == FaultKind::Infra {
+                    // libgit2 does not always say where.
+                    fault.message = format!("in {}: {}", scratch.display(), fault.message);
+                }
+                fault
             })?;
             Ok(Fetched {
                 source: Objects::new(repository, head.map(objects::object_id))?,
@@ -74,26 +66,22 @@ pub fn fetch(
     }
 }
 
-/// The scratch repository, and what HEAD was; `None` if there was none.
+/// Fetches into a new scratch repository. Returns it and the remote's HEAD, if it has one.
 fn download(
     url: &str,
     scratch: &Path,
-    watch: Arc<dyn ProgressSink>,
+    sink: Arc<dyn ProgressSink>,
 ) -> Result<(Repository, Option<Oid>), git2::Error> {
-    let repository = Repository::init_opts(
-        scratch,
-        git2::RepositoryInitOptions::new()
-            .bare(true)
-            .external_template(false),
-    )?;
+    let mut init = git2::RepositoryInitOptions::new();
+    let repository = Repository::init_opts(scratch, init.bare(true).external_template(false))?;
     let mut callbacks = RemoteCallbacks::new();
     let mut resolved = 0;
     callbacks.transfer_progress(move |progress| {
-        // These come after the last byte. Objects that are indexed as they come in are no progress
-        // but that of the bytes, or a server could drip small ones for ever.
+        // Deltas are resolved after the last byte. Objects indexed before count only as bytes:
+        // otherwise a server could drip small ones for ever.
         if progress.indexed_deltas() != resolved {
             resolved = progress.indexed_deltas();
-            watch.alive();
+            sink.alive();
         }
         true
     });
@@ -114,35 +102,6 @@ fn download(
         Err(error) => return Err(error),
     };
     Ok((repository, head))
-}
-
-/// Sorts an error of libgit2 itself: all that the network did has been sorted before.
-fn fault(what: impl fmt::Display, error: &git2::Error) -> Fault {
-    let message = format!("{what}: {}", error.message());
-    // libgit2 gives the system's errors only as text, and what it says of their class depends on
-    // where it met them.
-    let says = |text| error.message().contains(text);
-    if says("No space left on device") || says("Disk quota exceeded") {
-        return Fault::infra(format!(
-            "{message}; make room in the scratch folder or choose another with --scratch"
-        ));
-    }
-    if says("File too large") {
-        return Fault::too_large(format!("{message}: over the file limit of a slot"));
-    }
-    if error.class() == ErrorClass::NoMemory || says("Cannot allocate memory") {
-        return Fault::killed(format!("{message}: over the memory limit of a slot"));
-    }
-    if says("Too many open files") {
-        return Fault::killed(message);
-    }
-    match error.class() {
-        ErrorClass::Os | ErrorClass::Filesystem if !says("invalid packfile") => {
-            Fault::infra(message)
-        }
-        // A pack that was cut or damaged on its way; another copy may be whole.
-        _ => Fault::transient(message),
-    }
 }
 
 /// Keeps libgit2 from reading any configuration of the machine.

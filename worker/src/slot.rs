@@ -1,9 +1,9 @@
 //! Slots: places where one job at a time is worked on, each in a child process of its own.
 //!
-//! What strangers wrote is parsed in the child ([`child`]), which is the same binary, has no
-//! secrets but the token for the host it fetches from, and is limited in address space, file size
-//! and CPU. This side ([`slots`]) starts it, watches that it gets on, ends it with all its
-//! descendants when it does not, and removes what it left.
+//! Untrusted input is parsed in the child ([`child`]): the same binary, without secrets but for the
+//! token of the host that it fetches from, and limited in address space, file size and CPU time.
+//! [`slots`] starts it, watches its progress, kills it with all its descendants at a limit, and
+//! removes what it leaves.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -24,12 +24,12 @@ pub mod child;
 mod scratch;
 
 /// Address space beyond the pack, which libgit2 maps: programs, threads' stacks, one file of the
-/// repository, the digest. The largest of 29 real repositories needs 128 MiB (design notes).
+/// repository, the digest. The largest of 29 real repositories needs 128 MiB.
 const ADDRESS_SPACE: u64 = 512 << 20;
-/// A day: the longest time limit of a slot, in seconds.
+/// Longest time limit of a slot: a day.
 const MAX_SECONDS: u64 = 86_400;
 
-/// How slots work.
+/// Options of slots.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Slots")]
 pub struct SlotConfig {
@@ -39,10 +39,10 @@ pub struct SlotConfig {
     /// Seconds for one repository; over it the repository fails as too_large.
     #[arg(long, env = "TIMEOUT", value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=MAX_SECONDS))]
     pub timeout: u64,
-    /// Seconds without progress (1,000 bytes count as progress) after which an attempt is given up.
+    /// Seconds without progress (at least 1,000 bytes) after which an attempt is given up.
     #[arg(long, env = "STALL", value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=MAX_SECONDS))]
     pub stall: u64,
-    /// Folder for what is fetched, removed after each job [default: the system's temporary folder]
+    /// Folder for fetched repositories, removed after each job [default: the system's temporary folder]
     #[arg(long, env = "SCRATCH", value_name = "DIR")]
     pub scratch: Option<PathBuf>,
     /// Not on the command line.
@@ -50,7 +50,7 @@ pub struct SlotConfig {
     pub child: ChildConfig,
 }
 
-/// What a slot's child is and may use. Only tests have another than the default.
+/// A slot's child: its program and limits. Only tests change the default.
 #[derive(Clone, Debug)]
 pub struct ChildConfig {
     /// The program, which calls [`child::main_if_slot`].
@@ -62,7 +62,7 @@ pub struct ChildConfig {
 }
 
 impl Default for ChildConfig {
-    /// This program, even if its file has been replaced since it was started.
+    /// This program, even if its file has been replaced since it started.
     fn default() -> Self {
         Self {
             program: "/proc/self/exe".into(),
@@ -73,7 +73,7 @@ impl Default for ChildConfig {
 }
 
 impl SlotConfig {
-    /// `--concurrency`, or its default.
+    /// Returns `--concurrency` or its default.
     pub fn slots(&self) -> u16 {
         self.concurrency.unwrap_or_else(|| {
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -82,7 +82,7 @@ impl SlotConfig {
     }
 }
 
-/// What a slot made of a repository.
+/// The parts of a digest, made by a slot.
 #[derive(Debug)]
 pub struct SlotOutput {
     /// For the summary.
@@ -91,7 +91,7 @@ pub struct SlotOutput {
     pub tree: String,
     /// The contents' text.
     pub content: String,
-    /// Bytes that came over the network.
+    /// Bytes received over the network.
     pub fetched_bytes: u64,
     /// How long the fetch took.
     pub fetch: Duration,
@@ -104,7 +104,7 @@ pub struct SlotOutput {
 pub enum SlotError {
     /// The job's fault, or the machine's.
     Fault(Fault),
-    /// It was told to stop.
+    /// The caller cancelled it.
     Stopped,
 }
 

@@ -1,8 +1,7 @@
 //! What a digest is made from: HEAD's trees, and blobs on request.
 //!
-//! A digest knows nothing of packs, scratch repositories or networks. Today's only source is a
-//! repository on disk (`fetch::objects`); a partial fetch, which gets blobs when they are
-//! asked for, can stand behind the same trait.
+//! A digest knows nothing of packs, scratch repositories or networks. The only source so far is a
+//! repository on disk (`fetch::objects`).
 
 use std::fmt;
 use std::ops::ControlFlow;
@@ -19,7 +18,7 @@ impl fmt::Display for ObjectId {
     }
 }
 
-/// What HEAD points to.
+/// HEAD's commit and its root tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
     /// The commit.
@@ -28,10 +27,10 @@ pub struct Head {
     pub tree: ObjectId,
 }
 
-/// What a tree's entry is.
+/// The kind of a tree's entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntryKind {
-    /// A blob that a checkout writes as a file.
+    /// A blob that a checkout writes to a file.
     File,
     /// A blob that holds the target of a symbolic link. Never followed.
     Symlink,
@@ -44,27 +43,27 @@ pub enum EntryKind {
 /// An entry of a tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TreeEntry {
-    /// The raw name. Any bytes but NUL: a hostile tree may hold `..`, slashes or newlines.
+    /// Raw bytes without NUL. A hostile tree may hold `..`, slashes or newlines.
     pub name: Vec<u8>,
-    /// What it is.
+    /// Its kind.
     pub kind: EntryKind,
-    /// What it holds.
+    /// Its object.
     pub id: ObjectId,
 }
 
-/// Gives out what HEAD holds. Every method may do IO.
+/// Reads what HEAD holds. Every method may do IO.
 pub trait Source {
-    /// HEAD's commit; `None` for a repository without one.
+    /// Returns HEAD; `None` for a repository without commits.
     fn head(&self) -> Result<Option<Head>, Fault>;
 
-    /// The entries of one tree, in the order in which the tree has them.
+    /// Returns the entries of a tree, in its order.
     fn entries(&self, tree: ObjectId) -> Result<Vec<TreeEntry>, Fault>;
 
-    /// The sizes of `blobs` in bytes, in their order, without reading what they hold.
+    /// Returns the sizes of `blobs` in bytes, without reading them.
     fn sizes(&self, blobs: &[ObjectId]) -> Result<Vec<u64>, Fault>;
 
-    /// Reads `blobs` in their order and hands each to `visit` with its place in `blobs`, until
-    /// `visit` breaks. Never holds more than one of them whole.
+    /// Reads `blobs` in order, one at a time, and calls `visit` with each and its index until
+    /// `visit` breaks.
     fn read(
         &self,
         blobs: &[ObjectId],

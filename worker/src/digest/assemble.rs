@@ -1,25 +1,24 @@
-//! Puts the parts of a digest together, and cuts it to its limit.
+//! Puts the parts of a digest together, and cuts the text to its limit.
 
 use super::{CUT_NOTICE, Facts, tokens};
 
 /// A finished digest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DigestText {
-    /// What is stored.
+    /// The text to store.
     pub text: String,
-    /// Whether it was cut, and so ends with [`CUT_NOTICE`].
+    /// Whether the text was cut; it then ends with [`CUT_NOTICE`].
     pub truncated: bool,
-    /// How many tokens its tree and content have, as far as they are in the text.
+    /// Tokens of tree and content, as far as they are in the text.
     pub tokens: u64,
 }
 
 /// Puts `tree` and `content`, as [`write`](super::write::write) emitted them, below their summary.
 ///
 /// A text longer than `max_text_bytes` is cut there, at the last character boundary, and
-/// [`CUT_NOTICE`] added. The summary's token count is that of what remains. Since the figure takes
-/// room itself, room is kept for one digit first, and for more as long as the figure needs more. It
-/// may come out shorter in the end, since more room for it means less text; then the text ends
-/// before the limit by as much.
+/// [`CUT_NOTICE`] added. The summary's token count is that of what remains. The count takes room
+/// itself: one digit is reserved first, then more as long as it needs more. More digits mean less
+/// text, so the final count may be shorter; the text then ends as many bytes before the limit.
 pub fn assemble(
     facts: &Facts,
     tree: &str,
@@ -42,7 +41,12 @@ pub fn assemble(
         }
     }
 
-    let mut visible = Visible::new(tree, content, max.saturating_sub(frame));
+    let mut visible = Visible {
+        tree,
+        content,
+        room: max.saturating_sub(frame),
+        counted: None,
+    };
     let mut digits = 1;
     let tokens = loop {
         let tokens = visible.tokens(digits);
@@ -59,7 +63,7 @@ pub fn assemble(
         text.push('\n');
         text.push_str(content);
     }
-    // Only a limit shorter than a summary comes to this.
+    // Only needed if the limit is shorter than a summary.
     text.truncate(text.floor_char_boundary(max));
     text.push_str(CUT_NOTICE);
     DigestText {
@@ -69,27 +73,18 @@ pub fn assemble(
     }
 }
 
-/// What of tree and content is seen, by how much room the token figure takes.
+/// The visible part of tree and content, depending on the room that the token count takes.
 struct Visible<'a> {
     tree: &'a str,
     content: &'a str,
-    /// Bytes for figure, tree and content.
+    /// Bytes for token count, tree and content.
     room: usize,
-    /// A place in tree and content up to which the tokens have been counted, and their number.
+    /// A place in tree and content, and the number of tokens before it.
     counted: Option<(usize, u64)>,
 }
 
 impl<'a> Visible<'a> {
-    fn new(tree: &'a str, content: &'a str, room: usize) -> Self {
-        Self {
-            tree,
-            content,
-            room,
-            counted: None,
-        }
-    }
-
-    /// The parts that are seen if the figure has so many digits; `None` where the cut falls into
+    /// Returns the visible parts if the count has so many digits; no content if the cut falls into
     /// the tree or right behind it.
     fn parts(&self, digits: usize) -> (&'a str, Option<&'a str>) {
         let room = self.room.saturating_sub(digits);
@@ -105,11 +100,10 @@ impl<'a> Visible<'a> {
     fn tokens(&mut self, digits: usize) -> u64 {
         let (tree, content) = self.parts(digits);
         let text = [tree, content.unwrap_or_default()].concat();
-        // Rounds differ in their last few bytes only; the rest is counted once.
+        // Rounds differ only in their last bytes; the rest is counted once.
         let (seam, before) = *self.counted.get_or_insert_with(|| {
-            let seam = tokens::last_seam(
-                &text[..text.floor_char_boundary(text.len() - text.len().min(64))],
-            );
+            let end = text.floor_char_boundary(text.len().saturating_sub(64));
+            let seam = tokens::last_seam(&text[..end]);
             (seam, tokens::count(&text[..seam]))
         });
         before + tokens::count(&text[seam..])

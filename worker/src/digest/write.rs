@@ -12,10 +12,11 @@ use crate::source::{ObjectId, Source};
 /// The line above and below a file's header.
 const SEPARATOR: &str = "================================================";
 
-/// Makes the tree and the content of what `source` holds and hands them to `emit` in pieces.
+/// Writes the tree and content of `source` to `emit`, in pieces.
 ///
-/// With [`DigestLimits::max_text_bytes`] it stops as soon as there is more than [`assemble`](super::assemble::assemble) can use, and
-/// reads no blob that it cannot show. Nothing in the source is followed or executed.
+/// With [`DigestLimits::max_text_bytes`] it stops once [`assemble`](super::assemble::assemble) can
+/// use no more, and reads no blob that cannot be shown. Nothing in the source is followed or
+/// executed.
 ///
 /// # Errors
 /// Those of `source` and of `emit`. Nothing that a repository holds is an error.
@@ -49,12 +50,13 @@ pub fn write(
 
     let tree = tree::render(source, &mut listing, limits.max_text_bytes)?;
     emit(Part::Tree, &tree)?;
-    // No label is shorter than one digit, so this is the least that comes before the content.
-    let before = facts.summary("0").len() as u64 + 2 + tree.len() as u64 + 1;
+    // The shortest token label is one digit.
+    let before = (facts.summary("0").len() + "\n\n".len() + tree.len() + "\n".len()) as u64;
     let mut content = ContentWriter {
         listing: &listing,
         next: 1,
-        // One byte more than fits, so that what is cut is seen to be cut.
+        separation: "",
+        // One byte more than fits, to show that the text is cut.
         room: limits
             .max_text_bytes
             .map(|max| (max + 1).saturating_sub(before)),
@@ -64,23 +66,28 @@ pub fn write(
     Ok(facts)
 }
 
-/// Writes the files below each other, as far as there is room.
+/// Writes files one after the other while there is room.
 struct ContentWriter<'a> {
     listing: &'a Listing,
-    /// The node to be written next.
+    /// The next node to write.
     next: usize,
-    /// How many more bytes can be used; `None` without a limit.
+    /// Between the node before and the next one.
+    separation: &'static str,
+    /// Bytes that can still be used; `None` without a limit.
     room: Option<u64>,
     emit: &'a mut dyn FnMut(Part, &str) -> Result<(), Fault>,
 }
 
 impl ContentWriter<'_> {
     fn write(&mut self, source: &dyn Source) -> Result<(), Fault> {
-        let mut open = self.up_to_body()?;
+        let mut open = self.write_up_to_body()?;
         while let Some(first) = open {
             let mut failed = None;
             source.read(&self.batch(first), &mut |_, bytes| {
-                match self.body(bytes).and_then(|()| self.up_to_body()) {
+                match self
+                    .write_body(bytes)
+                    .and_then(|()| self.write_up_to_body())
+                {
                     Ok(next) => open = next,
                     Err(fault) => failed = Some(fault),
                 }
@@ -90,15 +97,13 @@ impl ContentWriter<'_> {
                     ControlFlow::Break(())
                 }
             })?;
-            if let Some(fault) = failed {
-                return Err(fault);
-            }
+            failed.map_or(Ok(()), Err)?;
         }
         Ok(())
     }
 
-    /// The blobs of the file at `first` and those after it that will be needed if each takes as
-    /// much room as it is long. If they turn out to take less, there is another batch.
+    /// Returns the blobs, from the file at `first` on, that fill the room if each body is as long as
+    /// its blob. If bodies turn out shorter, another batch follows.
     fn batch(&self, first: usize) -> Vec<ObjectId> {
         let mut expected = 0;
         let files = self.listing.nodes[first..]
@@ -115,48 +120,36 @@ impl ContentWriter<'_> {
         needed.map(|(blob, _)| blob).collect()
     }
 
-    /// Writes links, and the header of the next file. Gives that file's node if there is room for
+    /// Writes links, and the header of the next file. Returns that file's node if there is room for
     /// its body.
-    fn up_to_body(&mut self) -> Result<Option<usize>, Fault> {
-        while self.next < self.listing.nodes.len() {
+    fn write_up_to_body(&mut self) -> Result<Option<usize>, Fault> {
+        while self.room != Some(0) && self.next < self.listing.nodes.len() {
             let at = self.next;
-            let path = self.listing.path(at);
-            let separation = if at == self.first() { "" } else { "\n" };
-            match &self.listing.nodes[at].kind {
-                NodeKind::Directory => {}
-                NodeKind::File { .. } => {
-                    self.emit(&format!(
-                        "{separation}{SEPARATOR}\nFILE: {path}\n{SEPARATOR}\n"
-                    ))?;
-                    return Ok((self.room != Some(0)).then_some(at));
+            let kind = &self.listing.nodes[at].kind;
+            let title = match kind {
+                NodeKind::Directory => {
+                    self.next += 1;
+                    continue;
                 }
+                NodeKind::File { .. } => format!("FILE: {}", self.listing.path(at)),
                 NodeKind::Symlink { target, .. } => {
                     let target = target.as_deref().unwrap_or_default();
-                    self.emit(&format!(
-                        "{separation}{SEPARATOR}\nSYMLINK: {path} -> {target}\n{SEPARATOR}\n\n\n"
-                    ))?;
+                    format!("SYMLINK: {} -> {target}", self.listing.path(at))
                 }
+            };
+            let separation = std::mem::replace(&mut self.separation, "\n");
+            self.emit(&format!("{separation}{SEPARATOR}\n{title}\n{SEPARATOR}\n"))?;
+            if matches!(kind, NodeKind::File { .. }) {
+                return Ok((self.room != Some(0)).then_some(at));
             }
+            self.emit("\n\n")?;
             self.next += 1;
-            if self.room == Some(0) {
-                break;
-            }
         }
         Ok(None)
     }
 
-    /// The first node that is not a directory.
-    fn first(&self) -> usize {
-        let is_directory = |node: &walk::Node| matches!(node.kind, NodeKind::Directory);
-        self.listing
-            .nodes
-            .iter()
-            .take_while(|node| is_directory(node))
-            .count()
-    }
-
     /// Writes the body of the file whose header was written last.
-    fn body(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+    fn write_body(&mut self, bytes: &[u8]) -> Result<(), Fault> {
         let mut body = String::with_capacity(bytes.len() + 2);
         body::push(&self.listing.path(self.next), bytes, &mut body);
         body.push_str("\n\n");

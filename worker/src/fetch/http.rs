@@ -1,8 +1,8 @@
-//! libgit2's smart transport over reqwest: one TLS stack, real status codes, real time-outs, a
-//! byte budget, and no address that the policy does not allow. After cargo's `git2-curl`.
+//! libgit2's smart transport over reqwest: one TLS stack, status codes, time-outs, a byte budget, and
+//! only addresses that the policy allows. After cargo's `git2-curl`.
 //!
-//! libgit2 speaks protocol v0: one GET of `info/refs`, then POSTs to `git-upload-pack`, each of
-//! which it writes completely before it reads the answer.
+//! libgit2 speaks protocol v0: one GET of `info/refs`, then POSTs to `git-upload-pack`. It writes each
+//! request completely before it reads the response.
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
@@ -20,59 +20,64 @@ use time::format_description::well_known::Rfc2822;
 use tokio::runtime::Runtime;
 use url::Url;
 
-use super::ProgressSink;
 use super::policy::{FetchPolicy, FetchSource, authority, is_public, literal_address};
 
-/// For a connection to be made, TLS included.
+/// For connecting, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// Redirects of the first request that are followed; none is after it, as git has it.
+/// Redirects of the first request that are followed. Those of later ones are not, as in git.
 const MAX_REDIRECTS: usize = 5;
-/// Most bytes of refs, some 900,000 of them. libgit2 keeps them in memory, in which they take more
-/// room than on the wire.
+/// Most bytes of refs, about 900,000 of them. libgit2 keeps them in memory, where they take more room
+/// than on the wire.
 const MAX_ADVERTISEMENT: u64 = 64 << 20;
-/// What is read of an answer that nobody wants to the end, so that its connection can be used
-/// again: without it each of a fetch's three requests makes a TLS connection of its own.
+/// Bytes of an unwanted rest of a response that are read. Its connection can then be used again;
+/// otherwise each of a fetch's three requests makes a TLS connection.
 const DRAINED: usize = 16 * 1024;
-/// How long that may take.
+/// For reading such a rest.
 const DRAIN_TIME: Duration = Duration::from_millis(500);
 
-/// One fetch: what its requests share.
+/// Receives a fetch's progress.
+pub trait ProgressSink: Send + Sync {
+    /// `total` bytes have come in so far.
+    fn received(&self, total: u64);
+    /// Something else went on: a response began, deltas were resolved.
+    fn alive(&self);
+}
+
+/// What the requests of one fetch share.
 pub(super) struct HttpSession {
     runtime: Runtime,
     client: Client,
     policy: FetchPolicy,
-    watch: Arc<dyn ProgressSink>,
+    sink: Arc<dyn ProgressSink>,
     state: Mutex<SessionState>,
 }
 
-#[derive(Default)]
 struct SessionState {
-    /// Where the repository is, after redirects.
-    base: Option<Url>,
+    /// The repository's URL, after redirects.
+    base: Url,
     received: u64,
-    /// The first thing that went wrong. libgit2 only passes texts on.
+    /// The first fault: libgit2 would pass on only its text.
     fault: Option<Fault>,
-    /// The host refused the token: go on without.
+    /// Whether the host refused the token, which is not sent again.
     token_refused: bool,
 }
 
 thread_local! {
-    /// The session of the fetch that runs on this thread: libgit2's transports are global and
-    /// know nothing but a URL.
+    /// The session of this thread's fetch: libgit2's transports are global and know only a URL.
     static CURRENT: std::cell::RefCell<Option<Arc<HttpSession>>> = const { std::cell::RefCell::new(None) };
 }
 
 impl HttpSession {
-    /// A session for the repository at `base`, whose host was `named` by the operator or not.
+    /// Makes a session for the repository at `base`. `named` says whether the operator named its host.
     pub(super) fn new(
         base: Url,
         named: bool,
         policy: &FetchPolicy,
-        watch: Arc<dyn ProgressSink>,
+        sink: Arc<dyn ProgressSink>,
     ) -> Result<Arc<Self>, Fault> {
         register();
         check_literal(&base, named)?;
-        // One thread does it all, name look-ups aside: there is only ever one request at a time.
+        // One thread suffices for one request at a time; names are looked up on others.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -81,7 +86,7 @@ impl HttpSession {
             policy: policy.clone(),
         };
         let client = Client::builder()
-            // Servers know git clients by this beginning.
+            // Servers recognize git clients by this prefix.
             .user_agent(concat!(
                 "git/2.0 (repofleet ",
                 env!("CARGO_PKG_VERSION"),
@@ -90,7 +95,7 @@ impl HttpSession {
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT_TIMEOUT)
             .dns_resolver(Arc::new(resolver))
-            // A proxy would make the checks of addresses meaningless.
+            // A proxy would bypass the checks of addresses.
             .no_proxy()
             .build()
             .map_err(Fault::infra)?;
@@ -98,15 +103,17 @@ impl HttpSession {
             runtime,
             client,
             policy: policy.clone(),
-            watch,
+            sink,
             state: Mutex::new(SessionState {
-                base: Some(base),
-                ..SessionState::default()
+                base,
+                received: 0,
+                fault: None,
+                token_refused: false,
             }),
         }))
     }
 
-    /// Makes `fetch` go through this session.
+    /// Runs `fetch` through this session.
     pub(super) fn run<T>(self: &Arc<Self>, fetch: impl FnOnce() -> T) -> T {
         CURRENT.set(Some(Arc::clone(self)));
         let result = fetch();
@@ -114,12 +121,12 @@ impl HttpSession {
         result
     }
 
-    /// Bytes that came in.
+    /// Returns the bytes received so far.
     pub(super) fn received(&self) -> u64 {
         self.state().received
     }
 
-    /// The first thing that went wrong, if this session saw it.
+    /// Takes the first fault that this session met.
     pub(super) fn take_fault(&self) -> Option<Fault> {
         self.state().fault.take()
     }
@@ -128,7 +135,7 @@ impl HttpSession {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps the first fault and makes of it what libgit2 can pass on.
+    /// Keeps the first fault, and returns an error that libgit2 can pass on.
     fn failed(&self, fault: Fault) -> io::Error {
         // git2 makes a C string of this, and aborts at a NUL.
         let text = fault.message.replace('\0', "\u{fffd}");
@@ -137,13 +144,12 @@ impl HttpSession {
     }
 
     fn url(&self, path: &str) -> Result<Url, Fault> {
-        let base = self.state().base.clone();
-        let base = base.ok_or_else(|| Fault::infra("a session always has a base"))?;
-        let joined = format!("{}/{path}", base.as_str().trim_end_matches('/'));
-        Url::parse(&joined).map_err(Fault::refused)
+        let state = self.state();
+        let base = state.base.as_str().trim_end_matches('/');
+        Url::parse(&format!("{base}/{path}")).map_err(Fault::refused)
     }
 
-    /// The ref advertisement.
+    /// Requests the ref advertisement.
     fn get(&self) -> Result<Response, Fault> {
         for _ in 0..=MAX_REDIRECTS {
             let mut url = self.url("info/refs")?;
@@ -179,7 +185,7 @@ impl HttpSession {
         expect(response, "application/x-git-upload-pack-result")
     }
 
-    /// Sends with the token if the host is its; again without where the host refuses it.
+    /// Sends a request with the token if it belongs to the host, and again without if that is refused.
     fn send(&self, request: RequestBuilder, url: &Url) -> Result<Response, Fault> {
         let token = self
             .policy
@@ -197,10 +203,10 @@ impl HttpSession {
         Ok(response)
     }
 
-    /// Waits as long as it takes: the parent ends a slot that makes no progress.
+    /// Waits without a time limit: the parent ends a slot that makes no progress.
     fn exchange(&self, request: RequestBuilder) -> Result<Response, Fault> {
         let response = self.runtime.block_on(request.send()).map_err(|e| {
-            // A refusal by the resolver comes wrapped in the connector's errors.
+            // The connector wraps a fault of the resolver.
             let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&e);
             while let Some(error) = cause {
                 if let Some(fault) = error.downcast_ref::<Fault>() {
@@ -210,18 +216,18 @@ impl HttpSession {
             }
             Fault::transient(chain(&e))
         })?;
-        self.watch.alive();
+        self.sink.alive();
         Ok(response)
     }
 
-    /// Moves the session to where the redirect leads, if the policy allows that.
+    /// Moves the session to a redirect's target if the policy allows it.
     fn redirect(&self, from: &Url, headers: &HeaderMap) -> Result<(), Fault> {
         let location = headers
             .get(LOCATION)
             .and_then(|l| l.to_str().ok())
             .and_then(|l| from.join(l).ok())
             .ok_or_else(|| Fault::gone("a redirect without a usable Location"))?;
-        // Neither credentials nor a signed query are for a log.
+        // Without credentials and query: it goes to logs.
         let (scheme, path) = (location.scheme(), location.path());
         let target = format!("{scheme}://{}{path}", authority(&location));
         let refused = |fault: Fault| Fault::refused(format!("redirected to {target}: {fault}"));
@@ -231,18 +237,18 @@ impl HttpSession {
             return Err(Fault::refused("redirected to a path"));
         };
         check_literal(&url, named).map_err(refused)?;
-        // As git does: what was asked of the new place must be what we asked of the old one.
+        // As in git, the target must be the same file of another repository.
         let Some(base) = url.path().strip_suffix("/info/refs").map(str::to_owned) else {
             return Err(Fault::gone(format!(
                 "redirected to {url}, which is no repository"
             )));
         };
         url.set_path(&base);
-        self.state().base = Some(url);
+        self.state().base = url;
         Ok(())
     }
 
-    /// Reads what little is left of an answer.
+    /// Reads a short rest of a response.
     fn drain(&self, mut response: Response) {
         let rest = async {
             let mut drained = 0;
@@ -253,13 +259,13 @@ impl HttpSession {
                 }
             }
         };
-        // In vain is no harm: the next request makes a connection of its own.
+        // If this fails the next request makes a new connection.
         self.runtime
             .block_on(async { tokio::time::timeout(DRAIN_TIME, rest).await })
             .ok();
     }
 
-    /// The next piece of an answer's body, counted; empty at its end.
+    /// Reads and counts the next piece of a response's body; empty at its end.
     fn chunk(&self, service: Service, response: &mut Response) -> Result<bytes::Bytes, Fault> {
         let chunk = self
             .runtime
@@ -282,13 +288,12 @@ impl HttpSession {
                 "more than {MAX_ADVERTISEMENT} bytes of refs"
             )));
         }
-        self.watch.received(received);
+        self.sink.received(received);
         Ok(chunk)
     }
 }
 
-/// Makes libgit2 use sessions for http and https. It asks its registered transports before its
-/// own, of which it has only a plain http one here.
+/// Makes libgit2 use sessions for http and https, before its own transports.
 #[expect(
     unsafe_code,
     reason = "libgit2's list of transports is global; written once, by one thread"
@@ -339,7 +344,7 @@ impl SmartSubtransport for Subtransport {
     }
 }
 
-/// One request and its answer.
+/// One request and its response.
 struct Exchange {
     session: Arc<HttpSession>,
     service: Service,
@@ -387,13 +392,13 @@ impl Write for Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         if let Some(response) = self.response.take() {
-            // libgit2 stops reading where git's answer ends, which is just before HTTP's does.
+            // libgit2 stops reading at the end of git's data, just before that of the body.
             self.session.drain(response);
         }
     }
 }
 
-/// Refuses hosts that resolve to addresses that are not public, unless the operator named them.
+/// Refuses hosts with an address that is not public, unless the operator named them.
 struct PublicOnly {
     policy: FetchPolicy,
 }
@@ -401,7 +406,7 @@ struct PublicOnly {
 impl Resolve for PublicOnly {
     fn resolve(&self, name: Name) -> Resolving {
         let host = name.as_str().to_ascii_lowercase();
-        // Whatever the port: a name that is not allowed at this port was refused before.
+        // Whatever the port: the URL's authority was checked before.
         let named = self.policy.hosts.iter().any(|allowed| allowed.host == host);
         Box::pin(async move {
             let addresses: Vec<SocketAddr> =
@@ -418,7 +423,7 @@ impl Resolve for PublicOnly {
     }
 }
 
-/// The same for a URL that names an address, which no resolver sees.
+/// Checks a URL's literal address, which no resolver sees.
 fn check_literal(url: &Url, named: bool) -> Result<(), Fault> {
     match literal_address(url) {
         Some(address) if !named && !is_public(address) => {
@@ -428,7 +433,7 @@ fn check_literal(url: &Url, named: bool) -> Result<(), Fault> {
     }
 }
 
-/// Passes on an answer that is what was asked for, and sorts all others.
+/// Passes on a successful response of the expected type, and classifies all others.
 fn expect(response: Response, content_type: &str) -> Result<Response, Fault> {
     let status = response.status();
     if status.is_success() {
@@ -439,13 +444,13 @@ fn expect(response: Response, content_type: &str) -> Result<Response, Fault> {
         if seen.is_some_and(|t| t.split(';').next().unwrap_or_default().trim() == content_type) {
             return Ok(response);
         }
+        let seen = seen.unwrap_or("missing");
         return Err(Fault::transient(format!(
-            "the answer is {}, not git's",
-            seen.unwrap_or("of no type")
+            "not a git response: content type {seen}"
         )));
     }
     let headers = response.headers();
-    // GitHub's way to say that a quota is used up; when it ends is another header's matter.
+    // GitHub's sign of an exhausted quota.
     let quota = headers
         .get("x-ratelimit-remaining")
         .is_some_and(|left| left == "0");
@@ -454,8 +459,7 @@ fn expect(response: Response, content_type: &str) -> Result<Response, Fault> {
     Err(status_fault(status, retry_after))
 }
 
-/// `retry_after` of a throttled answer is `None` only where the host did not say that it wants to
-/// be left alone: a bare 403 may be about this repository alone.
+/// Classifies a status. A bare 403 has no `retry_after`: it may concern this repository alone.
 fn status_fault(status: StatusCode, retry_after: Option<Duration>) -> Fault {
     let message = format!("HTTP status {status}");
     match status.as_u16() {
@@ -467,7 +471,7 @@ fn status_fault(status: StatusCode, retry_after: Option<Duration>) -> Fault {
     }
 }
 
-/// Seconds or a date.
+/// Parses Retry-After: seconds, or a date.
 fn retry_after(headers: &HeaderMap, now: OffsetDateTime) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = value.parse() {
@@ -477,7 +481,7 @@ fn retry_after(headers: &HeaderMap, now: OffsetDateTime) -> Option<Duration> {
     Some(Duration::try_from(date - now).unwrap_or_default())
 }
 
-/// An error with its causes; reqwest's own text leaves out the one that matters.
+/// Joins an error and its causes: reqwest's own message leaves out the one that matters.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -10,10 +10,10 @@ use common::fault::Fault;
 use serde::{Deserialize, Serialize};
 use url::{Host, Url};
 
-/// Hosts that are allowed unless the operator says otherwise.
+/// Hosts that are always allowed.
 pub const DEFAULT_HOSTS: [&str; 4] = ["github.com", "gitlab.com", "bitbucket.org", "codeberg.org"];
 
-/// What may be fetched, from where, and how much.
+/// Options of fetching.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Fetching")]
 pub struct FetchConfig {
@@ -34,7 +34,7 @@ pub struct FetchConfig {
 }
 
 impl FetchConfig {
-    /// The policy of this configuration, with `token` for github.com.
+    /// Returns the policy of these options, with `token` for github.com.
     pub fn policy(&self, token: Option<String>) -> FetchPolicy {
         FetchPolicy {
             hosts: self.allow_host.clone(),
@@ -49,23 +49,23 @@ impl FetchConfig {
     }
 }
 
-/// A host that the operator allowed by name.
+/// A host that the operator named.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AllowedHost {
     /// Lower case; an IPv6 address in brackets.
     pub host: String,
-    /// `None` is the scheme's own port only.
+    /// `None` for the scheme's default port only.
     pub port: Option<u16>,
 }
 
 impl AllowedHost {
-    fn is_of(&self, url: &Url) -> bool {
-        let port_agrees = match self.port {
-            // A URL does not keep a port that is its scheme's own.
-            Some(port) => url.port_or_known_default() == Some(port),
-            None => url.port().is_none(),
+    fn allows(&self, url: &Url) -> bool {
+        // `Url::port` leaves out the scheme's default.
+        let port = match self.port {
+            Some(_) => url.port_or_known_default(),
+            None => url.port(),
         };
-        port_agrees && url.host_str() == Some(&self.host)
+        port == self.port && url.host_str() == Some(&self.host)
     }
 }
 
@@ -79,7 +79,7 @@ impl FromStr for AllowedHost {
                 "{text:?}: a host is named in full, without wildcards"
             ));
         }
-        // The scheme only lends its parser.
+        // Any scheme will do.
         let url = Url::parse(&format!("allow://{text}")).map_err(|_| wrong())?;
         let plain = url.path().is_empty() && url.username().is_empty() && url.query().is_none();
         match url.host_str() {
@@ -92,10 +92,10 @@ impl FromStr for AllowedHost {
     }
 }
 
-/// [`FetchConfig`] as a slot gets it.
+/// [`FetchConfig`] as it is sent to a slot.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct FetchPolicy {
-    /// Allowed besides [`DEFAULT_HOSTS`], whatever their address.
+    /// Hosts allowed besides [`DEFAULT_HOSTS`], whatever their address.
     pub hosts: Vec<AllowedHost>,
     /// Whether plain http is allowed.
     pub http: bool,
@@ -107,16 +107,16 @@ pub struct FetchPolicy {
     pub token: Option<HostToken>,
 }
 
-/// A token and the one host that gets to see it.
+/// A token and the one host that receives it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct HostToken {
-    /// Host, with its port where that is not the scheme's own.
+    /// Host, with its port unless that is the scheme's default.
     pub host: String,
-    /// What is sent.
+    /// The token.
     pub secret: Secret,
 }
 
-/// A text that is never shown.
+/// Text that is never printed.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Secret(pub String);
 
@@ -126,7 +126,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// A place that the policy allows.
+/// A source that the policy allows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FetchSource {
     /// A repository on this machine.
@@ -135,51 +135,40 @@ pub enum FetchSource {
     Remote {
         /// Without credentials, query and fragment.
         url: Url,
-        /// Whether the operator named the host, so that its addresses do not matter.
+        /// Whether the operator named the host; its addresses are then not checked.
         named: bool,
     },
 }
 
 impl FetchPolicy {
-    /// Where `url` is, if it may be fetched from.
+    /// Returns the source that `url` names, if it is allowed.
     ///
     /// # Errors
-    /// [`FaultKind::Refused`](common::fault::FaultKind::Refused), saying what would allow it.
+    /// [`FaultKind::Refused`](common::fault::FaultKind::Refused), naming the option that allows it.
     pub fn source(&self, url: &str) -> Result<FetchSource, Fault> {
         let shown: String = url.chars().take(200).collect();
-        let url = match Url::parse(url) {
-            Ok(url) => url,
-            Err(_) if url.contains("://") => {
-                return Err(Fault::refused(format!("{shown:?} is not a URL")));
+        let refused = |why: &str| Err(Fault::refused(format!("{shown:?} is {why}")));
+        match Url::parse(url) {
+            Ok(url) => self.remote(url),
+            Err(_) if url.contains("://") => refused("not a URL"),
+            Err(_) if !self.local => {
+                refused("a path, and local sources are not allowed (--allow-local)")
             }
-            Err(_) if self.local && url.starts_with('/') => {
-                return Ok(FetchSource::Local(PathBuf::from(url)));
-            }
-            // A slot works in a folder of its own, where it would mean something else.
-            Err(_) if self.local => {
-                return Err(Fault::refused(format!("{shown:?} is not an absolute path")));
-            }
-            Err(_) => {
-                return Err(Fault::refused(format!(
-                    "{shown:?} is a path, and local sources are not allowed (--allow-local)"
-                )));
-            }
-        };
-        self.remote(url)
+            Err(_) if url.starts_with('/') => Ok(FetchSource::Local(PathBuf::from(url))),
+            // A slot has another working directory.
+            Err(_) => refused("not an absolute path"),
+        }
     }
 
-    /// As [`FetchPolicy::source`], for what is a URL already: also the target of a redirect.
+    /// Like [`FetchPolicy::source`], for a URL, which may be the target of a redirect.
     pub fn remote(&self, mut url: Url) -> Result<FetchSource, Fault> {
         match url.scheme() {
             "https" => {}
             "http" if self.http => {}
-            "http" => {
-                return Err(Fault::refused("plain http is not allowed (--allow-http)"));
-            }
+            "http" => return Err(Fault::refused("plain http is not allowed (--allow-http)")),
             other => {
-                return Err(Fault::refused(format!(
-                    "scheme {other:?} is not allowed, only https"
-                )));
+                let why = format!("scheme {other:?} is not allowed, only https");
+                return Err(Fault::refused(why));
             }
         }
         if !url.username().is_empty() || url.password().is_some() {
@@ -187,22 +176,20 @@ impl FetchPolicy {
         }
         url.set_query(None);
         url.set_fragment(None);
-        // Of these schemes the parser gives it in lower case.
+        // In lower case, for these schemes.
         let host = url.host_str().unwrap_or_default();
-        let named = self.hosts.iter().any(|allowed| allowed.is_of(&url));
+        let named = self.hosts.iter().any(|allowed| allowed.allows(&url));
         let known = url.port().is_none() && DEFAULT_HOSTS.contains(&host);
         if !named && !known {
+            let host = authority(&url);
             return Err(Fault::refused(format!(
-                "host {} is not allowed (--allow-host {})",
-                authority(&url),
-                authority(&url)
+                "host {host} is not allowed (--allow-host {host})"
             )));
         }
         Ok(FetchSource::Remote { url, named })
     }
 
-    /// The token for `url`, if there is one, its host is the token's, and nobody on the way can
-    /// read it.
+    /// Returns the token if it belongs to the host of `url`, and the connection is encrypted or local.
     pub fn token_for(&self, url: &Url) -> Option<&Secret> {
         let token = self.token.as_ref()?;
         let private = url.scheme() == "https"
@@ -211,16 +198,13 @@ impl FetchPolicy {
     }
 }
 
-/// Host and, where it is not the scheme's own, port.
+/// Returns a URL's host, with its port unless that is the scheme's default.
 pub fn authority(url: &Url) -> String {
-    let host = url.host_str().unwrap_or_default();
-    match url.port() {
-        Some(port) => format!("{host}:{port}"),
-        None => host.to_owned(),
-    }
+    let port = url.port().map(|port| format!(":{port}"));
+    url.host_str().unwrap_or_default().to_owned() + &port.unwrap_or_default()
 }
 
-/// The address in a URL that names one instead of a host.
+/// Returns the address of a URL that names one instead of a host.
 pub fn literal_address(url: &Url) -> Option<IpAddr> {
     match url.host()? {
         Host::Ipv4(address) => Some(address.into()),
@@ -229,10 +213,8 @@ pub fn literal_address(url: &Url) -> Option<IpAddr> {
     }
 }
 
-/// Whether an address can belong to a public host: not private, loopback, link-local, shared,
-/// reserved, documentation, multicast, nor an IPv6 form of such an IPv4 address.
-///
-/// After IANA's special-purpose address registries. `IpAddr::is_global` is not stable yet.
+/// Whether an address can belong to a public host, by IANA's special-purpose address registries. An
+/// IPv6 form of an IPv4 address counts as that. `IpAddr::is_global` is not stable yet.
 pub fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_public_v4(address),
@@ -271,7 +253,7 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
         // Teredo and the rest of 2001::/23, documentation
         [0x2001, second, ..] if second < 0x200 || second == 0xdb8 => false,
         [0x3fff, second, ..] if second < 0x1000 => false,
-        // Only 2000::/3 is given out for public use.
+        // Only 2000::/3 is public.
         [first, ..] => (0x2000..0x4000).contains(&first),
     }
 }

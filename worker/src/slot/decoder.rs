@@ -1,54 +1,70 @@
-//! Reads what a child says, and believes it no further than it has to.
+//! Reads what a child sends, and believes no more of it than necessary.
+//!
+//! The child parses untrusted input, so its word is untrusted too: it may spoil its own
+//! repository's digest, and nothing else.
 
+use std::fmt;
 use std::io;
 use std::time::Duration;
 
 use common::fault::{Fault, FaultKind};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::process::ChildStdout;
 
 use super::SlotOutput;
 use super::protocol::{Frame, MAX_PIECE};
 use crate::digest::Part;
 
-/// Longest text of a fault, in characters: it goes to logs and into the run's summary.
+/// Longest line read from a child, in bytes.
+const MAX_LINE: u64 = 1 << 20;
+/// Longest message of a fault, in characters. It goes to logs and into the run's summary.
 const MAX_MESSAGE: usize = 1000;
-/// The longest pause that a host may ask for.
+/// Longest pause that a host may ask for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
-/// A digest while its frames come in.
-///
-/// The child parses what strangers wrote, so what it says is checked as a stranger's word: it may
-/// spoil its own repository's digest, and nothing else.
-#[derive(Default)]
+/// Collects a child's frames into its output.
 pub(super) struct FrameDecoder {
+    input: BufReader<ChildStdout>,
     tree: String,
     content: String,
     fetched_bytes: u64,
     max_fetched_bytes: u64,
     /// How long the fetch took, once it is done.
     fetch: Option<Duration>,
-    /// What a child may send of text at most.
+    /// Bytes of text that the child may still send; `None` without a limit.
     room: Option<u64>,
 }
 
-/// A frame with the text that came after it.
-pub(super) type Framed = (Frame, Vec<u8>);
-
 impl FrameDecoder {
-    pub(super) fn new(max_fetched_bytes: u64, max_text_bytes: Option<u64>) -> Self {
+    pub(super) fn new(
+        input: ChildStdout,
+        max_fetched_bytes: u64,
+        max_text_bytes: Option<u64>,
+    ) -> Self {
         Self {
+            input: BufReader::new(input),
+            tree: String::new(),
+            content: String::new(),
+            fetched_bytes: 0,
             max_fetched_bytes,
-            // Each of the two parts may run over the limit by one piece.
+            fetch: None,
+            // Tree and content may each exceed the limit by one piece.
             room: max_text_bytes.map(|max| 2 * (max + MAX_PIECE as u64)),
-            ..Self::default()
         }
     }
 
-    /// `Some` with the end, once it has come.
-    pub(super) fn take(
-        &mut self,
-        (frame, text): Framed,
-    ) -> io::Result<Option<Result<SlotOutput, Fault>>> {
-        match frame {
+    /// Takes in one frame; returns the result with the last one. Useless once dropped half-way.
+    pub(super) async fn next(&mut self) -> io::Result<Option<Result<SlotOutput, Fault>>> {
+        let mut line = Vec::new();
+        let mut input = (&mut self.input).take(MAX_LINE);
+        input.read_until(b'\n', &mut line).await?;
+        if line.pop() != Some(b'\n') {
+            return Err(match input.limit() {
+                0 => invalid("a longer line than allowed"),
+                _ => io::ErrorKind::UnexpectedEof.into(),
+            });
+        }
+        match serde_json::from_slice(&line)? {
             Frame::Progress { fetched_bytes } => self.fetched(fetched_bytes)?,
             Frame::Fetched {
                 fetched_bytes,
@@ -57,50 +73,57 @@ impl FrameDecoder {
                 self.fetched(fetched_bytes)?;
                 self.fetch = Some(Duration::from_millis(millis));
             }
-            Frame::Text { part, .. } => {
-                if let Some(room) = &mut self.room {
-                    *room = room
-                        .checked_sub(text.len() as u64)
-                        .ok_or_else(|| invalid("more text than it may send"))?;
-                }
-                let text = String::from_utf8(text).map_err(invalid)?;
-                match part {
-                    Part::Tree => self.tree.push_str(&text),
-                    Part::Content => self.content.push_str(&text),
-                }
-            }
+            Frame::Text { part, bytes } => self.text(part, bytes).await?,
             Frame::Done { facts, millis } => {
-                let is_name =
-                    |id: &String| id.len() == 40 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
-                if !facts.commit.as_ref().is_none_or(is_name) {
-                    return Err(invalid("a commit with no commit's name"));
+                let is_hash =
+                    |id: &String| id.len() == 40 && id.bytes().all(|b| b.is_ascii_hexdigit());
+                if !facts.commit.as_ref().is_none_or(is_hash) {
+                    return Err(invalid("the commit is no commit hash"));
                 }
-                let made = std::mem::take(self);
                 return Ok(Some(Ok(SlotOutput {
                     facts,
-                    tree: made.tree,
-                    content: made.content,
-                    fetched_bytes: made.fetched_bytes,
-                    fetch: made.fetch.unwrap_or_default(),
+                    tree: std::mem::take(&mut self.tree),
+                    content: std::mem::take(&mut self.content),
+                    fetched_bytes: self.fetched_bytes,
+                    fetch: self.fetch.unwrap_or_default(),
                     digest: Duration::from_millis(millis),
                 })));
             }
-            Frame::Failed(fault) => return Ok(Some(Err(checked(&fault)?))),
+            Frame::Failed(fault) => return checked(fault).map(|fault| Some(Err(fault))),
         }
         Ok(None)
     }
 
     fn fetched(&mut self, bytes: u64) -> io::Result<()> {
         if bytes > self.max_fetched_bytes {
-            return Err(invalid("more bytes fetched than it may"));
+            return Err(invalid("more bytes fetched than allowed"));
         }
         self.fetched_bytes = bytes;
         Ok(())
     }
+
+    async fn text(&mut self, part: Part, bytes: usize) -> io::Result<()> {
+        if bytes > MAX_PIECE {
+            return Err(invalid("a longer piece of text than allowed"));
+        }
+        if let Some(room) = &mut self.room {
+            let left = room.checked_sub(bytes as u64);
+            *room = left.ok_or_else(|| invalid("more text than allowed"))?;
+        }
+        let mut text = vec![0; bytes];
+        self.input.read_exact(&mut text).await?;
+        let text = std::str::from_utf8(&text).map_err(invalid)?;
+        match part {
+            Part::Tree => self.tree.push_str(text),
+            Part::Content => self.content.push_str(text),
+        }
+        Ok(())
+    }
 }
 
-impl std::fmt::Display for FrameDecoder {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+/// How far the child has got.
+impl fmt::Display for FrameDecoder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let phase = match self.fetch {
             Some(_) => "digesting",
             None => "fetching",
@@ -109,27 +132,23 @@ impl std::fmt::Display for FrameDecoder {
     }
 }
 
-/// A child's fault, if it is one that a child can meet.
-fn checked(fault: &Fault) -> io::Result<Fault> {
-    match fault.kind {
-        FaultKind::Poison | FaultKind::InvalidEntry => {
-            Err(invalid("a fault that is not for it to find"))
-        }
-        kind => {
-            let mut checked = Fault::new(kind, printable(&fault.message));
-            checked.retry_after = fault.retry_after.map(|pause| pause.min(MAX_RETRY_AFTER));
-            Ok(checked)
-        }
+/// Accepts a child's fault if a child can meet it.
+fn checked(mut fault: Fault) -> io::Result<Fault> {
+    if matches!(fault.kind, FaultKind::Poison | FaultKind::InvalidEntry) {
+        return Err(invalid("a class of failure that a slot cannot meet"));
     }
+    fault.message = printable(&fault.message);
+    fault.retry_after = fault.retry_after.map(|pause| pause.min(MAX_RETRY_AFTER));
+    Ok(fault)
 }
 
-/// Without what would command a terminal, and not endless: servers choose parts of these texts.
+/// Replaces control characters and cuts the text: servers choose parts of it.
 pub(super) fn printable(text: &str) -> String {
     let visible = |c: char| if c.is_control() { '\u{fffd}' } else { c };
     let text = text.trim().chars().map(visible);
     text.take(MAX_MESSAGE).collect()
 }
 
-pub(super) fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }

@@ -1,25 +1,24 @@
-//! All slots of a process, and the children that work in them.
+//! The slots of a process, and the children that work in them.
 
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
-use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use common::failpoint;
 use common::fault::Fault;
 use common::telemetry::metrics::Metrics;
 use rustix::process::{DumpableBehavior, Pid, Signal, kill_process_group, set_dumpable_behavior};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::process::{Child, ChildStdout, Command};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, Command};
 use tokio::sync::{Semaphore, oneshot};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::decoder::{FrameDecoder, Framed, invalid, printable};
-use super::protocol::{ARGUMENT, ChildRequest, Frame, MAX_LINE, MAX_PIECE};
+use super::decoder::{FrameDecoder, printable};
+use super::protocol::{ARGUMENT, ChildRequest};
 use super::scratch::Scratch;
 use super::{SlotConfig, SlotError, SlotOutput};
 use crate::digest::{DigestLimits, Subject};
@@ -27,11 +26,13 @@ use crate::fetch::policy::{FetchPolicy, FetchSource};
 
 /// For a local repository: its packs are mapped, and the operator chose it.
 const LOCAL_ADDRESS_SPACE: u64 = 32 << 30;
-/// A pack's index is smaller than its pack but for packs of very small objects.
+/// Room for a pack's index, which is smaller than its pack unless its objects are very small.
 const INDEX_BYTES: u64 = 64 << 20;
-/// For a child with nothing to do to end.
+/// For a child without a job to end.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How much of the child's standard error is kept as evidence.
+/// For a killed child to end. One that hangs in the kernel is not waited for.
+const KILL_TIMEOUT: Duration = Duration::from_millis(500);
+/// Bytes of a crashed child's standard error that are kept as evidence.
 const EVIDENCE: u64 = 4096;
 
 /// All slots of this process.
@@ -47,18 +48,18 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// Makes the scratch folder and clears away what dead processes left there.
+    /// Makes the scratch folder and removes what dead processes left there.
     ///
     /// # Errors
-    /// [`FaultKind::Infra`] where it cannot be written.
+    /// [`FaultKind::Infra`](common::fault::FaultKind::Infra) if the folder cannot be written.
     pub fn new(
         config: SlotConfig,
         policy: FetchPolicy,
         limits: DigestLimits,
         metrics: Metrics,
     ) -> Result<Arc<Self>, Fault> {
-        // Children share this process's user: without this, one that was taken over could read
-        // this one's memory and environment.
+        // Children share this process's user: one that was taken over could otherwise read this
+        // process's memory and environment.
         set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(Fault::infra)?;
         let parent = config.scratch.clone().unwrap_or_else(std::env::temp_dir);
         metrics.slots.set(config.slots().into());
@@ -75,33 +76,32 @@ impl Slots {
         }))
     }
 
-    /// What this process digests by.
+    /// Returns the limits of this process's digests.
     pub fn limits(&self) -> &DigestLimits {
         &self.limits
     }
 
-    /// Finds out whether the scratch folder can be written and a child can be started.
+    /// Checks that the scratch folder can be written and a child can be started.
     ///
     /// # Errors
-    /// [`FaultKind::Infra`], saying what is wrong.
+    /// [`FaultKind::Infra`](common::fault::FaultKind::Infra) if not.
     pub async fn probe(&self) -> Result<(), Fault> {
         self.scratch.probe()?;
         let folder = self.scratch.folder()?;
         let mut command = self.command(folder.path());
-        // With nothing to do it ends at once.
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
+        // Without a job it ends at once.
+        command.stdin(Stdio::null());
+        command.stdout(Stdio::null()).stderr(Stdio::null());
         let mut child = self.spawner.spawn(command).await?;
-        let ended = tokio::time::timeout(PROBE_TIMEOUT, child.wait()).await;
+        let ended = timeout(PROBE_TIMEOUT, child.wait()).await;
         ended
-            .map_err(|_| Fault::infra("a slot with nothing to do does not end"))?
+            .map_err(|_| Fault::infra("a slot without a job does not end"))?
             .map_err(Fault::infra)?;
         Ok(())
     }
 
-    /// Fetches and digests `url`, when a slot is free, until `stop`.
+    /// Fetches and digests `url` once a slot is free. `stop` ends it within
+    /// [`KILL_TIMEOUT`].
     pub async fn work(
         &self,
         url: &str,
@@ -109,100 +109,101 @@ impl Slots {
         stop: &CancellationToken,
     ) -> Result<SlotOutput, SlotError> {
         // Refused without starting a process.
-        let place = self.policy.source(url)?;
-        let _slot = tokio::select! {
-            slot = self.free.acquire() => slot.map_err(Fault::infra)?,
-            () = stop.cancelled() => return Err(SlotError::Stopped),
-        };
+        let source = self.policy.source(url)?;
+        let slot = stop.run_until_cancelled(self.free.acquire()).await;
+        let _slot = slot.ok_or(SlotError::Stopped)?.map_err(Fault::infra)?;
         let _busy = Busy::new(&self.metrics);
-        self.work_in_slot(url, &place, subject, stop).await
-    }
 
-    async fn work_in_slot(
-        &self,
-        url: &str,
-        place: &FetchSource,
-        subject: Subject,
-        stop: &CancellationToken,
-    ) -> Result<SlotOutput, SlotError> {
         // Removed when dropped, whatever happens.
         let scratch = self.scratch.folder()?;
+        let request = self.request(url, &source, &subject, scratch.path());
+        let start = ChildProcess::start(&self.spawner, self.command(scratch.path()), &request);
+        let child = stop.run_until_cancelled(start).await;
+        let mut child = child.ok_or(SlotError::Stopped)??;
+        let result = stop
+            .run_until_cancelled(self.attend(&mut child, &request))
+            .await;
+        child.kill().await;
+        let Some(result) = result else {
+            self.metrics.slot_killed("stopped");
+            return Err(SlotError::Stopped);
+        };
+        let mut output = result?;
+        // Not for the child to say.
+        output.facts.subject = subject;
+        Ok(output)
+    }
+
+    fn request(
+        &self,
+        url: &str,
+        source: &FetchSource,
+        subject: &Subject,
+        scratch: &Path,
+    ) -> ChildRequest {
+        let child = &self.config.child;
         let mut policy = self.policy.clone();
-        let address_space = match place {
+        let address_space = match source {
             FetchSource::Local(_) => LOCAL_ADDRESS_SPACE,
             FetchSource::Remote { url, .. } => {
                 if policy.token_for(url).is_none() {
                     policy.token = None;
                 }
-                let child = &self.config.child;
                 policy.max_bytes.saturating_add(child.address_space)
             }
         };
-        let file_bytes = self.config.child.file_bytes;
-        let request = ChildRequest {
+        let pack_and_index = policy.max_bytes.saturating_add(INDEX_BYTES);
+        ChildRequest {
             url: url.to_owned(),
             subject: subject.clone(),
             limits: self.limits.clone(),
-            file_bytes: file_bytes.unwrap_or(policy.max_bytes.saturating_add(INDEX_BYTES)),
             policy,
-            scratch: scratch.path().to_owned(),
+            scratch: scratch.to_owned(),
             parent: std::process::id().cast_signed(),
             address_space,
+            file_bytes: child.file_bytes.unwrap_or(pack_and_index),
             cpu_seconds: self.config.timeout,
-        };
-        let command = self.command(scratch.path());
-        let mut running = ChildProcess::start(&self.spawner, command, &request).await?;
-        let deadline = Instant::now() + Duration::from_secs(self.config.timeout);
-        let stall = Duration::from_secs(self.config.stall);
+        }
+    }
+
+    /// Reads what the child sends until its last frame, its end, or a limit.
+    async fn attend(
+        &self,
+        child: &mut ChildProcess,
+        request: &ChildRequest,
+    ) -> Result<SlotOutput, Fault> {
+        let stdout = child.process.stdout.take().expect("it is piped");
+        let mut decoder =
+            FrameDecoder::new(stdout, request.policy.max_bytes, self.limits.max_text_bytes);
+        let SlotConfig { timeout, stall, .. } = self.config;
         let mut alive = Instant::now();
-        let mut making = FrameDecoder::new(request.policy.max_bytes, self.limits.max_text_bytes);
-        let end = loop {
+        let deadline = alive + Duration::from_secs(timeout);
+        let (reason, fault) = loop {
             tokio::select! {
-                frame = running.next() => {
-                    match frame.and_then(|frame| making.take(frame)) {
-                        Ok(None) => {
-                            alive = Instant::now();
-                            failpoint::hit("during-fetch");
-                        }
-                        Ok(Some(end)) => break end,
-                        Err(error) => {
-                            self.metrics.slot_killed("crash");
-                            return Err(running.post_mortem(&making, &error).await.into());
-                        }
+                frame = decoder.next() => match frame {
+                    Ok(None) => {
+                        alive = Instant::now();
+                        failpoint::hit("during-fetch");
                     }
-                }
+                    Ok(Some(result)) => return result,
+                    Err(error) => break ("crash", child.post_mortem(&decoder, &error).await),
+                },
                 () = sleep_until(deadline) => {
-                    self.metrics.slot_killed("timeout");
-                    running.kill().await;
-                    return Err(Fault::too_large(format!(
-                        "not done after {} s, {} (--timeout)",
-                        self.config.timeout, making
-                    )).into());
+                    let why = format!("not done after {timeout} s, {decoder} (--timeout)");
+                    break ("timeout", Fault::too_large(why));
                 }
-                () = sleep_until(alive + stall) => {
-                    self.metrics.slot_killed("stall");
-                    running.kill().await;
-                    return Err(Fault::transient(format!(
-                        "no progress for {} s, {} (--stall)",
-                        self.config.stall, making
-                    )).into());
-                }
-                () = stop.cancelled() => {
-                    self.metrics.slot_killed("stopped");
-                    running.kill().await;
-                    return Err(SlotError::Stopped);
+                () = sleep_until(alive + Duration::from_secs(stall)) => {
+                    let why = format!("no progress for {stall} s, {decoder} (--stall)");
+                    break ("stall", Fault::transient(why));
                 }
             }
         };
-        // It has said its last word: nothing of it is needed any more.
-        running.kill().await;
-        let mut made = end?;
-        // What the digest is about is not for the child to say.
-        made.facts.subject = subject;
-        Ok(made)
+        self.metrics.slot_killed(reason);
+        Err(fault)
     }
 
-    /// A child in `scratch`, with nothing of this process's environment that it does not need.
+    /// Returns a child to start in `scratch`, with as little of this process's environment as it
+    /// needs.
     fn command(&self, scratch: &Path) -> Command {
         let mut command = Command::new(&self.config.child.program);
         command
@@ -214,11 +215,12 @@ impl Slots {
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true);
-        for name in ["SSL_CERT_FILE", "SSL_CERT_DIR"] {
-            if let Some(value) = std::env::var_os(name) {
-                command.env(name, value);
-            }
-        }
+        let certificates = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
+        command.envs(
+            certificates
+                .iter()
+                .filter_map(|name| Some((name, std::env::var_os(name)?))),
+        );
         command
     }
 }
@@ -239,13 +241,11 @@ impl Drop for Busy<'_> {
     }
 }
 
-/// A child that runs.
+/// A child with a job.
 struct ChildProcess {
-    child: Child,
-    /// The child leads a process group of its own.
+    process: Child,
+    /// The child leads a process group of its own. `None` once it has been killed.
     group: Option<Pid>,
-    output: BufReader<ChildStdout>,
-    line: Vec<u8>,
 }
 
 impl ChildProcess {
@@ -254,93 +254,56 @@ impl ChildProcess {
         command: Command,
         request: &ChildRequest,
     ) -> Result<Self, Fault> {
-        let mut child = spawner.spawn(command).await?;
-        let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
-        let output = child.stdout.take().expect("it was asked to be piped");
-        let mut input = child.stdin.take().expect("it was asked to be piped");
+        let mut process = spawner.spawn(command).await?;
+        let group = process.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+        let mut input = process.stdin.take().expect("it is piped");
         let request = serde_json::to_vec(request).map_err(Fault::infra)?;
-        // A child that ends before it has read this is found out by its silence.
+        // If this fails the child is dying, and its output ends.
         input.write_all(&request).await.ok();
         input.shutdown().await.ok();
-        Ok(Self {
-            child,
-            group,
-            output: BufReader::new(output),
-            line: Vec::new(),
-        })
+        Ok(Self { process, group })
     }
 
-    /// The next frame. Not to be called again after it was abandoned in the middle.
-    async fn next(&mut self) -> io::Result<Framed> {
-        self.line.clear();
-        let mut line = (&mut self.output).take(MAX_LINE);
-        line.read_until(b'\n', &mut self.line).await?;
-        match self.line.pop() {
-            Some(b'\n') => {}
-            Some(_) if self.line.len() as u64 >= MAX_LINE - 1 => {
-                return Err(invalid("a longer line than it may send"));
-            }
-            _ => return Err(io::ErrorKind::UnexpectedEof.into()),
-        }
-        let frame = serde_json::from_slice(&self.line)?;
-        let mut text = Vec::new();
-        if let Frame::Text { bytes, .. } = frame {
-            if bytes > MAX_PIECE {
-                return Err(invalid("a longer piece of text than it may send"));
-            }
-            text.resize(bytes, 0);
-            self.output.read_exact(&mut text).await?;
-        }
-        Ok((frame, text))
-    }
-
-    /// Ends the child and whatever it started.
+    /// Kills the child and its descendants.
     async fn kill(&mut self) {
         if let Some(group) = self.group.take() {
-            // Gone already is as good.
+            // Fails if they are gone already.
             kill_process_group(group, Signal::KILL).ok();
         }
-        self.child.wait().await.ok();
+        timeout(KILL_TIMEOUT, self.process.wait()).await.ok();
     }
 
-    /// What to say of a child that broke off.
-    async fn post_mortem(&mut self, making: &FrameDecoder, error: &io::Error) -> Fault {
-        let status = match error.kind() {
-            // It has closed its output: it is ending by itself, and its status says why.
-            io::ErrorKind::UnexpectedEof => {
-                let ended = tokio::time::timeout(Duration::from_secs(5), self.child.wait()).await;
-                ended.ok().and_then(Result::ok)
-            }
-            _ => None,
-        };
-        let stderr = self.child.stderr.take();
+    /// Kills a child that broke off, and says why it did.
+    async fn post_mortem(&mut self, decoder: &FrameDecoder, error: &io::Error) -> Fault {
+        let mut how = format!("broke the protocol: {error}");
+        // Its output ended, so it is ending by itself, and its status says why.
+        if error.kind() == io::ErrorKind::UnexpectedEof
+            && let Ok(Ok(status)) = timeout(Duration::from_secs(5), self.process.wait()).await
+        {
+            how = ending(status);
+        }
+        let stderr = self.process.stderr.take();
         self.kill().await;
         let mut evidence = Vec::new();
         if let Some(stderr) = stderr {
-            // What it said is still in the pipe. A descendant that has left the group may hold
-            // that open.
             let mut stderr = stderr.take(EVIDENCE);
             let read = stderr.read_to_end(&mut evidence);
-            tokio::time::timeout(Duration::from_secs(1), read)
-                .await
-                .ok();
+            // A descendant that has left the group may hold the pipe open.
+            timeout(Duration::from_secs(1), read).await.ok();
         }
-        let how = match status {
-            Some(status) => ending(status),
-            None => format!("broke the protocol: {error}"),
-        };
         let evidence = String::from_utf8_lossy(&evidence);
         let colon = if evidence.is_empty() { "" } else { ": " };
-        let message = format!("slot {how}, {making}{colon}{evidence}");
-        Fault::killed(printable(&message))
+        Fault::killed(printable(&format!(
+            "slot {how}, {decoder}{colon}{evidence}"
+        )))
     }
 }
 
 fn ending(status: ExitStatus) -> String {
     match (status.signal(), status.code()) {
-        (Some(9), _) => "was killed (signal 9; out of memory, if nobody sent it)".to_owned(),
-        (Some(24), _) => "was over its CPU limit (signal 24)".to_owned(),
-        (Some(6), _) => "aborted (signal 6; over its memory limit, as a rule)".to_owned(),
+        (Some(9), _) => "was killed (signal 9; probably out of memory)".to_owned(),
+        (Some(24), _) => "exceeded its CPU limit (signal 24)".to_owned(),
+        (Some(6), _) => "aborted (signal 6; probably over its memory limit)".to_owned(),
         (Some(signal), _) => format!("crashed (signal {signal})"),
         (None, code) => format!("ended with code {}", code.unwrap_or_default()),
     }
@@ -359,26 +322,25 @@ impl Spawner {
     fn start() -> io::Result<Self> {
         let (orders, received) = mpsc::channel::<(Command, oneshot::Sender<io::Result<Child>>)>();
         let runtime = tokio::runtime::Handle::current();
-        std::thread::Builder::new()
-            .name("slot-spawner".to_owned())
-            .spawn(move || {
-                let _runtime = runtime.enter();
-                for (mut command, reply) in received {
-                    // Nobody waits any more: the child is killed as it is dropped.
-                    reply.send(command.spawn()).ok();
-                }
-            })?;
-        Ok(Self { orders })
+        let spawn = move || {
+            let _runtime = runtime.enter();
+            for (mut command, reply) in received {
+                // If nobody waits any more, the child is dropped and thereby killed.
+                reply.send(command.spawn()).ok();
+            }
+        };
+        let thread = std::thread::Builder::new().name("slot-spawner".to_owned());
+        thread.spawn(spawn).map(|_| Self { orders })
     }
 
     async fn spawn(&self, command: Command) -> Result<Child, Fault> {
         let program = command.as_std().get_program().display().to_string();
         let (reply, child) = oneshot::channel();
-        let gone = || Fault::infra("the thread that starts slots is gone");
-        self.orders.send((command, reply)).map_err(|_| gone())?;
+        // The thread fails to reply only if it panicked.
+        self.orders.send((command, reply)).map_err(Fault::infra)?;
         child
             .await
-            .map_err(|_| gone())?
+            .map_err(Fault::infra)?
             .map_err(|e| Fault::infra(format!("cannot start a slot with {program}: {e}")))
     }
 }

@@ -286,7 +286,7 @@ async fn a_child_that_lies_is_not_believed() {
         ),
         (
             echo(r#"{"failed":{"kind":"poison","message":"x"}}"#),
-            "not for it to find",
+            "cannot meet",
         ),
         (echo(&facts("\"not\\\\na commit\"")), "no commit"),
         (

@@ -1,241 +1,244 @@
-//! A Jupyter notebook as gitingest shows it: a Python script.
+//! A notebook as gitingest shows it: a Python script.
 //!
-//! Errors are in the words of the Python exception that gitingest would have met and put into the
-//! digest, for whatever shape the JSON has.
+//! Errors carry the message of the Python exception that gitingest meets and shows, whatever the
+//! JSON holds.
 
-use std::collections::HashSet;
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 
-use super::json::{self, InvalidJson, PyType, Value};
+use super::json::{self, InvalidJson, JsonValue};
 use crate::digest::body::decode_error;
 
-/// The script that a notebook holds, or what stands for it after `Error processing notebook: `.
-/// `path` is from the repository's root; gitingest names its own temporary path there.
+type Visit<'a> = &'a mut dyn FnMut(&JsonValue<'_>) -> Result<(), String>;
+
+/// Returns the script that a notebook holds, or what gitingest shows after
+/// `Error processing notebook: `. `path` is relative to the repository's root; gitingest names its
+/// own temporary path instead.
 pub(in crate::digest) fn script(path: &str, bytes: &[u8]) -> Result<String, String> {
     let text = std::str::from_utf8(bytes).map_err(|error| decode_error(bytes, error))?;
     let notebook = json::parse(text).map_err(|invalid| match invalid {
-        InvalidJson::Syntax => format!("InvalidJson JSON in notebook: {path}"),
-        InvalidJson::Depth(kind) => {
-            let kind = if kind == PyType::Dict { "object" } else { "array" };
-            format!(
-                "maximum recursion depth exceeded while decoding a JSON {kind} from a unicode string"
-            )
-        }
+        InvalidJson::Syntax => format!("Invalid JSON in notebook: {path}"),
+        InvalidJson::Depth(kind) => format!(
+            "maximum recursion depth exceeded while decoding a JSON {kind} from a unicode string"
+        ),
     })?;
-    if notebook.kind() != PyType::Dict {
-        let name = type_name(notebook);
+    if !matches!(notebook, JsonValue::Dict(_)) {
+        let name = notebook.type_name();
         return Err(format!("'{name}' object has no attribute 'get'"));
     }
 
     let mut script = "# Jupyter notebook converted to Python script.".to_owned();
+    let mut push_cells = |sheet: &JsonValue<'_>| {
+        each(index(sheet, "cells")?, &mut |cell| {
+            push_cell(cell, &mut script)
+        })
+    };
     match notebook.get("worksheets").filter(|value| value.is_truthy()) {
-        Some(worksheets) => {
-            if matches!(
-                worksheets.kind(),
-                PyType::Int | PyType::Float | PyType::Bool
-            ) {
-                let name = type_name(worksheets);
-                return Err(format!("object of type '{name}' has no len()"));
-            }
-            each(worksheets, &mut |worksheet| {
-                let cells = worksheet.index("cells")?;
-                each(cells, &mut |cell| push_cell(cell, &mut script))
-            })?;
+        Some(number @ (JsonValue::Int(_) | JsonValue::Float(_) | JsonValue::Bool(_))) => {
+            let name = number.type_name();
+            return Err(format!("object of type '{name}' has no len()"));
         }
-        None => {
-            let cells = Element::Value(notebook).index("cells")?;
-            each(cells, &mut |cell| push_cell(cell, &mut script))?;
-        }
+        Some(worksheets) => each(worksheets, &mut push_cells)?,
+        None => push_cells(&notebook)?,
     }
     script.push('\n');
     Ok(script)
 }
 
-fn push_cell(cell: Element<'_>, script: &mut String) -> Result<(), String> {
-    let cell_type = cell.index("cell_type")?;
-    let name = shown(cell_type);
-    let is_known = matches!(name.as_str(), "markdown" | "code" | "raw");
-    if cell_type.kind() != PyType::Str || !is_known {
-        return Err(format!("Unknown cell type: {name}"));
-    }
-    let source = joined(cell.index("source")?)?;
+fn push_cell(cell: &JsonValue<'_>, script: &mut String) -> Result<(), String> {
+    let cell_type = match index(cell, "cell_type")? {
+        JsonValue::Str(name) if matches!(&**name, "markdown" | "code" | "raw") => name,
+        other => return Err(format!("Unknown cell type: {}", shown(other))),
+    };
+    let source = joined(index(cell, "source")?)?;
     if source.is_empty() {
         return Ok(());
     }
     script.push_str("\n\n");
-    if name != "code" {
-        script.push_str("\"\"\"\n");
-        script.push_str(&source);
-        script.push_str("\n\"\"\"");
+    if cell_type != "code" {
+        script.push_str(&format!("\"\"\"\n{source}\n\"\"\""));
         return Ok(());
     }
     script.push_str(&source);
-    let outputs = cell.get("outputs").filter(|value| value.is_truthy());
-    match outputs {
+    match cell.get("outputs").filter(|value| value.is_truthy()) {
         Some(outputs) => push_outputs(outputs, script),
         None => Ok(()),
     }
 }
 
-fn push_outputs(outputs: Value<'_>, script: &mut String) -> Result<(), String> {
+fn push_outputs(outputs: &JsonValue<'_>, script: &mut String) -> Result<(), String> {
     script.push_str("\n# Output:\n#   ");
     let mut lines = 0;
-    // Lines are joined when all outputs have been read, so this error comes last.
+    // Lines are joined when all outputs have been read: this error comes last.
     let mut not_a_string = None;
-    let mut push_line = |line: Element<'_>| {
+    let mut push_line = |line: &JsonValue<'_>| {
         if lines > 0 {
             script.push_str("\n#   ");
         }
-        match line.string() {
-            Ok(text) => script.push_str(&text),
-            Err(found) if not_a_string.is_none() => {
-                not_a_string = Some(expected_string(lines, found));
+        match line {
+            JsonValue::Str(text) => script.push_str(text),
+            other => {
+                not_a_string.get_or_insert_with(|| expected_string(lines, other));
             }
-            Err(_) => {}
         }
         lines += 1;
         Ok(())
     };
     each(outputs, &mut |output| {
-        let output_type = output.index("output_type")?;
-        let name = shown(output_type);
-        match name.as_str() {
-            "stream" => each(output.index("text")?, &mut push_line),
+        let output_type = shown(index(output, "output_type")?);
+        match &*output_type {
+            "stream" => each(index(output, "text")?, &mut push_line),
             "execute_result" | "display_data" => {
-                let data = Element::Value(output.index("data")?);
-                each(data.index("text/plain")?, &mut push_line)
+                let data = index(output, "data")?;
+                each(index(data, "text/plain")?, &mut push_line)
             }
             "error" => {
-                let (ename, evalue) = (output.index("ename")?, output.index("evalue")?);
-                let line = format!("Error: {}: {}", shown(ename), shown(evalue));
-                push_line(Element::Text(&line))
+                let name = shown(index(output, "ename")?);
+                let value = shown(index(output, "evalue")?);
+                push_line(&JsonValue::Str(format!("Error: {name}: {value}").into()))
             }
-            _ => Err(format!("Unknown output type: {name}")),
+            unknown => Err(format!("Unknown output type: {unknown}")),
         }
     })?;
     not_a_string.map_or(Ok(()), Err)
 }
 
-/// What a Python expression of the notebook's code yields.
-#[derive(Clone, Copy)]
-enum Element<'a> {
-    Value(Value<'a>),
-    /// A character of a string, or a key of a dict.
-    Text(&'a str),
-}
-
-impl<'a> Element<'a> {
-    /// `element[key]`
-    fn index(self, key: &str) -> Result<Value<'a>, String> {
-        match self {
-            Self::Value(value) if value.kind() == PyType::Dict => {
-                value.get(key).ok_or_else(|| format!("'{key}'"))
-            }
-            Self::Value(value) if value.kind() == PyType::List => {
-                Err("list indices must be integers or slices, not str".to_owned())
-            }
-            Self::Value(value) if value.kind() != PyType::Str => {
-                let name = type_name(value);
-                Err(format!("'{name}' object is not subscriptable"))
-            }
-            Self::Value(_) | Self::Text(_) => {
-                Err("string indices must be integers, not 'str'".to_owned())
-            }
-        }
-    }
-
-    /// `element.get(key)`, of what is known to be a dict.
-    fn get(self, key: &str) -> Option<Value<'a>> {
-        match self {
-            Self::Value(value) => value.get(key),
-            Self::Text(_) => None,
-        }
-    }
-
-    /// The text of a string; the type's name of anything else.
-    fn string(self) -> Result<String, &'static str> {
-        match self {
-            Self::Value(value) => value.string().ok_or_else(|| type_name(value)),
-            Self::Text(text) => Ok(text.to_owned()),
-        }
+/// `value[key]`
+fn index<'v, 'a>(value: &'v JsonValue<'a>, key: &str) -> Result<&'v JsonValue<'a>, String> {
+    match value {
+        JsonValue::Dict(_) => value.get(key).ok_or_else(|| format!("'{key}'")),
+        JsonValue::List(_) => Err("list indices must be integers or slices, not str".to_owned()),
+        JsonValue::Str(_) => Err("string indices must be integers, not 'str'".to_owned()),
+        other => Err(format!(
+            "'{}' object is not subscriptable",
+            other.type_name()
+        )),
     }
 }
 
 /// `for element in value`
-fn each(
-    value: Value<'_>,
-    visit: &mut dyn FnMut(Element<'_>) -> Result<(), String>,
-) -> Result<(), String> {
-    match value.kind() {
-        PyType::List => value
-            .items()
-            .try_for_each(|item| visit(Element::Value(item))),
-        PyType::Dict => {
+fn each(value: &JsonValue<'_>, visit: Visit<'_>) -> Result<(), String> {
+    match value {
+        JsonValue::List(items) => items.iter().try_for_each(visit),
+        JsonValue::Dict(members) => {
             let mut seen = HashSet::new();
-            for key in value.keys() {
-                if seen.insert(key.clone()) {
-                    visit(Element::Text(&key))?;
-                }
-            }
-            Ok(())
+            let mut keys = members.iter().map(|(key, _)| &**key);
+            keys.try_for_each(|key| match seen.insert(key) {
+                true => visit(&JsonValue::Str(key.into())),
+                false => Ok(()),
+            })
         }
-        PyType::Str => {
-            let text = value.string().unwrap_or_default();
-            let mut buffer = [0; 4];
-            text.chars()
-                .try_for_each(|c| visit(Element::Text(c.encode_utf8(&mut buffer))))
-        }
-        PyType::Int | PyType::Float | PyType::Bool | PyType::None => {
-            let name = type_name(value);
-            Err(format!("'{name}' object is not iterable"))
-        }
+        JsonValue::Str(text) => text
+            .chars()
+            .try_for_each(|c| visit(&JsonValue::Str(String::from(c).into()))),
+        other => Err(format!("'{}' object is not iterable", other.type_name())),
     }
 }
 
 /// `"".join(value)`
-fn joined(value: Value<'_>) -> Result<String, String> {
-    if let Some(text) = value.string() {
-        return Ok(text);
+fn joined<'v>(value: &'v JsonValue<'_>) -> Result<Cow<'v, str>, String> {
+    match value {
+        JsonValue::Str(text) => return Ok(text.as_ref().into()),
+        JsonValue::List(_) | JsonValue::Dict(_) => {}
+        _ => return Err("can only join an iterable".to_owned()),
     }
     let mut text = String::new();
     let mut count = 0;
-    let all = each(value, &mut |item| {
-        let part = item.string();
-        text.push_str(&part.map_err(|found| expected_string(count, found))?);
+    each(value, &mut |item| {
+        let JsonValue::Str(part) = item else {
+            return Err(expected_string(count, item));
+        };
+        text.push_str(part);
         count += 1;
         Ok(())
-    });
-    match value.kind() {
-        PyType::List | PyType::Dict | PyType::Str => all.map(|()| text),
-        PyType::Int | PyType::Float | PyType::Bool | PyType::None => {
-            Err("can only join an iterable".to_owned())
-        }
-    }
+    })?;
+    Ok(text.into())
 }
 
-fn expected_string(item: usize, found: &str) -> String {
+fn expected_string(item: usize, found: &JsonValue<'_>) -> String {
+    let found = found.type_name();
     format!("sequence item {item}: expected str instance, {found} found")
 }
 
-/// `str(value)`, but for numbers, lists and dicts in the notebook's spelling, not Python's.
-fn shown(value: Value<'_>) -> String {
-    match value.kind() {
-        PyType::Str => value.string().unwrap_or_default(),
-        PyType::None => "None".to_owned(),
-        PyType::Bool if value.is_truthy() => "True".to_owned(),
-        PyType::Bool => "False".to_owned(),
-        PyType::Dict | PyType::List | PyType::Int | PyType::Float => value.raw().to_owned(),
+/// `str(value)`
+fn shown<'v>(value: &'v JsonValue<'_>) -> Cow<'v, str> {
+    if let JsonValue::Str(text) = value {
+        return text.as_ref().into();
+    }
+    let mut text = String::new();
+    push_repr(value, &mut text);
+    text.into()
+}
+
+/// Appends `repr(value)`.
+fn push_repr(value: &JsonValue<'_>, out: &mut String) {
+    match value {
+        JsonValue::Dict(members) => {
+            let last: HashMap<_, _> = members.iter().map(|(key, value)| (key, value)).collect();
+            let mut seen = HashSet::new();
+            out.push('{');
+            for (key, _) in members.iter().filter(|(key, _)| seen.insert(key)) {
+                out.push_str(if out.ends_with('{') { "" } else { ", " });
+                push_str_repr(key, out);
+                out.push_str(": ");
+                push_repr(last[key], out);
+            }
+            out.push('}');
+        }
+        JsonValue::List(items) => {
+            out.push('[');
+            for (i, item) in items.iter().enumerate() {
+                out.push_str(if i == 0 { "" } else { ", " });
+                push_repr(item, out);
+            }
+            out.push(']');
+        }
+        JsonValue::Str(text) => push_str_repr(text, out),
+        JsonValue::Int("-0") => out.push('0'),
+        JsonValue::Int(digits) => out.push_str(digits),
+        JsonValue::Float(number) => out.push_str(&float_repr(*number)),
+        JsonValue::Bool(true) => out.push_str("True"),
+        JsonValue::Bool(false) => out.push_str("False"),
+        JsonValue::None => out.push_str("None"),
     }
 }
 
-fn type_name(value: Value<'_>) -> &'static str {
-    match value.kind() {
-        PyType::Dict => "dict",
-        PyType::List => "list",
-        PyType::Str => "str",
-        PyType::Int => "int",
-        PyType::Float => "float",
-        PyType::Bool => "bool",
-        PyType::None => "NoneType",
+fn push_str_repr(text: &str, out: &mut String) {
+    let quote = if text.contains('\'') && !text.contains('"') {
+        '"'
+    } else {
+        '\''
+    };
+    out.push(quote);
+    for c in text.chars() {
+        let code = u32::from(c);
+        // Unicode's printable characters are those that Rust does not escape, inside of a text.
+        let is_printable = !format!("a{c}").escape_debug().any(|c| c == '{');
+        match c {
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '\\' => out.push_str("\\\\"),
+            '{' | ' ' => out.push(c),
+            _ if c == quote => out.extend(['\\', c]),
+            _ if is_printable && c != '\0' => out.push(c),
+            _ if code < 0x100 => out.push_str(&format!("\\x{code:02x}")),
+            _ if code < 0x10000 => out.push_str(&format!("\\u{code:04x}")),
+            _ => out.push_str(&format!("\\U{code:08x}")),
+        }
+    }
+    out.push(quote);
+}
+
+/// Rust and Python take the same digits and turn to exponents at the same sizes.
+fn float_repr(number: f64) -> String {
+    let text = format!("{number:?}").to_lowercase();
+    match text.split_once('e') {
+        Some((digits, exponent)) if exponent.starts_with('-') => {
+            format!("{digits}e-{:0>2}", &exponent[1..])
+        }
+        Some((digits, exponent)) => format!("{digits}e+{exponent:0>2}"),
+        None => text,
     }
 }
 
@@ -280,7 +283,7 @@ mod tests {
     #[test]
     fn errors_are_pythons() {
         for (text, expected) in [
-            ("", "InvalidJson JSON in notebook: d/n.ipynb"),
+            ("", "Invalid JSON in notebook: d/n.ipynb"),
             ("[]", "'list' object has no attribute 'get'"),
             ("null", "'NoneType' object has no attribute 'get'"),
             ("1.5", "'float' object has no attribute 'get'"),
@@ -339,5 +342,35 @@ mod tests {
         assert!(
             of(&"[".repeat(5000)).contains("recursion depth exceeded while decoding a JSON array")
         );
+    }
+
+    /// Each expectation is what Python 3.11 prints.
+    #[test]
+    fn what_is_no_string_is_shown_as_python_shows_it() {
+        for (value, expected) in [
+            (
+                r#"{"a": [1, -0, 1.50, 1e16, 1e-7, -1E+100, NaN, -Infinity]}"#,
+                "{'a': [1, 0, 1.5, 1e+16, 1e-07, -1e+100, nan, -inf]}",
+            ),
+            (
+                r#"{"a": 1, "b": {}, "a": [null, true, false, []]}"#,
+                "{'a': [None, True, False, []], 'b': {}}",
+            ),
+            (
+                r#"["it's", "\"", "'\"", "{\\\n\u0001é\u0301日\u00a0\u200b\ud83d\ude00\udbff\udfff"]"#,
+                "[\"it's\", '\"', '\\'\"', '{\\\\\\n\\x01é\u{301}日\\xa0\\u200b😀\\U0010ffff']",
+            ),
+            (
+                "123456789012345678901234567890",
+                "123456789012345678901234567890",
+            ),
+        ] {
+            let text = format!(
+                r#"{{"cells":[{{"cell_type":"code","source":"a","outputs":[
+                    {{"output_type":"error","ename":{value},"evalue":0.1}}]}}]}}"#
+            );
+            let line = format!("#   Error: {expected}: 0.1\n");
+            assert!(of(&text).ends_with(&line), "{}", of(&text));
+        }
     }
 }
