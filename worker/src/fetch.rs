@@ -43,12 +43,12 @@ pub fn fetch(
     configure();
     match policy.source(url)? {
         FetchSource::Local(path) => Ok(Fetched {
-            source: Objects::open(&path)?,
+            source: Objects::open(&path)?.report_to(sink),
             bytes: 0,
         }),
         FetchSource::Remote { url, named } => {
             let session = HttpSession::new(url.clone(), named, policy, Arc::clone(&sink))?;
-            let result = session.run(|| download(url.as_str(), scratch, sink));
+            let result = session.run(|| download(url.as_str(), scratch, Arc::clone(&sink)));
             let (repository, head) = result.map_err(|error| {
                 let fault = session.take_fault();
                 let mut fault = fault.unwrap_or_else(|| objects::fault("git", &error));
@@ -58,8 +58,9 @@ pub fn fetch(
                 }
                 fault
             })?;
+            let source = Objects::new(repository, head.map(objects::object_id))?;
             Ok(Fetched {
-                source: Objects::new(repository, head.map(objects::object_id))?,
+                source: source.report_to(sink),
                 bytes: session.received(),
             })
         }

@@ -1,7 +1,7 @@
 //! A real git server over HTTP, with faults on demand.
 //!
-//! The answers come from git's own `git http-backend`; what is added is trouble
-//! ([`Fault`]) and a memory of what was asked for ([`RepoStats`]).
+//! Responses come from `git http-backend`. This server adds faults ([`Fault`]) and statistics
+//! ([`RepoStats`]).
 
 use std::collections::{BTreeMap, HashMap};
 use std::future;
@@ -25,16 +25,16 @@ use tokio_util::task::TaskTracker;
 use super::http_server::{Body, Request, Response, Server, Watched, any_port, locked};
 use common::ids::RepoRef;
 
-/// The object that made-up advertisements point at. No repository has it.
+/// The object that made-up advertisements point to. No repository has it.
 const NO_SUCH_OBJECT: &str = "1111111111111111111111111111111111111111";
-/// How much of a pack is read and sent at a time.
+/// Bytes of a pack that are read and sent at a time.
 const PIECE: usize = 64 * 1024;
 
 /// Serves the bare repositories `ROOT/{owner}/{name}.git` as `/{owner}/{name}`, with or without
-/// `.git`, read-only, on a port of its own on 127.0.0.1 until it is dropped.
+/// `.git`, read-only, on a free port of 127.0.0.1 until it is dropped.
 ///
-/// It runs in a thread with a runtime of its own, so it serves synchronous and asynchronous tests
-/// alike. Repositories may come and go while it runs. Dropping it ends its `git` processes too.
+/// It runs in a thread with its own runtime, for synchronous and asynchronous tests alike.
+/// Repositories may come and go while it runs. Dropping it kills its `git` processes too.
 #[derive(Debug)]
 pub struct GitServer {
     server: Server,
@@ -45,7 +45,7 @@ impl GitServer {
     /// Serves the repositories under `root`.
     ///
     /// # Panics
-    /// When git is missing or no port can be had.
+    /// If git is missing or no port is free.
     pub fn start(root: impl AsRef<Path>) -> Self {
         Self::start_at(root, any_port()).expect("git with http-backend, and a port on 127.0.0.1")
     }
@@ -53,7 +53,7 @@ impl GitServer {
     /// Serves the repositories under `root` on `address`.
     ///
     /// # Errors
-    /// When git's http-backend is missing, or `address` is taken or not a loopback address.
+    /// If git's http-backend is missing, or `address` is taken or not a loopback address.
     pub fn start_at(root: impl AsRef<Path>, address: SocketAddr) -> io::Result<Self> {
         let tasks = TaskTracker::new();
         let shared = Arc::new(Shared {
@@ -73,29 +73,29 @@ impl GitServer {
         Ok(Self { server, shared })
     }
 
-    /// `http://127.0.0.1:PORT`.
+    /// Returns `http://127.0.0.1:PORT`.
     pub fn url(&self) -> String {
         self.server.url()
     }
 
-    /// `127.0.0.1:PORT`.
+    /// Returns `127.0.0.1:PORT`.
     pub fn authority(&self) -> String {
         self.server.address().to_string()
     }
 
-    /// `http://127.0.0.1:PORT/{owner}/{name}`.
+    /// Returns `http://127.0.0.1:PORT/{owner}/{name}`.
     pub fn repo_url(&self, owner: &str, name: &str) -> String {
         format!("{}/{owner}/{name}", self.url())
     }
 
-    /// From now on `fault` befalls requests for `repo` (`owner/name`, which need not exist).
+    /// Applies `fault` to requests for `repo` (`owner/name`, which need not exist) from now on.
     ///
-    /// A repository may have several: each request meets them in the order in which they were
-    /// added, those for all repositories first, until one of them is an answer. What comes after
-    /// that one is neither applied nor used up, so "500 twice, then a cut pack" is two calls.
+    /// A repository may have several. Each request meets them in the order in which they were added,
+    /// those for all repositories first, up to the first that is a response. Later ones are neither
+    /// applied nor used up: "500 twice, then a cut pack" is two calls.
     ///
     /// # Panics
-    /// When `repo` is no repository's name.
+    /// If `repo` is not `owner/name`.
     pub fn fault(&self, repo: &str, fault: impl Into<Rule>) {
         let mut faults = locked(&self.shared.faults);
         faults
@@ -105,76 +105,74 @@ impl GitServer {
             .push(fault.into());
     }
 
-    /// From now on `fault` befalls requests for any repository. Its
-    /// [`times`](Fault::times) are counted over all of them.
+    /// Applies `fault` to requests for any repository from now on. [`times`](Fault::times) counts
+    /// all of them.
     pub fn fault_all(&self, fault: impl Into<Rule>) {
         locked(&self.shared.faults).all.push(fault.into());
     }
 
-    /// Ends all faults, but not the general latency. Answers under way keep theirs.
+    /// Removes all faults, except from responses under way. The general latency stays.
     pub fn clear_faults(&self) {
         let mut faults = locked(&self.shared.faults);
         faults.all.clear();
         faults.repos.clear();
     }
 
-    /// Every answer, good or bad, is this late from now on: a server at the end of a long line.
+    /// Delays every response from now on, like a distant server.
     pub fn set_latency(&self, latency: Duration) {
         locked(&self.shared.faults).latency = latency;
     }
 
-    /// Whether every request waits: from now on those that come in, until it is set to `false`.
+    /// Holds all new requests until this is set to `false`.
     pub fn set_held(&self, held: bool) {
         self.shared.held.send_replace(held);
     }
 
-    /// From now on the general latency is the mean over repositories, each of which has its own:
-    /// log-normal with this `sigma`, always the same for the same name. At 1, half of them are
-    /// answered within 0.6 of the mean and one in a hundred takes more than six times as long, as
-    /// real repositories do; at 0 all are alike.
+    /// Spreads the general latency over repositories from now on: log-normal with this `sigma` around
+    /// the mean, always the same for a name. At 1, half of them take up to 0.6 of the mean and one in
+    /// a hundred more than six times as long, like real repositories; at 0 all are equal.
     pub fn set_latency_spread(&self, sigma: f64) {
         locked(&self.shared.faults).latency_spread = sigma;
     }
 
-    /// What was asked for and given so far, by `owner/name`.
+    /// Returns the statistics so far, by `owner/name`.
     pub fn stats(&self) -> BTreeMap<String, RepoStats> {
         self.shared.stats.get()
     }
 
-    /// What was asked for and given of `repo` so far.
+    /// Returns the statistics of `repo` so far.
     pub fn repo_stats(&self, repo: &str) -> RepoStats {
         let stats = self.shared.stats.read(|all| all.get(repo).cloned());
         stats.unwrap_or_default()
     }
 
-    /// How many packs of `repo` were sent whole.
+    /// Returns the number of packs of `repo` sent whole.
     pub fn fetches(&self, repo: &str) -> u64 {
         self.repo_stats(repo).packs
     }
 
-    /// How many packs were sent whole.
+    /// Returns the number of packs sent whole.
     pub fn total_fetches(&self) -> u64 {
         self.shared
             .stats
             .read(|all| all.values().map(|repo| repo.packs).sum())
     }
 
-    /// The most requests that were being answered at the same time. One that hangs is being
-    /// answered.
+    /// Returns the highest number of concurrent requests, hanging ones included.
     pub fn max_concurrent(&self) -> usize {
         self.server.max_concurrent()
     }
 
-    /// How many connections were made.
+    /// Returns the number of connections made.
     pub fn connections(&self) -> u64 {
         self.server.connections()
     }
 
-    /// Blocks the thread until there were `count` requests for `repo`, whatever became of them. In
-    /// an asynchronous test they must come from another thread or process.
+    /// Blocks the thread until there were `count` requests for `repo`. In an asynchronous test they must
+    /// come from another thread or process.
     ///
     /// # Panics
-    /// When they have not come after a minute.
+    /// If they have not come within a minute.
     pub fn wait_for_requests(&self, repo: &str, count: u64) {
         let requests = |all: &BTreeMap<String, RepoStats>| {
             all.get(repo)
@@ -188,7 +186,7 @@ impl GitServer {
     }
 }
 
-/// What was asked for and given of one repository.
+/// Statistics of one repository.
 #[derive(Clone, Debug, Default)]
 pub struct RepoStats {
     /// Requests for the advertisement, `GET info/refs`.
@@ -198,7 +196,7 @@ pub struct RepoStats {
     pub upload_packs: u64,
     /// Packs sent whole, corrupted ones included.
     pub packs: u64,
-    /// Bytes of answers handed to the network, without HTTP's own.
+    /// Bytes of response bodies sent.
     pub bytes_sent: u64,
     /// Requests that met a fault.
     pub faulted: u64,
@@ -208,7 +206,7 @@ pub struct RepoStats {
     pub user_agents: Vec<String>,
 }
 
-/// The two things that a fetch asks for.
+/// The two kinds of a fetch's requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// `GET info/refs`: the advertisement.
@@ -217,14 +215,13 @@ pub enum Kind {
     UploadPack,
 }
 
-/// Something that goes wrong on the server's side. (What the client makes of it is a
+/// A fault on the server's side. (The client's view of it is a
 /// [`common::fault::Fault`](common::fault::Fault).)
 ///
-/// Handed to [`GitServer::fault`] as it is, it befalls every request for ever; see [`Fault::on`]
-/// and [`Fault::times`] for less.
+/// Applies to every request for ever, unless limited by [`Fault::on`] and [`Fault::times`].
 #[derive(Clone, Debug)]
 pub enum Fault {
-    /// An answer with this status.
+    /// A response with this status.
     Status {
         /// 404, 429, 500 …
         code: u16,
@@ -233,7 +230,7 @@ pub enum Fault {
         /// Plain text.
         body: String,
     },
-    /// The request is wanted elsewhere.
+    /// A redirect.
     Redirect {
         /// 301, 302, 307 …
         code: u16,
@@ -246,51 +243,50 @@ pub enum Fault {
         /// The repository's new URL, e.g. [`GitServer::repo_url`].
         to: String,
     },
-    /// The request is taken and never answered.
+    /// The request is read and never answered.
     Hang,
     /// The connection is reset (RST).
     Reset,
-    /// The answer is this late.
+    /// The response is this late.
     Latency(Duration),
-    /// The answer's body comes this slowly.
+    /// The response's body comes this slowly.
     Drip {
-        /// 1 is what the slow loris does.
+        /// 1 is a slow loris.
         bytes_per_second: u64,
     },
-    /// The connection is closed after so much of the answer's body; at its end at the latest, but
-    /// never properly.
+    /// The connection is closed after so much of the body, or right before its end.
     Truncate {
         /// Bytes of the body that are sent.
         after_bytes: u64,
     },
-    /// Nothing more comes after so much of the answer's body.
+    /// Nothing more comes after so much of the body.
     Stall {
         /// Bytes of the body that are sent.
         after_bytes: u64,
     },
-    /// One byte of the pack has all its bits flipped, with git's framing around it intact. A
-    /// shorter pack arrives as it is.
+    /// All bits of one byte of the pack are flipped; git's framing stays intact. A shorter pack arrives
+    /// unchanged.
     Corrupt {
-        /// Where in the pack. The first 12 bytes are its header, the last 20 its checksum.
+        /// Offset in the pack. The first 12 bytes are its header, the last 20 its checksum.
         at: u64,
     },
-    /// A web page with status 200 in place of git's answer.
+    /// A web page with status 200.
     WrongContentType,
-    /// An advertisement of so many bytes, well formed and made up. Befalls `GET info/refs` only.
+    /// A well-formed, made-up advertisement of so many bytes. For `GET info/refs` only.
     HugeAdvertisement {
-        /// About how many.
+        /// Approximate size.
         bytes: u64,
     },
-    /// Well-formed lines without end: refs in place of the advertisement, shallow commits or (in
-    /// protocol v2) progress in place of the pack.
+    /// Endless well-formed lines: refs as advertisement; shallow commits, or progress in protocol v2, as
+    /// pack.
     Flood,
-    /// A private repository: 401 unless this token comes by HTTP's basic authentication, with the
-    /// user name `x-access-token`.
+    /// A private repository: 401 without this token as basic authentication of the user
+    /// `x-access-token`.
     RequireToken(String),
 }
 
 impl Fault {
-    /// A bare answer with this status.
+    /// Returns a response with this status and no body.
     pub fn status(code: u16) -> Self {
         Self::Status {
             code,
@@ -299,7 +295,7 @@ impl Fault {
         }
     }
 
-    /// An answer with this status that asks for patience.
+    /// Returns a response with this status and a Retry-After.
     pub fn retry_after(code: u16, seconds: u64) -> Self {
         Self::Status {
             code,
@@ -308,17 +304,17 @@ impl Fault {
         }
     }
 
-    /// Only on this kind of request.
+    /// Limits it to one kind of request.
     pub fn on(self, kind: Kind) -> Rule {
         Rule::from(self).on(kind)
     }
 
-    /// Only the first `count` times.
+    /// Limits it to the first `count` times.
     pub fn times(self, count: u64) -> Rule {
         Rule::from(self).times(count)
     }
 
-    /// Whether it takes the place of git's answer, rather than spoiling it.
+    /// Whether it replaces git's response instead of damaging it.
     fn is_answer(&self) -> bool {
         !matches!(
             self,
@@ -342,7 +338,7 @@ impl Fault {
     }
 }
 
-/// A [`Fault`] and the requests that it befalls.
+/// A [`Fault`] and the requests that it applies to.
 #[derive(Clone, Debug)]
 pub struct Rule {
     fault: Fault,
@@ -361,19 +357,19 @@ impl From<Fault> for Rule {
 }
 
 impl Rule {
-    /// Only on this kind of request.
+    /// Limits it to one kind of request.
     pub fn on(mut self, kind: Kind) -> Self {
         self.kind = Some(kind);
         self
     }
 
-    /// Only the first `count` times.
+    /// Limits it to the first `count` times.
     pub fn times(mut self, count: u64) -> Self {
         self.left = Some(count);
         self
     }
 
-    /// Takes one of the times that are left, if this is a request to befall.
+    /// Uses up one of the remaining times, if it applies to this request.
     fn take(&mut self, kind: Kind, request: &Request) -> bool {
         let meant = self.kind.is_none_or(|only| only == kind) && self.left != Some(0);
         if !meant || !self.fault.befalls(kind, request) {
@@ -449,7 +445,7 @@ async fn answer(shared: Arc<Shared>, request: Request) -> Response {
         stats.authorizations.extend(header("authorization"));
         stats.user_agents.extend(header("user-agent"));
     });
-    // Whoever could end it is gone: then so is this server.
+    // Its owner is gone, and so is this server.
     shared.held.subscribe().wait_for(|held| !held).await.ok();
     let mut delay = latency;
     let mut response = None;
@@ -479,10 +475,10 @@ async fn answer(shared: Arc<Shared>, request: Request) -> Response {
         .after(delay)
 }
 
-/// How many times the mean latency `repo` has.
+/// Returns the latency of `repo` as a multiple of the mean.
 fn share(repo: &RepoRef, sigma: f64) -> f64 {
     let hash = Sha256::digest(repo.to_string());
-    // Between 0 and 1, and neither.
+    // Strictly between 0 and 1.
     let uniform = |at: usize| {
         let bytes = [hash[at], hash[at + 1], hash[at + 2], hash[at + 3]];
         (f64::from(u32::from_be_bytes(bytes)) + 0.5) / (f64::from(u32::MAX) + 1.0)
@@ -491,7 +487,7 @@ fn share(repo: &RepoRef, sigma: f64) -> f64 {
     (sigma * normal - sigma * sigma / 2.0).exp()
 }
 
-/// What `fault` says in place of git's answer, if it does.
+/// Returns the response that `fault` gives in place of git's, if any.
 fn instead(fault: &Fault, kind: Kind, request: &Request) -> Option<Response> {
     let response = match fault {
         Fault::Status {
@@ -575,7 +571,7 @@ fn route(request: &Request) -> Option<(RepoRef, Kind)> {
     Some((repo.parse().ok()?, kind))
 }
 
-/// Lets git answer.
+/// Returns git's response.
 async fn backend(
     shared: &Arc<Shared>,
     repo: &RepoRef,
@@ -629,7 +625,7 @@ async fn backend(
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
-        // So that what http-backend starts can be ended with it.
+        // Its children can then be killed with it.
         .process_group(0)
         .spawn()?;
     let mut process = Process {
@@ -645,7 +641,7 @@ async fn backend(
     };
     let body = request.body.clone();
     shared.tasks.spawn(async move {
-        // When git ends before it has read all, its answer says why.
+        // If git ends before it has read everything, its response says why.
         let _ = stdin.write_all(&body).await;
     });
     let mut stdout = BufReader::with_capacity(PIECE, stdout);
@@ -664,7 +660,7 @@ async fn backend(
         .fold(response, |response, (k, v)| response.header(k, v)))
 }
 
-/// Reads a CGI answer's headers: the status (200 if none is given) and the others.
+/// Reads a CGI response's headers: the status (200 by default) and the others.
 async fn cgi_head(stdout: &mut BufReader<ChildStdout>) -> io::Result<(u16, Vec<(String, String)>)> {
     let mut status = 200;
     let mut headers = Vec::new();
@@ -689,14 +685,14 @@ async fn cgi_head(stdout: &mut BufReader<ChildStdout>) -> io::Result<(u16, Vec<(
     }
 }
 
-/// An http-backend with its children. Dropped, they are killed, and reaped before the server ends.
+/// An http-backend with its children. They are killed on drop, and reaped before the server ends.
 struct Process {
     child: Option<Child>,
     tasks: TaskTracker,
 }
 
 impl Process {
-    /// Waits for the end of a process that has nothing more to say.
+    /// Waits for a process that has closed its output.
     async fn ended(mut self) {
         if let Some(child) = &mut self.child
             && child.wait().await.is_ok()
@@ -711,20 +707,20 @@ impl Drop for Process {
         let Some(mut child) = self.child.take() else {
             return;
         };
-        // A child that has an id is not yet reaped, so the id is still its own.
+        // A child with an id is not yet reaped: the id is still its own.
         let group = child
             .id()
             .and_then(|id| i32::try_from(id).ok())
             .and_then(Pid::from_raw);
         if let Some(group) = group {
-            // Already gone is as good.
+            // Fails if it is gone already.
             let _ = kill_process_group(group, Signal::KILL);
         }
         self.tasks.spawn(async move { child.wait().await });
     }
 }
 
-/// Passes an answer on and counts it.
+/// Passes a response on and counts it.
 fn count(body: Body, shared: Arc<Shared>, repo: RepoRef, kind: Kind) -> Body {
     let start = (body, PackScan::default());
     stream::try_unfold(start, move |(mut body, mut scan)| {
@@ -765,35 +761,35 @@ fn corrupt(body: Body, at: u64) -> Body {
     .boxed()
 }
 
-/// Follows git's framing (`pkt-line` with side bands, which every client asks for) to tell what of
-/// an answer is pack.
+/// Follows git's framing (`pkt-line` with side bands, which every client requests) to find the pack in
+/// a response.
 #[derive(Default)]
 struct PackScan {
-    /// The four digits of a line's length, as far as they have come.
+    /// The digits of a line's length so far.
     digits: Vec<u8>,
-    /// Bytes of the line that are still to come.
+    /// Bytes of the line still to come.
     left: usize,
     part: Part,
     pack_bytes: u64,
-    /// A flush has come since.
+    /// Whether a flush has come since.
     flushed: bool,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 enum Part {
-    /// The length of a line.
+    /// A line's length.
     #[default]
     Length,
-    /// The first byte of a line: the band, or a letter.
+    /// A line's first byte: the band, or a letter.
     First,
-    /// A line's rest that is pack.
+    /// The rest of a line of the pack.
     Pack,
-    /// A line's rest that is something else.
+    /// The rest of any other line.
     Other,
 }
 
 impl PackScan {
-    /// Takes the next piece of an answer; says what of it is pack, and from which offset in the
+    /// Scans the next piece of a response. Returns its ranges that are pack, with their offsets in the
     /// pack.
     fn pack_ranges(&mut self, piece: &[u8]) -> Vec<(u64, Range<usize>)> {
         let mut ranges = Vec::new();
@@ -828,7 +824,7 @@ impl PackScan {
         ranges
     }
 
-    /// A pack has come, and its end was told.
+    /// Whether a pack has come whole.
     fn is_whole(&self) -> bool {
         self.pack_bytes > 0 && self.flushed
     }
@@ -840,7 +836,7 @@ impl PackScan {
         let digits = std::str::from_utf8(&self.digits).unwrap_or_default();
         let length = usize::from_str_radix(digits, 16).unwrap_or_default();
         self.digits.clear();
-        // Below 4 there is no line: flush, delimiter or end of answer.
+        // Below 4 there is no line: flush, delimiter or end of response.
         self.flushed |= length == 0;
         if length > 4 {
             (self.part, self.left) = (Part::First, length - 4);
@@ -855,7 +851,7 @@ impl PackScan {
     }
 }
 
-/// The start of a made-up advertisement in protocol v0.
+/// Returns the start of a made-up advertisement in protocol v0.
 fn advertisement_head() -> Bytes {
     let service = line("# service=git-upload-pack\n");
     let head = line(&format!(
@@ -865,10 +861,10 @@ fn advertisement_head() -> Bytes {
     Bytes::from(format!("{service}0000{head}"))
 }
 
-/// About how many bytes [`ref_pages`] come in.
+/// Approximate size of a piece of [`ref_pages`].
 const REF_PAGE: u64 = 500 * 76;
 
-/// Refs without end, 500 at a time.
+/// Returns endless refs, 500 at a time.
 fn ref_pages() -> impl Iterator<Item = Bytes> {
     (0_u64..).step_by(500).map(|first| {
         let refs = (first..first + 500).map(|number| {
@@ -929,7 +925,7 @@ fn base64(text: &str) -> String {
 mod tests {
     use super::*;
 
-    /// The pack's bytes as [`PackScan`] sees them when `answer` comes in pieces of `size`.
+    /// Returns the pack that [`PackScan`] finds in `answer`, received in pieces of `size`.
     fn packs(answer: &[u8], size: usize) -> (Vec<u8>, bool) {
         let mut scan = PackScan::default();
         let mut pack = Vec::new();

@@ -1,6 +1,6 @@
-//! A small HTTP server: a closure answers, and every way to answer badly is at hand.
+//! A small HTTP server with a closure as its handler, and with every kind of bad response.
 //!
-//! For feeds and the cache API. [`git_server`](super::git_server) stands on the same base.
+//! For feeds and the cache API. [`git_server`](super::git_server) builds on it.
 
 use std::fmt;
 use std::future;
@@ -22,15 +22,14 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// The largest request body that is taken in.
+/// Largest request body that is read.
 const REQUEST_MAX: usize = 64 << 20;
-/// How long a `wait_…` waits before it gives up loudly. Far more than any test needs.
+/// How long `wait_…` waits before it panics. Far more than any test needs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// An HTTP server on a port of its own on 127.0.0.1, answering by a closure until it is dropped.
+/// An HTTP server on a free port on 127.0.0.1 until it is dropped.
 ///
-/// It runs in a thread with a runtime of its own, so it serves synchronous and asynchronous tests
-/// alike.
+/// It runs in a thread with its own runtime, for synchronous and asynchronous tests alike.
 #[derive(Debug)]
 pub struct HttpServer {
     server: Server,
@@ -38,13 +37,13 @@ pub struct HttpServer {
 }
 
 impl HttpServer {
-    /// Starts a server that answers each request with what `handler` makes of it.
+    /// Starts a server with this handler.
     ///
-    /// The handler runs on the server's only thread: to be slow, let it return a slow [`Response`].
-    /// When it panics, the connection is closed.
+    /// The handler runs on the server's only thread: to be slow, return a slow [`Response`]. If it
+    /// panics, the connection is closed.
     ///
     /// # Panics
-    /// When no port can be had.
+    /// If no port is free.
     pub fn start(handler: impl Fn(&Request) -> Response + Send + Sync + 'static) -> Self {
         let seen = Arc::new(Watched::new("requests", Vec::new()));
         let server = {
@@ -59,27 +58,27 @@ impl HttpServer {
         Self { server, seen }
     }
 
-    /// `http://127.0.0.1:PORT`.
+    /// Returns `http://127.0.0.1:PORT`.
     pub fn url(&self) -> String {
         self.server.url()
     }
 
-    /// `127.0.0.1:PORT`.
+    /// Returns `127.0.0.1:PORT`.
     pub fn authority(&self) -> String {
         self.server.address().to_string()
     }
 
-    /// Every request so far, oldest first.
+    /// Returns every request so far, oldest first.
     pub fn requests(&self) -> Vec<Request> {
         self.seen.get()
     }
 
-    /// How many requests there were so far.
+    /// Returns the number of requests so far.
     pub fn request_count(&self) -> usize {
         self.seen.read(Vec::len)
     }
 
-    /// The most requests that were being answered at the same time.
+    /// Returns the highest number of concurrent requests.
     pub fn max_concurrent(&self) -> usize {
         self.server.max_concurrent()
     }
@@ -88,37 +87,37 @@ impl HttpServer {
     /// from another thread or process.
     ///
     /// # Panics
-    /// When they have not come after a minute.
+    /// If they have not come within a minute.
     pub fn wait_for_requests(&self, count: usize) {
         self.seen
             .wait(&format!("{count} requests"), |all| all.len() >= count);
     }
 }
 
-/// A request as it came, body included.
+/// A request with its body.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// `GET`, `POST` …
     pub method: String,
     /// The path without the query.
     pub path: String,
-    /// What follows the `?`, empty if nothing does.
+    /// The part after the `?`, or an empty string.
     pub query: String,
-    /// The headers in their order, names in lower case.
+    /// The headers in order, names in lower case.
     pub headers: Vec<(String, String)>,
     /// The body, unchunked but not decompressed.
     pub body: Bytes,
 }
 
 impl Request {
-    /// The first header called `name` (in lower case).
+    /// Returns the first header called `name` (in lower case).
     pub fn header(&self, name: &str) -> Option<&str> {
         let (_, value) = self.headers.iter().find(|(key, _)| key == name)?;
         Some(value)
     }
 }
 
-/// An answer, or the lack of one.
+/// A response, or the lack of one.
 pub struct Response {
     status: u16,
     headers: Vec<(String, String)>,
@@ -127,7 +126,7 @@ pub struct Response {
     fate: Fate,
 }
 
-/// What a response's body is made of, piece by piece. An error closes the connection.
+/// The pieces of a response's body. An error closes the connection.
 pub type Body = BoxStream<'static, io::Result<Bytes>>;
 
 enum Fate {
@@ -137,7 +136,7 @@ enum Fate {
 }
 
 impl Response {
-    /// A plain answer with a Content-Length.
+    /// Returns a response with a Content-Length.
     pub fn new(status: u16, body: impl Into<Bytes>) -> Self {
         let body = body.into();
         let length = body.len().to_string();
@@ -145,12 +144,12 @@ impl Response {
             .header("content-length", length)
     }
 
-    /// A 200 with a JSON body.
+    /// Returns a 200 with a JSON body.
     pub fn json(value: &serde_json::Value) -> Self {
         Self::new(200, value.to_string()).header("content-type", "application/json")
     }
 
-    /// An answer of unknown length, sent in chunks.
+    /// Returns a response of unknown length, sent in chunks.
     pub fn streamed(status: u16, body: Body) -> Self {
         Self {
             status,
@@ -161,21 +160,21 @@ impl Response {
         }
     }
 
-    /// A 200 whose body is `head` and then `again` without end.
+    /// Returns a 200 whose body is `head` and then `again`, endlessly.
     pub fn endless(head: impl Into<Bytes>, again: impl Into<Bytes>) -> Self {
         let head = stream::once(future::ready(head.into()));
         let body = head.chain(stream::repeat(again.into()));
         Self::streamed(200, body.map(Ok).boxed())
     }
 
-    /// The request is taken, the connection kept open, and nothing is ever said.
+    /// Reads the request, keeps the connection open, and never answers.
     pub fn hang() -> Self {
         let mut response = Self::new(200, "");
         response.fate = Fate::Hang;
         response
     }
 
-    /// The connection is reset (RST) in place of an answer.
+    /// Resets the connection (RST) instead of answering.
     pub fn reset() -> Self {
         let mut response = Self::new(200, "");
         response.fate = Fate::Reset;
@@ -199,21 +198,20 @@ impl Response {
         self.map_body(|body| drip(body, bytes_per_second))
     }
 
-    /// Closes the connection after this many bytes of the body, or before its end is told if the
-    /// body is no longer than that.
+    /// Closes the connection after this many bytes of the body, or right before its end.
     pub fn cut(self, after_bytes: u64) -> Self {
         let broken = stream::once(future::ready(Err(io::Error::other("cut short on purpose"))));
         self.map_body(|body| first_bytes(body, after_bytes).chain(broken).boxed())
     }
 
-    /// Says nothing more after this many bytes of the body, and keeps the connection open.
+    /// Sends nothing after this many bytes of the body, and keeps the connection open.
     pub fn stalled(self, after_bytes: u64) -> Self {
-        // The empty piece pushes out the one that is held back until the next is there.
+        // The empty piece releases the one before it, which waits for a successor.
         let silence = stream::once(future::ready(Ok(Bytes::new()))).chain(stream::pending());
         self.map_body(|body| first_bytes(body, after_bytes).chain(silence).boxed())
     }
 
-    /// Puts something else in the body's place.
+    /// Replaces the body.
     pub fn map_body(mut self, change: impl FnOnce(Body) -> Body) -> Self {
         self.body = change(self.body);
         self
@@ -229,8 +227,8 @@ impl fmt::Debug for Response {
     }
 }
 
-/// A listening socket, the thread that serves it, and everything that hangs on them. Dropping it
-/// ends them all and waits until they are gone.
+/// A listening socket and the thread that serves it, with its tasks. Dropping it ends them and waits
+/// for that.
 #[derive(Debug)]
 pub(super) struct Server {
     address: SocketAddr,
@@ -247,7 +245,7 @@ impl Server {
         handler: impl Fn(Request) -> BoxFuture<'static, Response> + Send + Sync + 'static,
     ) -> io::Result<Self> {
         if !address.ip().is_loopback() {
-            // Nothing here checks who asks for what.
+            // Nothing here authenticates clients.
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 format!("{address} is not a loopback address"),
@@ -299,7 +297,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.stop.cancel();
         if let Some(thread) = self.thread.take() {
-            // A panic there has been printed there.
+            // A panic has been printed there.
             let _ = thread.join();
         }
     }
@@ -344,7 +342,7 @@ impl<T: Clone> Watched<T> {
 }
 
 impl<T: fmt::Debug> Watched<T> {
-    /// Blocks until `there` holds. Panics after [`PATIENCE`].
+    /// Blocks until `there` returns true. Panics after [`PATIENCE`].
     pub(super) fn wait(&self, what: &str, there: impl Fn(&T) -> bool) {
         let (value, timeout) = self
             .changed
@@ -365,7 +363,7 @@ impl<T> fmt::Debug for Watched<T> {
     }
 }
 
-/// The value, whatever became of an earlier holder: a panic there is that test's failure already.
+/// Locks a value, poisoned or not: a panic has failed its own test already.
 pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -420,7 +418,7 @@ where
                     locked(&self.load).connections += 1;
                     self.tasks.spawn(self.serve(socket));
                 }
-                // Out of file descriptors, most likely: leave the others time to close some.
+                // Probably out of file descriptors: leave others time to close some.
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             }
         }
@@ -444,13 +442,13 @@ where
         };
         let stop = self.stop.clone();
         async move {
-            // Without it the tail of an answer waits 40 ms for the client's delayed ACK.
+            // Otherwise the end of a response waits 40 ms for the client's delayed ACK.
             let _ = socket.set_nodelay(true);
             let mut connection = http1::Builder::new()
                 .header_read_timeout(None)
                 .serve_connection(TokioIo::new(socket), service);
             tokio::select! {
-                // However it ended, the client saw it; nobody else needs to know.
+                // The client saw how it ended.
                 _ = &mut connection => {}
                 () = stop.cancelled() => {}
                 () = reset.notified() => {
@@ -508,8 +506,8 @@ where
     answer.body(StreamBody::new(body)).map_err(io::Error::other)
 }
 
-/// Hands each piece on when the next is there, and drops `guard` before it hands on the last: so
-/// whoever has read a whole answer finds it counted, and off the load.
+/// Passes each piece on once the next has come, and drops `guard` before the last: a client that has
+/// read a whole response finds it counted, and no longer concurrent.
 fn until_last(body: Body, guard: InFlight) -> Body {
     struct State {
         body: Body,
@@ -525,7 +523,7 @@ fn until_last(body: Body, guard: InFlight) -> Body {
     };
     stream::try_unfold(start, |mut state| async {
         if let Some(error) = state.failed.take() {
-            // The error drops the connection and what is not yet sent: let that go out first.
+            // The error drops the connection and unsent data: let that go out first.
             tokio::task::yield_now().await;
             return Err(error);
         }
@@ -566,7 +564,7 @@ fn first_bytes(body: Body, count: u64) -> Body {
 
 fn drip(body: Body, bytes_per_second: u64) -> Body {
     let bytes_per_second = bytes_per_second.max(1);
-    // Ten pieces a second, or single bytes if it is to be slower than that.
+    // Ten pieces a second, or single bytes if that is too fast.
     let size = usize::try_from(bytes_per_second / 10)
         .unwrap_or(usize::MAX)
         .max(1);

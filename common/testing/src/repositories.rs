@@ -1,8 +1,7 @@
 //! Git repositories with something odd about them, built with the git command line.
 //!
-//! Each lies in `ROOT/{owner}/{name}.git`, bare, with one commit on `main` of a fixed author and
-//! date, so that the same contents give the same commit everywhere. Nothing here reads the
-//! configuration of the machine.
+//! Each is a bare repository `ROOT/{owner}/{name}.git` with one commit on `main`. Author and date are
+//! fixed: the same contents give the same commit everywhere. The machine's configuration is not read.
 
 pub mod parity;
 
@@ -15,15 +14,15 @@ use std::process::{Command, Stdio};
 /// The time of every commit, in seconds since 1970.
 const COMMIT_TIME: u64 = 1_700_000_000;
 
-/// A commit in the making.
+/// Builds a repository with one commit.
 #[derive(Clone, Debug, Default)]
 pub struct Builder {
-    /// In git fast-import's language.
+    /// Input of git fast-import.
     changes: Vec<u8>,
 }
 
 impl Builder {
-    /// A commit with nothing in it.
+    /// Starts with an empty commit.
     pub fn new() -> Self {
         Self::default()
     }
@@ -46,7 +45,7 @@ impl Builder {
         self.blob("120000", path.as_ref(), target.as_ref())
     }
 
-    /// Adds a submodule at a commit that is nowhere.
+    /// Adds a submodule at a commit that does not exist.
     #[must_use]
     pub fn submodule(mut self, path: impl AsRef<[u8]>) -> Self {
         let commit = "1".repeat(40);
@@ -67,7 +66,7 @@ impl Builder {
         self
     }
 
-    /// Every byte but a letter or digit in octal, which fast-import always takes.
+    /// Quotes every byte but letters and digits in octal, which fast-import always accepts.
     fn path(&mut self, path: &[u8]) {
         self.changes.push(b'"');
         for byte in path {
@@ -81,10 +80,10 @@ impl Builder {
         self.changes.extend_from_slice(b"\"\n");
     }
 
-    /// Writes the repository and gives its path.
+    /// Writes the repository and returns its path.
     ///
     /// # Panics
-    /// If git is missing or refuses.
+    /// If git is missing or fails.
     pub fn build(&self, root: &Path, owner: &str, name: &str) -> PathBuf {
         let path = empty(root, owner, name);
         let mut stream = format!(
@@ -100,10 +99,10 @@ impl Builder {
     }
 }
 
-/// A repository without a commit.
+/// Makes a repository without commits.
 ///
 /// # Panics
-/// If git is missing or refuses.
+/// If git is missing or fails.
 pub fn empty(root: &Path, owner: &str, name: &str) -> PathBuf {
     let path = root.join(owner).join(format!("{name}.git"));
     fs::create_dir_all(&path).expect("the fixtures' directory can be written");
@@ -115,7 +114,7 @@ pub fn empty(root: &Path, owner: &str, name: &str) -> PathBuf {
     path
 }
 
-/// The mode of an entry of a tree that is written by hand.
+/// The mode of an entry in a [`Raw`] tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// A plain file.
@@ -126,29 +125,29 @@ pub enum Mode {
     Directory,
 }
 
-/// A repository whose trees are written by hand, with names that git itself would refuse.
+/// A repository of raw trees, which may hold names that git would refuse.
 #[derive(Debug)]
 pub struct Raw {
     path: PathBuf,
 }
 
 impl Raw {
-    /// An empty repository to write objects into.
+    /// Makes an empty repository to write objects into.
     ///
     /// # Panics
-    /// As all methods, if git is missing or refuses.
+    /// Like all methods, if git is missing or fails.
     pub fn new(root: &Path, owner: &str, name: &str) -> Self {
         Self {
             path: empty(root, owner, name),
         }
     }
 
-    /// Writes a blob and gives its name.
+    /// Writes a blob and returns its id.
     pub fn blob(&self, content: &[u8]) -> String {
         git(&self.path, ["hash-object", "-w", "--stdin"], content)
     }
 
-    /// Writes a tree of exactly these entries, in this order, and gives its name.
+    /// Writes a tree of exactly these entries, in this order, and returns its id.
     pub fn tree<N: AsRef<[u8]>>(&self, entries: &[(Mode, N, &str)]) -> String {
         let mut tree = Vec::new();
         for (mode, name, id) in entries {
@@ -168,7 +167,7 @@ impl Raw {
         git(&self.path, arguments, &tree)
     }
 
-    /// Commits a tree to `main` and gives the repository's path.
+    /// Commits a tree to `main` and returns the repository's path.
     pub fn commit(self, tree: &str) -> PathBuf {
         let commit = git(&self.path, ["commit-tree", "-m", "Fixture", tree], b"");
         git(&self.path, ["update-ref", "refs/heads/main", &commit], b"");
@@ -176,11 +175,11 @@ impl Raw {
     }
 }
 
-/// Twelve objects that expand to `10^10` paths: each of ten trees holds the next one ten times,
+/// Makes twelve objects that expand to `10^10` paths: each of ten trees holds the next one ten times,
 /// the last holds `leaf`.
 ///
 /// # Panics
-/// If git is missing or refuses.
+/// If git is missing or fails.
 pub fn git_bomb(root: &Path, owner: &str, name: &str, leaf: BombLeaf) -> PathBuf {
     let raw = Raw::new(root, owner, name);
     let names: Vec<String> = (0..10).map(|i| format!("d{i}")).collect();
@@ -201,33 +200,33 @@ pub fn git_bomb(root: &Path, owner: &str, name: &str, leaf: BombLeaf) -> PathBuf
     raw.commit(&tree)
 }
 
-/// What lies at the end of every path of a [`git_bomb`].
+/// The end of every path of a [`git_bomb`].
 #[derive(Clone, Copy, Debug)]
 pub enum BombLeaf {
     /// An empty tree.
     Nothing,
-    /// A file of this name and content.
+    /// A file with this name and content.
     File(&'static str, &'static [u8]),
 }
 
-/// One file below `depth` directories, each in the one before it.
+/// Makes a file below `depth` nested directories.
 ///
 /// # Panics
-/// If git is missing or refuses.
+/// If git is missing or fails.
 pub fn nested_directories(root: &Path, owner: &str, name: &str, depth: usize) -> PathBuf {
     let mut path = "d/".repeat(depth);
     path.push_str("file.txt");
-    // Of fast-import, which does not recurse as other commands do.
+    // With fast-import, which does not recurse like other commands.
     Builder::new()
         .file("top.txt", "top\n")
         .file(path, "deep\n")
         .build(root, owner, name)
 }
 
-/// `count` small files of one content in one directory.
+/// Makes `count` small files of the same content in one directory.
 ///
 /// # Panics
-/// If git is missing or refuses.
+/// If git is missing or fails.
 pub fn many_files(root: &Path, owner: &str, name: &str, count: usize) -> PathBuf {
     let raw = Raw::new(root, owner, name);
     let blob = raw.blob(b"x\n");
@@ -240,11 +239,11 @@ pub fn many_files(root: &Path, owner: &str, name: &str, count: usize) -> PathBuf
     raw.commit(&tree)
 }
 
-/// Names that a checkout would refuse or that would reach out of it, next to odd ones that are
-/// allowed, and a link to `/etc/passwd`.
+/// Makes names that git refuses to check out or that lead out of a checkout, odd names that are allowed,
+/// and a link to `/etc/passwd`.
 ///
 /// # Panics
-/// If git is missing or refuses.
+/// If git is missing or fails.
 pub fn hostile_names(root: &Path, owner: &str, name: &str) -> PathBuf {
     let raw = Raw::new(root, owner, name);
     let blob = raw.blob(b"text\n");
@@ -278,7 +277,7 @@ pub fn hostile_names(root: &Path, owner: &str, name: &str) -> PathBuf {
     raw.commit(&tree)
 }
 
-/// Runs git in `directory` with nothing but its own defaults, and gives what it printed.
+/// Runs git in `directory` without the machine's configuration, and returns its output.
 ///
 /// # Panics
 /// If git is missing or fails.

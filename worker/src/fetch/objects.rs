@@ -3,11 +3,13 @@
 use std::fmt;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 
 use common::fault::Fault;
 use git2::{ErrorClass, ErrorCode, ObjectType, Odb, Oid, Repository, RepositoryOpenFlags};
 use rustix::io::Errno;
 
+use crate::fetch::http::ProgressSink;
 use crate::source::{EntryKind, Head, ObjectId, Source, TreeEntry};
 
 /// Largest tree that is read, in bytes. GitHub does not show one of a tenth of this.
@@ -17,6 +19,7 @@ const MAX_TREE_BYTES: usize = 64 << 20;
 pub struct Objects {
     repository: Repository,
     head: Option<Head>,
+    sink: Option<Arc<dyn ProgressSink>>,
 }
 
 impl Objects {
@@ -63,7 +66,24 @@ impl Objects {
             })
         });
         let head = head.transpose()?;
-        Ok(Self { repository, head })
+        Ok(Self {
+            repository,
+            head,
+            sink: None,
+        })
+    }
+
+    /// Reports all reading as progress: a large repository may be read for long before there is text.
+    #[must_use]
+    pub fn report_to(mut self, sink: Arc<dyn ProgressSink>) -> Self {
+        self.sink = Some(sink);
+        self
+    }
+
+    fn alive(&self) {
+        if let Some(sink) = &self.sink {
+            sink.alive();
+        }
     }
 
     fn odb(&self) -> Result<Odb<'_>, Fault> {
@@ -89,6 +109,7 @@ impl Source for Objects {
     /// Parses the tree's bytes itself: libgit2 rejects a whole tree for a name that git merely would
     /// not check out.
     fn entries(&self, tree: ObjectId) -> Result<Vec<TreeEntry>, Fault> {
+        self.alive();
         let odb = self.odb()?;
         let header = odb.read_header(oid(tree));
         let (size, kind) = header.map_err(|error| unreadable(tree, &error))?;
@@ -106,6 +127,7 @@ impl Source for Objects {
     }
 
     fn sizes(&self, blobs: &[ObjectId]) -> Result<Vec<u64>, Fault> {
+        self.alive();
         let odb = self.odb()?;
         let size = |blob: &ObjectId| {
             let header = odb.read_header(oid(*blob));
@@ -126,6 +148,7 @@ impl Source for Objects {
             let object = odb.read(oid(*blob));
             let object = object.map_err(|error| unreadable(blob, &error))?;
             check_blob(*blob, object.kind())?;
+            self.alive();
             if visit(i, object.data()).is_break() {
                 break;
             }

@@ -1,7 +1,6 @@
 //! A slot's child process: fetches and digests one repository, and reports to its parent.
 
 use std::io::{self, BufWriter, Read, Stdout, Write};
-use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,7 +16,6 @@ use crate::digest::Part;
 use crate::digest::write::write;
 use crate::fetch;
 use crate::fetch::http::ProgressSink;
-use crate::source::{Head, ObjectId, Source, TreeEntry};
 
 /// Bytes that count as progress: a server that sends a byte a second makes none.
 const PROGRESS_BYTES: u64 = 1000;
@@ -105,49 +103,12 @@ fn work(request: &ChildRequest, frames: &Arc<FrameWriter>) -> Result<Frame, Faul
             write_frame(&Frame::Text { part, bytes }, piece.as_bytes())
         })
     };
-    let source = ProgressSource {
-        source: &fetched.source,
-        frames,
-    };
-    let facts = write(&source, &request.subject, &request.limits, &mut emit)?;
+    let source = &fetched.source;
+    let facts = write(source, &request.subject, &request.limits, &mut emit)?;
     Ok(Frame::Done {
         facts,
         millis: millis(start),
     })
-}
-
-/// A source whose use counts as progress: a large repository may be read for long before there is
-/// text to send.
-struct ProgressSource<'a> {
-    source: &'a dyn Source,
-    frames: &'a FrameWriter,
-}
-
-impl Source for ProgressSource<'_> {
-    fn head(&self) -> Result<Option<Head>, Fault> {
-        self.source.head()
-    }
-
-    fn entries(&self, tree: ObjectId) -> Result<Vec<TreeEntry>, Fault> {
-        self.frames.alive();
-        self.source.entries(tree)
-    }
-
-    fn sizes(&self, blobs: &[ObjectId]) -> Result<Vec<u64>, Fault> {
-        self.frames.alive();
-        self.source.sizes(blobs)
-    }
-
-    fn read(
-        &self,
-        blobs: &[ObjectId],
-        visit: &mut dyn FnMut(usize, &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), Fault> {
-        self.source.read(blobs, &mut |i, blob| {
-            self.frames.alive();
-            visit(i, blob)
-        })
-    }
 }
 
 /// Cuts a text into pieces that fit a frame, between characters.

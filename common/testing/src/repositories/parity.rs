@@ -1,4 +1,4 @@
-//! Repositories that cover gitingest's rules. What gitingest makes of each is committed as a text.
+//! Repositories that cover gitingest's rules. gitingest's digest of each is committed.
 
 use std::path::{Path, PathBuf};
 
@@ -7,24 +7,24 @@ use super::{Builder, empty};
 /// The owner of all of them. gitingest prints it in lower case.
 pub const OWNER: &str = "Fixture-Org";
 
-/// One of the repositories.
+/// A repository with an expected digest.
 #[derive(Debug)]
 pub struct Fixture {
     /// The repository's name.
     pub name: &'static str,
-    /// Whose text is expected.
+    /// The origin of the expected text.
     pub expected: Expected,
-    /// What is in it; `None` for a repository without a commit.
+    /// Its contents; `None` for a repository without commits.
     builder: Option<Builder>,
 }
 
-/// Where the expected text comes from.
+/// The origin of an expected text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expected {
     /// gitingest.
     Gitingest,
-    /// Our own decision, for the reason given, since gitingest's text changes from run to run, is
-    /// none at all, or shows a checkout instead of what was committed.
+    /// Our own decision, for the given reason: gitingest's text changes from run to run, does not exist,
+    /// or shows a checkout instead of the commit.
     Decided(&'static str),
 }
 
@@ -32,7 +32,7 @@ impl Fixture {
     /// Writes the repository to `ROOT/{OWNER}/{name}.git`.
     ///
     /// # Panics
-    /// If git is missing or refuses.
+    /// If git is missing or fails.
     pub fn build(&self, root: &Path) -> PathBuf {
         match &self.builder {
             Some(builder) => builder.build(root, OWNER, self.name),
@@ -41,7 +41,7 @@ impl Fixture {
     }
 }
 
-/// All of them.
+/// Returns all fixtures.
 pub fn fixtures() -> Vec<Fixture> {
     let by_gitingest = [
         ("one-file", one_file()),
@@ -187,7 +187,7 @@ fn links() -> Builder {
         .symlink("links-only/two", "y")
 }
 
-/// Every rule for the text of a file, but for what cannot be decoded late.
+/// Every rule for a file's text, except for late decoding errors.
 fn bodies() -> Builder {
     let utf16: Vec<u8> = "\u{feff}hi\n"
         .encode_utf16()
@@ -352,7 +352,7 @@ const ALL_CELLS: &str = r##"{"cells":[
  {"cell_type":"code","source":{"key1":1,"key2":2}}
 ],"metadata":{"kernelspec":{}},"nbformat":4,"nbformat_minor":5}"##;
 
-/// One for each way in which processing a notebook fails.
+/// One for each way in which a notebook fails.
 fn broken_notebooks() -> Builder {
     let code = |rest: &str| format!(r#"{{"cells":[{{"cell_type":"code","source":"s",{rest}}}]}}"#);
     let texts = [
@@ -617,7 +617,7 @@ fn default_patterns() -> Builder {
             builder = builder.file(format!("{directory}{name}"), "x\n");
         }
     }
-    // Files of names that are ignored as directories only.
+    // Files with names that are ignored for directories only.
     for name in [
         "f/bin",
         "f/obj",
@@ -636,7 +636,7 @@ fn default_patterns() -> Builder {
     builder.file(".gitattributes", "")
 }
 
-/// What lines of the root's `.gitignore` mean.
+/// Lines of the root's `.gitignore`.
 fn root_ignore_file() -> Builder {
     files(&[
         "foo", "x/foo", "dirish", "q/dirish", "q/dirish2/z", "a/b", "z/a/b", "spaced", "inner space",
@@ -650,7 +650,7 @@ fn root_ignore_file() -> Builder {
     )
 }
 
-/// Ignore files below the root, also in directories that are ignored, and gitingest's own.
+/// Ignore files below the root, also in ignored directories, and gitingest's own.
 fn nested_ignore_files() -> Builder {
     files(&[
         "sub/a.txt",
@@ -708,12 +708,12 @@ fn pattern_syntax() -> Builder {
     )
 }
 
-/// A root pattern that leaves nothing.
+/// A root pattern that ignores everything.
 fn everything_ignored() -> Builder {
     files(&["a", "b/c", ".d"]).file(".gitignore", "*\n")
 }
 
-/// Directories whose names are patterns themselves, with ignore files.
+/// Directories whose names are patterns, with ignore files.
 fn wildcard_directories() -> Builder {
     files(&[
         "[ab]/x", "[ab]/y", "a/x", "a/y", "b/x", "c/x", "#c/x", "!d/x", "d/x", "w*/x", "wide/x",
@@ -735,7 +735,7 @@ fn depth() -> Builder {
     builder.symlink(format!("{}link", "d/".repeat(20)), "x")
 }
 
-/// Text that tokenizers may take for more than text, and enough of it for a `k`.
+/// Text with special tokens, long enough for a `k`.
 fn special_tokens() -> Builder {
     Builder::new()
         .file("special", "<|endoftext|> <|endofprompt|> <|im_start|>\n")
@@ -751,7 +751,7 @@ fn special_tokens() -> Builder {
         )
 }
 
-/// Patterns that take back what others left out.
+/// Patterns that include again what others ignore.
 fn negations() -> Builder {
     files(&[
         "a.log",
@@ -774,14 +774,14 @@ fn negations() -> Builder {
     .file("own/.gitingestignore", "keep.log\n")
 }
 
-/// Names that only case tells apart.
+/// Names that differ only in case.
 fn case_twins() -> Builder {
     files(&[
         "README", "readme", "ReadMe", "a", "A", "dir/x", "DIR/x", "Dir/x",
     ])
 }
 
-/// Ignore files that end gitingest.
+/// Ignore files that make gitingest fail.
 fn broken_ignore_files() -> Builder {
     files(&["a.x", "b.y", "sub/c.z", "kept", "trailing\\"])
         .file(".gitignore", "trailing\\\n[z-a]\n*.x\n")

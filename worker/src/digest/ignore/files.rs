@@ -1,7 +1,6 @@
 //! Finds and reads the repository's ignore files.
 //!
-//! gitingest reads them wherever they lie, also below directories that are ignored themselves, and
-//! before it looks at anything else.
+//! gitingest reads them before anything else, and also those below ignored directories.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
@@ -10,8 +9,7 @@ use common::fault::Fault;
 use common::text::thousands;
 
 use super::rules::{MAX_PATTERNS, Rules};
-
-use crate::digest::walk::{MAX_ENTRIES, Trees};
+use crate::digest::walk::{CheckoutEntry, MAX_ENTRIES, Trees};
 use crate::source::{EntryKind, ObjectId, Source};
 
 /// Most ignore files that are applied.
@@ -24,13 +22,12 @@ const MAX_TOTAL_BYTES: u64 = 16 << 20;
 /// The names, in the order in which their patterns count.
 const NAMES: [&str; 2] = [".gitignore", ".gitingestignore"];
 
-/// An ignore file.
 struct IgnoreFile {
     directory: String,
     blob: ObjectId,
 }
 
-/// All patterns that hold for the tree, and a notice if there were too many.
+/// Returns all patterns for `root`, and a notice if some were left out.
 pub(in crate::digest) fn rules(
     source: &dyn Source,
     trees: &mut Trees<'_>,
@@ -56,23 +53,21 @@ pub(in crate::digest) fn rules(
     Ok((rules, notice))
 }
 
-/// For each depth, the trees with an ignore file in them or below them; and whether it was too much
-/// to look at all of them. Each tree is looked at once per depth, however many paths lead to it.
+/// Returns, for each depth, the trees with an ignore file in or below them, and whether there were too
+/// many trees. Each tree is visited once per depth, however many paths lead to it.
 fn holding(
     trees: &mut Trees<'_>,
     root: ObjectId,
     max_depth: usize,
 ) -> Result<(Vec<HashSet<ObjectId>>, bool), Fault> {
-    struct ScannedTree {
-        own: bool,
-        below: Vec<ObjectId>,
-    }
-    let mut levels: Vec<HashMap<ObjectId, ScannedTree>> = Vec::new();
+    /// Whether a tree has an ignore file, and its directories.
+    type Scanned = (bool, Vec<ObjectId>);
+    let mut levels: Vec<HashMap<ObjectId, Scanned>> = Vec::new();
     let mut level = vec![root];
     let mut visited = 0;
     let mut cut = false;
     while !level.is_empty() && levels.len() <= max_depth && !cut {
-        let mut seen = HashMap::new();
+        let mut scanned = HashMap::new();
         let mut next = Vec::new();
         let mut queued = HashSet::new();
         for tree in level {
@@ -82,34 +77,35 @@ fn holding(
             }
             let entries = trees.get(tree)?;
             visited += entries.len() as u64;
-            let mut below = Vec::new();
-            for entry in entries.iter().filter(|e| e.kind == EntryKind::Directory) {
-                below.push(entry.id);
-                if queued.insert(entry.id) {
-                    next.push(entry.id);
-                }
-            }
-            let is_ignore_file = |name: &str| NAMES.contains(&name);
-            let own = entries
+            let directories = entries.iter().filter(|e| e.kind == EntryKind::Directory);
+            let below: Vec<ObjectId> = directories.map(|entry| entry.id).collect();
+            next.extend(below.iter().filter(|id| queued.insert(**id)));
+            let has_file = NAMES
                 .iter()
-                .any(|e| e.kind == EntryKind::File && is_ignore_file(&e.name));
-            seen.insert(tree, ScannedTree { own, below });
+                .any(|name| ignore_file(&entries, name).is_some());
+            scanned.insert(tree, (has_file, below));
         }
-        levels.push(seen);
+        levels.push(scanned);
         level = next;
     }
 
     let mut holding: Vec<HashSet<ObjectId>> = vec![HashSet::new(); levels.len() + 1];
-    for (depth, seen) in levels.iter().enumerate().rev() {
+    for (depth, scanned) in levels.iter().enumerate().rev() {
         let (this, deeper) = holding.split_at_mut(depth + 1);
-        let holds =
-            |seen: &ScannedTree| seen.own || seen.below.iter().any(|id| deeper[0].contains(id));
-        this[depth].extend(seen.iter().filter(|(_, s)| holds(s)).map(|(id, _)| *id));
+        let holds = |(has_file, below): &Scanned| {
+            *has_file || below.iter().any(|id| deeper[0].contains(id))
+        };
+        this[depth].extend(scanned.iter().filter(|(_, s)| holds(s)).map(|(id, _)| *id));
     }
     Ok((holding, cut))
 }
 
-/// The ignore files of either name in path order, and whether there are too many.
+fn ignore_file<'e>(entries: &'e [CheckoutEntry], name: &str) -> Option<&'e CheckoutEntry> {
+    let mut files = entries.iter().filter(|entry| entry.kind == EntryKind::File);
+    files.find(|entry| entry.name == name)
+}
+
+/// Returns the ignore files of either name in path order, and whether there are too many.
 fn find(
     trees: &mut Trees<'_>,
     root: ObjectId,
@@ -124,10 +120,7 @@ fn find(
         }
         let entries = trees.get(tree)?;
         for (name, files) in NAMES.iter().zip(&mut found) {
-            let is_it = |e: &&crate::digest::walk::CheckoutEntry| {
-                e.kind == EntryKind::File && e.name == *name
-            };
-            if let Some(entry) = entries.iter().find(is_it) {
+            if let Some(entry) = ignore_file(&entries, name) {
                 if count == MAX_FILES {
                     return Ok((found, true));
                 }
@@ -143,19 +136,16 @@ fn find(
             .filter(|e| e.kind == EntryKind::Directory && holding[depth + 1].contains(&e.id))
             .collect();
         below.sort_unstable_by(|a, b| b.name.cmp(&a.name));
-        for entry in below {
-            let path = if directory.is_empty() {
-                entry.name.clone()
-            } else {
-                format!("{directory}/{}", entry.name)
-            };
-            open.push((path, entry.id, depth + 1));
-        }
+        let slash = if directory.is_empty() { "" } else { "/" };
+        open.extend(below.into_iter().map(|entry| {
+            let path = format!("{directory}{slash}{}", entry.name);
+            (path, entry.id, depth + 1)
+        }));
     }
     Ok((found, false))
 }
 
-/// Adds the patterns of `files`; says whether some were left out. `bytes` counts what was read.
+/// Adds the patterns of `files`, and returns whether some were left out. `bytes` counts what was read.
 fn read(
     source: &dyn Source,
     files: &[IgnoreFile],

@@ -1,19 +1,18 @@
-//! One line of an ignore file, as `pathspec`'s "gitwildmatch" understands it.
+//! A line of an ignore file, with the meaning that `pathspec` 1.1.1 ("gitwildmatch") gives it.
 //!
-//! Written from the regular expressions that pathspec 1.1.1 prints for its patterns. They differ
-//! from git's own rules: a class may match `/`, `.` matches no newline, and `$` matches before a
-//! newline that ends the path.
+//! It differs from git's: a class may match `/`, `.` matches no newline, and `$` matches before a newline
+//! that ends the path.
 
-/// A pattern, taken apart as far as matching needs it.
+/// A parsed pattern.
 #[derive(Debug, PartialEq)]
 pub(super) struct Pattern {
-    /// `!`: re-includes what it matches.
+    /// `!`: includes again what it matches.
     pub(super) negated: bool,
-    /// Ends in `/` or `/**`: matches what is below, never the path itself.
+    /// Ends in `/` or `/**`: matches everything below a path, but not the path itself.
     pub(super) below_only: bool,
-    /// The directory that everything it matches lies in: its leading segments without wildcards.
+    /// The directory of all that it matches: its leading segments without wildcards.
     pub(super) directory: String,
-    /// What is to match below [`directory`](Self::directory).
+    /// The part below [`directory`](Self::directory).
     pub(super) rest: Rest,
 }
 
@@ -26,11 +25,11 @@ pub(super) enum Rest {
     Deep(Segment),
     /// Everything below the directory.
     Everything,
-    /// A regular expression for the whole path below the directory, without anchors.
+    /// A regular expression, without anchors, for the whole path below the directory.
     Path(String),
 }
 
-/// What one name has to look like.
+/// A pattern for one name.
 pub(super) type Segment = Vec<Token>;
 
 /// A piece of a [`Segment`].
@@ -40,13 +39,13 @@ pub(super) enum Token {
     Char(char),
     /// `?`: one character that is not a slash.
     One,
-    /// `*`: any characters that are not slashes, or none.
+    /// `*`: any number of characters that are not slashes.
     Star,
     /// `[…]`.
     Class(Class),
 }
 
-/// `[a-z]` or `[!a-z]`, with the meaning it has in a Python regular expression.
+/// `[a-z]` or `[!a-z]`, as in a Python regular expression.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Class {
     negated: bool,
@@ -59,13 +58,13 @@ impl Class {
         self.ranges.iter().any(|&(low, high)| low <= c && c <= high) != self.negated
     }
 
-    /// Reads the class whose text begins after its `[`; gives what follows its `]` too.
+    /// Parses a class from behind its `[`. Also returns the text after its `]`.
     fn parse(text: &str) -> Result<(Self, &str), Unusable> {
         let (negated, inner) = match text.strip_prefix(['!', '^']) {
             Some(inner) => (true, inner),
             None => (false, text),
         };
-        // A bracket that comes first stands for itself.
+        // A bracket in first place stands for itself.
         let searched = inner.strip_prefix(']').unwrap_or(inner);
         let end = inner.len() - searched.len() + searched.find(']').ok_or(Unusable)?;
         let mut chars = inner[..end].chars().peekable();
@@ -94,14 +93,14 @@ impl Class {
     }
 }
 
-/// A line that matches nothing: unbalanced brackets; or one over which gitingest gives up
-/// altogether, such as a backslash at a segment's end or a class from `z` to `a`.
+/// A line that matches nothing, with unbalanced brackets, or that makes gitingest fail, such as a
+/// backslash at a segment's end or a class from `z` to `a`.
 #[derive(Debug, PartialEq)]
 pub(super) struct Unusable;
 
 impl Pattern {
-    /// Reads a pattern relative to the repository's root, after gitingest has put the directory
-    /// of its ignore file in front of it. `Ok(None)` for a comment and for nothing.
+    /// Parses a pattern that begins with the directory of its ignore file, as gitingest passes it to
+    /// pathspec. `Ok(None)` for comments and blank lines.
     pub(super) fn parse(text: &str) -> Result<Option<Self>, Unusable> {
         let text = if text.ends_with("\\ ") {
             text
@@ -122,7 +121,7 @@ impl Pattern {
             Some(body) => (body, true),
             None => (body, false),
         };
-        // Only a directory named `!` brings a slash to the front.
+        // Only a directory named `!` leads to a slash in front.
         let (body, anchored) = match body.strip_prefix('/') {
             Some(body) => (body, true),
             None => (body, false),
@@ -145,23 +144,15 @@ impl Pattern {
             }));
         }
 
-        let mut segments = Vec::with_capacity(parts.len());
-        for part in parts {
-            segments.push(match part {
-                "**" => None,
-                part => Some(tokens(part)?),
-            });
-        }
-        let mut directory = String::new();
+        let segment = |part: &&str| (*part != "**").then(|| tokens(part)).transpose();
+        let segments: Vec<Option<Segment>> = parts.iter().map(segment).collect::<Result<_, _>>()?;
+        let mut directory = Vec::new();
         let mut rest = segments.as_slice();
         while let [Some(first), tail @ ..] = rest
             && !tail.is_empty()
             && let Some(name) = literal(first)
         {
-            if !directory.is_empty() {
-                directory.push('/');
-            }
-            directory.push_str(&name);
+            directory.push(name);
             rest = tail;
         }
         let rest = match rest {
@@ -172,18 +163,18 @@ impl Pattern {
         Ok(Some(Self {
             negated,
             below_only,
-            directory,
+            directory: directory.join("/"),
             rest,
         }))
     }
 }
 
-/// What Python's `str.strip` takes off: Unicode's white space and four separators.
+/// Whether Python's `str.strip` removes `c`: Unicode's white space and four separators.
 pub(super) fn is_python_space(c: char) -> bool {
     c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
 }
 
-/// The name that `segment` stands for, if it has no wildcards.
+/// Returns the name that a segment without wildcards stands for.
 pub(super) fn literal(segment: &[Token]) -> Option<String> {
     let character = |token: &Token| match token {
         Token::Char(c) => Some(*c),
@@ -192,11 +183,11 @@ pub(super) fn literal(segment: &[Token]) -> Option<String> {
     segment.iter().map(character).collect()
 }
 
-/// Whether `name` matches `segment` from end to end. Adds what it cost to `steps`.
+/// Whether `segment` matches all of `name`. Adds the cost to `steps`.
 pub(super) fn matches(segment: &[Token], name: &str, steps: &mut u64) -> bool {
     let mut pattern = 0;
     let mut at = 0;
-    // Where to go on when what follows the last star does not fit: one character further.
+    // The last star, and the place from which its successor is tried next.
     let mut retry: Option<(usize, usize)> = None;
     loop {
         *steps += 1;
@@ -232,20 +223,15 @@ pub(super) fn matches(segment: &[Token], name: &str, steps: &mut u64) -> bool {
 
 fn tokens(part: &str) -> Result<Segment, Unusable> {
     let mut tokens = Vec::new();
-    let mut text = part;
-    while let Some(c) = text.chars().next() {
-        text = &text[c.len_utf8()..];
+    let mut text = part.chars();
+    while let Some(c) = text.next() {
         tokens.push(match c {
             '*' => Token::Star,
             '?' => Token::One,
-            '\\' => {
-                let escaped = text.chars().next().ok_or(Unusable)?;
-                text = &text[escaped.len_utf8()..];
-                Token::Char(escaped)
-            }
+            '\\' => Token::Char(text.next().ok_or(Unusable)?),
             '[' => {
-                let (class, after) = Class::parse(text)?;
-                text = after;
+                let (class, after) = Class::parse(text.as_str())?;
+                text = after.chars();
                 Token::Class(class)
             }
             c => Token::Char(c),
@@ -255,28 +241,27 @@ fn tokens(part: &str) -> Result<Segment, Unusable> {
     Ok(tokens)
 }
 
-/// Whether nothing in `segment` can match a slash, so that names can be looked at one by one.
+/// Whether nothing in `segment` can match a slash: then names can be matched one by one.
 fn within_a_name(segment: &[Token]) -> bool {
     !segment
         .iter()
         .any(|token| matches!(token, Token::Class(class) if class.matches('/')))
 }
 
-/// `None` stands for `**`.
+/// Translates segments; `None` stands for `**`.
 fn path_regex(segments: &[Option<Segment>]) -> String {
     let mut regex = String::new();
-    for (i, segment) in segments.iter().enumerate() {
-        let after_name = i > 0 && segments[i - 1].is_some();
+    let mut after_name = false;
+    for segment in segments {
         match segment {
             None if after_name => regex.push_str("(?:/.+)?/"),
             None => regex.push_str("(?:.+/)?"),
             Some(segment) => {
-                if after_name {
-                    regex.push('/');
-                }
+                regex.push_str(if after_name { "/" } else { "" });
                 push_segment_regex(segment, &mut regex);
             }
         }
+        after_name = segment.is_some();
     }
     regex
 }

@@ -1,8 +1,8 @@
-//! Which paths are left out: gitingest's defaults and what the repository's ignore files say.
+//! Matches paths against gitingest's default patterns and those of the repository's ignore files.
 //!
-//! Patterns are filed under the directory that they are about, and there by what a hash look-up
-//! can find: a walk asks about each name once, and a name costs a few look-ups and the patterns
-//! with odd wildcards, of whatever length the list is.
+//! Patterns are grouped by the directory that they apply to, and there by name or suffix in hash
+//! tables. However many patterns there are, a name costs a few look-ups and the patterns with unusual
+//! wildcards.
 
 use std::collections::HashMap;
 
@@ -26,25 +26,25 @@ desktop.ini digest.txt dist env gradle-app.setting node_modules obj/ out package
 poetry.lock site-packages target target/ vendor/ vendor/bundle venv virtualenv xcuserdata/
 yarn.lock";
 
-/// Most patterns that are applied; the rest of a longer list is left out.
+/// Most patterns that are applied.
 pub(in crate::digest) const MAX_PATTERNS: usize = 50_000;
-/// Longest pattern that is applied, in bytes. A longer one could match no path.
+/// Longest pattern that is applied, in bytes. Longer ones can match no path.
 const MAX_PATTERN_BYTES: usize = 4_096;
-/// Most patterns that need a regular expression, since each may take up to 160 KiB.
+/// Most patterns that need a regular expression of up to 160 KiB each.
 const MAX_PATH_PATTERNS: usize = 500;
 
-/// All patterns, in the order in which the last match decides.
+/// All patterns. The last one that matches decides.
 #[derive(Debug)]
 pub(in crate::digest) struct Rules {
     groups: HashMap<String, Group>,
-    /// By rank; rank 0 is no pattern at all.
+    /// By rank. Rank 0 stands for no pattern.
     negated: Vec<bool>,
     last_negation: u32,
     path_patterns: usize,
     overflowed: bool,
 }
 
-/// The patterns about what lies in one directory.
+/// The patterns that apply to one directory's contents.
 #[derive(Debug, Default)]
 struct Group {
     child: NamePatterns,
@@ -57,12 +57,12 @@ struct Group {
 #[derive(Debug, Default)]
 struct NamePatterns {
     literal: HashMap<String, Hit>,
-    /// `*.ext`, by what follows the star.
+    /// `*.ext`, by the part after the star.
     suffix: HashMap<String, Hit>,
     other: Vec<(Segment, Hit)>,
 }
 
-/// The highest rank of the patterns that match a path, and that match what is below it.
+/// The highest ranks of the patterns that match a path, and that match everything below it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Hit {
     here: u32,
@@ -76,7 +76,7 @@ impl Hit {
     }
 }
 
-/// Where a walk stands: the directories above whose patterns may still match.
+/// The groups of patterns that may match in a directory.
 #[derive(Clone, Debug)]
 pub(in crate::digest) struct ActiveRules<'a> {
     scopes: Vec<Scope<'a>>,
@@ -86,26 +86,26 @@ pub(in crate::digest) struct ActiveRules<'a> {
 #[derive(Clone, Debug)]
 struct Scope<'a> {
     group: &'a Group,
-    /// Where a path below the group's directory begins within the whole path.
+    /// Where the path relative to the group's directory begins in the whole path.
     offset: usize,
-    /// Directly in the group's directory.
+    /// Whether this is the group's own directory.
     direct: bool,
-    /// A newline lies between, which pathspec's `.` does not match.
+    /// Whether a newline lies between, which pathspec's `.` does not match.
     newline: bool,
 }
 
-/// What the patterns say about one path.
+/// How the patterns match one path.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(in crate::digest) struct RuleMatch {
-    /// Left out.
+    /// The path is left out.
     pub(in crate::digest) ignored: bool,
-    /// For a directory: nothing in it can be shown.
+    /// Nothing below the path can be shown.
     pub(in crate::digest) pruned: bool,
     below: u32,
 }
 
 impl Rules {
-    /// gitingest's defaults alone.
+    /// Returns gitingest's defaults.
     pub(in crate::digest) fn new() -> Self {
         let mut rules = Self {
             groups: HashMap::new(),
@@ -120,8 +120,8 @@ impl Rules {
         rules
     }
 
-    /// Adds the lines of an ignore file in `directory` (`""` for the root). Bytes that are not
-    /// UTF-8 make the whole file void, since gitingest fails on them.
+    /// Adds the lines of an ignore file in `directory` (`""` for the root). A file that is not UTF-8
+    /// is skipped, since gitingest fails on it.
     pub(in crate::digest) fn add_file(&mut self, directory: &str, bytes: &[u8]) {
         let Ok(text) = std::str::from_utf8(bytes) else {
             return;
@@ -135,15 +135,14 @@ impl Rules {
                 Some(line) => ("!", line),
                 None => ("", line),
             };
-            let body = joined(directory, line);
-            self.add_pattern(&format!("{negation}{body}"));
+            self.add_pattern(&format!("{negation}{}", joined(directory, line)));
             if self.overflowed {
                 return;
             }
         }
     }
 
-    /// Whether there were more patterns than are applied.
+    /// Whether patterns were left out.
     pub(in crate::digest) fn overflowed(&self) -> bool {
         self.overflowed
     }
@@ -178,7 +177,7 @@ impl Rules {
                     .size_limit(64 << 10)
                     .dfa_size_limit(96 << 10)
                     .build();
-                // Over the size limit: a pattern of hundreds of wildcards.
+                // Fails over the size limit: a pattern of hundreds of wildcards.
                 let Ok(regex) = regex else {
                     return;
                 };
@@ -192,39 +191,39 @@ impl Rules {
         }
     }
 
-    /// The repository's root.
+    /// Returns the rules for the repository's root.
     pub(in crate::digest) fn root(&self) -> ActiveRules<'_> {
-        let mut place = ActiveRules {
+        let mut root = ActiveRules {
             scopes: Vec::new(),
             inherited: 0,
         };
-        place.enter(self, "");
-        place
+        root.enter(self, "");
+        root
     }
 
-    /// What the patterns say about `name` in the directory `place`, whose whole path is `path`
-    /// (`name` included). Adds what it cost to `steps`.
+    /// Matches `name` in a directory with the rules `active`. `path` is the whole path, `name` included.
+    /// Adds the cost to `steps`.
     pub(in crate::digest) fn judge(
         &self,
-        place: &ActiveRules<'_>,
+        active: &ActiveRules<'_>,
         path: &str,
         name: &str,
         steps: &mut u64,
     ) -> RuleMatch {
         let mut hit = Hit::default();
-        for scope in &place.scopes {
+        for scope in &active.scopes {
             scope.find(path, name, steps, &mut hit);
         }
         // `$` also matches before a newline at the very end.
         if let (Some(path), Some(name)) = (path.strip_suffix('\n'), name.strip_suffix('\n')) {
             let mut ending = Hit::default();
-            for scope in &place.scopes {
+            for scope in &active.scopes {
                 scope.find(path, name, steps, &mut ending);
             }
             hit.here = hit.here.max(ending.here);
         }
-        let here = hit.here.max(place.inherited);
-        let below = hit.below.max(place.inherited);
+        let here = hit.here.max(active.inherited);
+        let below = hit.below.max(active.inherited);
         let excludes = |rank: u32| rank != 0 && !self.negated[rank as usize];
         RuleMatch {
             ignored: excludes(here),
@@ -235,7 +234,7 @@ impl Rules {
 }
 
 impl<'a> ActiveRules<'a> {
-    /// The directory `path`, a child of this one with the last component `name`.
+    /// Returns the rules for the child `name` of this directory, whose whole path is `path`.
     pub(in crate::digest) fn child(
         &self,
         rules: &'a Rules,
@@ -253,12 +252,12 @@ impl<'a> ActiveRules<'a> {
             newline: scope.newline || newline,
             ..*scope
         });
-        let mut place = Self {
+        let mut child = Self {
             scopes: scopes.collect(),
             inherited: verdict.below,
         };
-        place.enter(rules, path);
-        place
+        child.enter(rules, path);
+        child
     }
 
     fn enter(&mut self, rules: &'a Rules, path: &str) {
@@ -293,7 +292,7 @@ impl Scope<'_> {
 }
 
 impl Group {
-    /// Whether any of it can match more than one level down.
+    /// Whether any pattern can match more than one level below the directory.
     fn reaches_deep(&self) -> bool {
         !self.deep.is_empty() || !self.paths.is_empty() || self.everything != Hit::default()
     }
@@ -333,7 +332,7 @@ impl NamePatterns {
             }
         }
         for (segment, found) in &self.other {
-            // A pattern of lower rank than what matched already cannot change the verdict.
+            // A lower rank cannot change the result.
             if (found.here > hit.here || found.below > hit.below)
                 && pattern::matches(segment, name, steps)
             {
@@ -343,20 +342,15 @@ impl NamePatterns {
     }
 }
 
-/// What `(Path(directory) / line).as_posix()` gives in Python, after gitingest took leading slashes
-/// off: empty and `.` segments vanish, and with them a slash at the end.
+/// Returns Python's `(Path(directory) / line).as_posix()` for a line without leading slashes: empty and
+/// `.` segments vanish, and a trailing slash with them.
 fn joined(directory: &str, line: &str) -> String {
-    let mut path = directory.to_owned();
-    for part in line.split('/').filter(|part| !matches!(*part, "" | ".")) {
-        if !path.is_empty() {
-            path.push('/');
-        }
-        path.push_str(part);
+    let parts = [directory].into_iter().chain(line.split('/'));
+    let parts: Vec<&str> = parts.filter(|part| !matches!(*part, "" | ".")).collect();
+    match parts.as_slice() {
+        [] => ".".to_owned(),
+        parts => parts.join("/"),
     }
-    if path.is_empty() {
-        path.push('.');
-    }
-    path
 }
 
 #[cfg(test)]
