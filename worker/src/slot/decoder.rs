@@ -8,6 +8,7 @@ use std::io;
 use std::time::Duration;
 
 use common::fault::{Fault, FaultKind};
+use common::text::printable;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::ChildStdout;
 
@@ -137,16 +138,14 @@ fn checked(mut fault: Fault) -> io::Result<Fault> {
     if matches!(fault.kind, FaultKind::Poison | FaultKind::InvalidEntry) {
         return Err(invalid("a class of failure that a slot cannot meet"));
     }
-    fault.message = printable(&fault.message);
+    fault.message = shown(&fault.message);
     fault.retry_after = fault.retry_after.map(|pause| pause.min(MAX_RETRY_AFTER));
     Ok(fault)
 }
 
-/// Replaces control characters and cuts the text: servers choose parts of it.
-pub(super) fn printable(text: &str) -> String {
-    let visible = |c: char| if c.is_control() { '\u{fffd}' } else { c };
-    let text = text.trim().chars().map(visible);
-    text.take(MAX_MESSAGE).collect()
+/// Cuts the text and escapes control characters: servers choose parts of it.
+pub(super) fn shown(text: &str) -> String {
+    printable(&text.trim().chars().take(MAX_MESSAGE).collect::<String>())
 }
 
 fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {

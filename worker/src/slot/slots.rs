@@ -17,7 +17,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::decoder::{FrameDecoder, printable};
+use super::decoder::{FrameDecoder, shown};
 use super::protocol::{ARGUMENT, ChildRequest};
 use super::scratch::Scratch;
 use super::{SlotConfig, SlotError, SlotOutput};
@@ -100,8 +100,7 @@ impl Slots {
         Ok(())
     }
 
-    /// Fetches and digests `url` once a slot is free. `stop` ends it within
-    /// [`KILL_TIMEOUT`].
+    /// Fetches and digests `url` once a slot is free. `stop` ends it within half a second.
     pub async fn work(
         &self,
         url: &str,
@@ -293,9 +292,7 @@ impl ChildProcess {
         }
         let evidence = String::from_utf8_lossy(&evidence);
         let colon = if evidence.is_empty() { "" } else { ": " };
-        Fault::killed(printable(&format!(
-            "slot {how}, {decoder}{colon}{evidence}"
-        )))
+        Fault::killed(shown(&format!("slot {how}, {decoder}{colon}{evidence}")))
     }
 }
 
@@ -336,11 +333,11 @@ impl Spawner {
     async fn spawn(&self, command: Command) -> Result<Child, Fault> {
         let program = command.as_std().get_program().display().to_string();
         let (reply, child) = oneshot::channel();
-        // The thread fails to reply only if it panicked.
-        self.orders.send((command, reply)).map_err(Fault::infra)?;
+        let gone = || Fault::infra("the thread that starts slots has ended");
+        self.orders.send((command, reply)).map_err(|_| gone())?;
         child
             .await
-            .map_err(Fault::infra)?
+            .map_err(|_| gone())?
             .map_err(|e| Fault::infra(format!("cannot start a slot with {program}: {e}")))
     }
 }
