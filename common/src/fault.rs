@@ -68,6 +68,10 @@ pub struct Fault {
     /// The error that this was made from, or one that explains it.
     #[serde(skip)]
     cause: Option<Arc<dyn Error + Send + Sync>>,
+    /// Whether waiting will not help: wrong credentials, no such bucket. Known of stores and
+    /// brokers only.
+    #[serde(skip)]
+    pub lasting: bool,
 }
 
 impl Fault {
@@ -78,6 +82,7 @@ impl Fault {
             kind,
             message: cause.to_string(),
             retry_after: None,
+            lasting: false,
             cause: Some(cause.into()),
         };
         fault.log_causes();
@@ -105,6 +110,11 @@ impl Fault {
             let chain: Vec<_> = Chain::new(self).map(ToString::to_string).collect();
             debug!(operation = "fault", class = %self.kind, "{}", chain.join(": "));
         }
+    }
+
+    /// Sets [`Fault::lasting`].
+    pub fn lasting(self, lasting: bool) -> Self {
+        Self { lasting, ..self }
     }
 
     /// See [`FaultKind::Transient`].

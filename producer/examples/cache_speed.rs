@@ -150,6 +150,7 @@ fn entry(i: usize) -> anyhow::Result<FeedRepo> {
         _ => format!("{}-council-{}", ["north", "south", "east"][i % 3], i % 211),
     };
     Ok(FeedRepo {
+        index: i,
         repo: RepoRef::new(&owner, &format!("service-{i}"))?,
         url: String::new(),
         pushed_at: PushedAt::new("2026-10-01T08:00:00Z")?,

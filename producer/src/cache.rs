@@ -723,6 +723,7 @@ mod tests {
             let answer = Answer::of_store(&found, &pushed(NOW));
             let checked = Checked {
                 entry: FeedRepo {
+                    index: 0,
                     repo: "a/b".parse().unwrap(),
                     url: String::new(),
                     pushed_at: pushed(NOW),

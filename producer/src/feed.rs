@@ -26,6 +26,9 @@ mod entry;
 pub const DEFAULT_FEED: &str =
     "https://uk-x-gov-software-community.github.io/xgov-opensource-repo-scraper/repos.json";
 
+/// How many reasons are named where no entry is usable.
+const REASONS_LISTED: usize = 3;
+
 /// Where the feed is and how much patience it deserves.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Feed")]
@@ -45,6 +48,10 @@ pub struct FeedConfig {
     /// Fetch the feed over plain http too. (From this machine itself that is always allowed.)
     #[arg(long, env = "ALLOW_HTTP_FEED")]
     pub allow_http_feed: bool,
+
+    /// Accept a feed that is empty or has no usable entry, instead of ending with exit code 65.
+    #[arg(long, env = "ALLOW_EMPTY_FEED")]
+    pub allow_empty_feed: bool,
 
     /// Address of whoever runs this, for the User-Agent: what a server's operator can turn to.
     #[arg(long, env = "CONTACT", value_name = "URL|MAIL", value_parser = contact)]
@@ -82,6 +89,8 @@ pub struct Feed {
 /// One repository of the feed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FeedRepo {
+    /// Its place in the feed, from 0.
+    pub index: usize,
     /// Which.
     pub repo: RepoRef,
     /// Where to fetch it from: `https://…` or `http://…` without credentials, or an absolute path
@@ -118,8 +127,7 @@ pub struct Repetition {
 /// Which of the feed's repositories a run is about.
 ///
 /// Globs and `--skip-archived` apply first, then `--limit` to what is left, in the feed's order.
-/// Unusable entries are not filtered: they always count, as failed, in a run's total, since
-/// nobody can say what they would have been.
+/// What they leave out is not counted, unusable entries included.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Filters")]
 pub struct FilterConfig {
@@ -169,12 +177,12 @@ pub enum LocalPaths {
 
 /// Reads the feed. One from a file may name local paths whatever `local_paths` says.
 ///
-/// What is wrong with single entries is in the result and in the log; an empty feed is a warning.
+/// What is wrong with single entries is in the result and in the log.
 ///
 /// # Errors
 /// [`exit::UNAVAILABLE`] where the feed cannot be had (three attempts; a status of 4xx other than
-/// 408 and 429 is final), [`exit::BAD_FEED`] where what was had is too large or no JSON array,
-/// [`exit::USAGE`] for plain http that is not allowed.
+/// 408 and 429 is final), [`exit::BAD_FEED`] where what was had is too large, no JSON array, or
+/// without one usable entry, [`exit::USAGE`] for plain http that is not allowed.
 pub async fn load(config: &FeedConfig, local_paths: LocalPaths) -> Result<Feed, ExitError> {
     let started = Instant::now();
     let origin = config.feed.to_string();
@@ -194,7 +202,17 @@ pub async fn load(config: &FeedConfig, local_paths: LocalPaths) -> Result<Feed, 
         .await
         .map_err(|error| ExitError::new(exit::INTERNAL, format!("reading the feed: {error}")))??;
     report(&feed, length, started.elapsed());
-    Ok(feed)
+    match feed.why_unusable() {
+        None => Ok(feed),
+        Some(why) if config.allow_empty_feed => {
+            warn!(operation = "feed", "{why}");
+            Ok(feed)
+        }
+        Some(why) => Err(ExitError::new(
+            exit::BAD_FEED,
+            format!("{why}; check --feed, or accept it with --allow-empty-feed"),
+        )),
+    }
 }
 
 /// Makes a feed of its bytes. `folder` is what its relative local addresses are relative to; in an
@@ -222,7 +240,48 @@ pub fn parse(origin: String, bytes: &[u8], folder: Option<&Path>) -> Result<Feed
     })
 }
 
+impl Feed {
+    /// Why no repository can come of it, if none can.
+    fn why_unusable(&self) -> Option<String> {
+        if !self.repositories.is_empty() {
+            return None;
+        }
+        let reasons: Vec<_> = self
+            .invalid
+            .iter()
+            .take(REASONS_LISTED)
+            .map(|entry| format!("entry {}: {}", entry.index, entry.reason))
+            .collect();
+        Some(match self.invalid.len() {
+            0 => format!("the feed {} is empty", self.origin),
+            all => format!(
+                "the feed {} has no usable entry: {}{}",
+                self.origin,
+                reasons.join("; "),
+                match all - reasons.len() {
+                    0 => String::new(),
+                    more => format!("; and {} more", thousands(more as u64)),
+                }
+            ),
+        })
+    }
+}
+
 impl FilterConfig {
+    /// Whether an unusable entry is one that a run is about which `selected` these repositories.
+    pub fn takes_unusable(&self, entry: &InvalidEntry, selected: &[FeedRepo]) -> bool {
+        if self.limit == Some(selected.len())
+            && selected.last().is_none_or(|l| l.index < entry.index)
+        {
+            return false;
+        }
+        // `--only` names what is wanted: what has no name is not.
+        entry
+            .repo
+            .as_ref()
+            .map_or(self.only.is_empty(), |repo| self.matches(repo))
+    }
+
     /// The repositories that a run is about, in the feed's order.
     pub fn select(&self, repositories: Vec<FeedRepo>) -> Vec<FeedRepo> {
         let all = repositories.len();
@@ -244,13 +303,14 @@ impl FilterConfig {
     }
 
     fn takes(&self, entry: &FeedRepo) -> bool {
-        if self.skip_archived && entry.archived {
-            return false;
-        }
+        !(self.skip_archived && entry.archived) && self.matches(&entry.repo)
+    }
+
+    fn matches(&self, repo: &RepoRef) -> bool {
         if self.only.is_empty() && self.exclude.is_empty() {
             return true;
         }
-        let name = entry.repo.to_string();
+        let name = repo.to_string();
         let any = |globs: &[RepoGlob]| globs.iter().any(|glob| glob.0.is_match(&name));
         (self.only.is_empty() || any(&self.only)) && !any(&self.exclude)
     }
@@ -550,6 +610,7 @@ fn once_each(entries: Vec<FeedRepo>) -> (Vec<FeedRepo>, Vec<Repetition>) {
         };
         if entry.pushed_at >= kept.pushed_at {
             std::mem::swap(kept, &mut entry);
+            std::mem::swap(&mut kept.index, &mut entry.index);
         }
         repeated.push(Repetition {
             repo: entry.repo,
@@ -577,14 +638,6 @@ fn report(feed: &Feed, bytes: usize, elapsed: Duration) {
         thousands(feed.invalid.len() as u64),
         thousands(feed.repeated.len() as u64),
     );
-    match (feed.repositories.is_empty(), feed.invalid.is_empty()) {
-        (true, true) => warn!(operation = "feed", "the feed {} is empty", feed.origin),
-        (true, false) => warn!(
-            operation = "feed",
-            "no entry of the feed {} names a usable repository: is it one?", feed.origin
-        ),
-        (false, _) => {}
-    }
     for InvalidEntry {
         index,
         repo,
@@ -640,6 +693,7 @@ mod tests {
 
     fn entry(name: &str, pushed_at: &str, archived: bool) -> FeedRepo {
         FeedRepo {
+            index: 0,
             repo: name.parse().unwrap(),
             url: format!("https://github.com/{name}"),
             pushed_at: PushedAt::new(pushed_at).unwrap(),

@@ -27,8 +27,6 @@ use crate::follow::{Ended, follow};
 use crate::publish::{self, publish};
 use crate::report::Reporter;
 
-/// How long to wait for a broker that is away before the run is given up.
-const PATIENCE: Duration = Duration::from_secs(300);
 /// A job that was published longer ago than this is published again: a broker that was killed may
 /// have kept the ledger's copy only, and nobody would ever work on it.
 pub const BELIEVED: Duration = Duration::from_secs(2 * 3600);
@@ -75,12 +73,13 @@ impl Fleet {
     pub async fn connect(
         broker: &BrokerConfig,
         config: &FleetConfig,
+        patience: Duration,
     ) -> Result<Option<Self>, ExitError> {
         let prefix = &broker.queue_prefix;
-        let Some(broker) = broker.connect(PATIENCE).await? else {
+        let Some(broker) = broker.connect(patience).await? else {
             return Ok(None);
         };
-        let lock = broker.producer_lock().await.map_err(unavailable)?;
+        let lock = broker.producer_lock().await?;
         let Some(lock) = lock else {
             broker.close().await;
             let message = format!(
@@ -349,8 +348,4 @@ impl FleetRun<'_> {
             }
         }
     }
-}
-
-fn unavailable(fault: Fault) -> ExitError {
-    ExitError::new(exit::UNAVAILABLE, fault)
 }

@@ -24,6 +24,8 @@ pub mod embedded;
 
 pub mod fleet;
 
+pub mod folder_lock;
+
 pub mod status;
 
 pub mod observe;

@@ -114,7 +114,7 @@ impl Observer {
         let alone = config.broker_url.is_none();
         let mut connecting = pin!(async {
             match config.connect(PATIENCE).await? {
-                Some(broker) => Ok(broker),
+                Some(broker) => Ok::<_, ExitError>(broker),
                 None => pending().await,
             }
         });

@@ -490,6 +490,7 @@ mod tests {
     fn checked(repo: &str, reason: CacheReason) -> Checked {
         Checked {
             entry: FeedRepo {
+                index: 0,
                 repo: repo.parse().unwrap(),
                 url: format!("https://github.com/{repo}"),
                 pushed_at: PushedAt::new("2026-01-01T00:00:00Z").unwrap(),

@@ -1,7 +1,9 @@
 //! One run, from the feed to its summary.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::pin::pin;
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -10,8 +12,8 @@ use common::broker::{BrokerConfig, Entries, Position, SharedBroker};
 use common::exit::{self, ExitError};
 use common::failpoint;
 use common::fault::Fault;
-use common::ids::DIGEST_PATTERN;
-use common::ids::{JobKey, RunId};
+use common::ids::{DIGEST_PATTERN, JobKey, RunId};
+use common::retry;
 use common::run::documents::{
     ClosedRun, ExpectedJob, JobList, LastClosed, LatestRun, Manifest, RunSummary,
 };
@@ -20,7 +22,7 @@ use common::shutdown::Shutdown;
 use common::store::{Document, DocumentKey, SharedStore, StoreConfig};
 use common::telemetry::http::{MetricsConfig, always_ready};
 use common::telemetry::metrics::Metrics;
-use common::text::thousands;
+use common::text::{self, format_duration, thousands};
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -29,9 +31,10 @@ use tracing::{error, info, warn};
 use worker::run::probe_at_start;
 
 use crate::cache::{self, CacheConfig, Checked};
-use crate::embedded::{Embedded, EmbeddedConfig, OnlyOne};
+use crate::embedded::{Embedded, EmbeddedConfig};
 use crate::feed::{self, Feed, FeedConfig, FilterConfig, Source};
 use crate::fleet::{Fleet, FleetConfig, FleetRun};
+use crate::folder_lock::FolderLock;
 use crate::follow::{Ended, follow};
 use crate::index::Index;
 use crate::publish::publish;
@@ -39,6 +42,15 @@ use crate::report::{self, Bar, Reporter};
 
 /// How long the broker has to confirm what was published when a stop was asked for.
 const LAST_CONFIRMS: Duration = Duration::from_secs(10);
+
+/// How long the last writes to the store may take.
+const LAST_WRITES: Duration = Duration::from_secs(10);
+/// Pauses between attempts at a step of the start grow from this …
+const SHORTEST_PAUSE: Duration = Duration::from_millis(500);
+/// … to this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// How often a wait is mentioned.
+const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// Everything about a run.
 #[derive(Args, Clone, Debug)]
@@ -62,6 +74,69 @@ pub struct RunConfig {
     /// Fetch the feed and check the cache, say what would be done, and write nothing.
     #[arg(long, env = "DRY_RUN", help_heading = "Cache")]
     dry_run: bool,
+    /// Most repositories that may fail: a number, or a percentage of what was attempted (jobs and
+    /// unusable entries). A run that closes with more ends with exit code 3.
+    #[arg(
+        long,
+        env = "MAX_FAILURES",
+        value_name = "N|PERCENT%",
+        default_value = "20%",
+        help_heading = "Stopping"
+    )]
+    max_failures: MaxFailures,
+    /// Seconds to wait for a store, a broker or a full disk, at the start and at any later time,
+    /// before the run ends with exit code 69.
+    #[arg(
+        long,
+        env = "PATIENCE",
+        value_name = "SECONDS",
+        default_value_t = 300,
+        help_heading = "Stopping"
+    )]
+    patience: u64,
+}
+
+/// How many repositories may fail.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum MaxFailures {
+    /// So many.
+    Count(u64),
+    /// So many percent of what was attempted.
+    Percent(f64),
+}
+
+impl MaxFailures {
+    fn allows(self, failed: u64, attempted: u64) -> bool {
+        match self {
+            Self::Count(count) => failed <= count,
+            Self::Percent(percent) => text::percent(failed, attempted) <= percent,
+        }
+    }
+}
+
+impl FromStr for MaxFailures {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let limit = match text.strip_suffix('%') {
+            Some(percent) => percent
+                .parse()
+                .ok()
+                .filter(|percent| (0.0..=100.0).contains(percent))
+                .map(Self::Percent),
+            None => text.parse().ok().map(Self::Count),
+        };
+        limit.ok_or("expected a number of repositories, such as 100, or a percentage, such as 20%")
+    }
+}
+
+impl fmt::Display for MaxFailures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Count(count) => write!(f, "{count}"),
+            Self::Percent(percent) => write!(f, "{percent}%"),
+        }
+    }
 }
 
 /// What is known before the first job.
@@ -101,9 +176,9 @@ impl RunConfig {
         let start = Start::now()?;
         let metrics = Metrics::new();
         let store = self.store.open()?;
-        // First of all: whoever is not to run is told at once, and has touched nothing.
-        let _only_one = match self.store.folder() {
-            Some(folder) if !self.dry_run => Some(OnlyOne::on(folder)?),
+        // First of all: a second run ends at once, and has touched nothing.
+        let _lock = match self.store.folder() {
+            Some(folder) if !self.dry_run => Some(FolderLock::on(folder)?),
             _ => None,
         };
         let _server = self.metrics.serve(&metrics, &always_ready()).await?;
@@ -111,7 +186,7 @@ impl RunConfig {
             return self.dry_run(&start, &store, &metrics, shutdown).await;
         }
         let fleet = tokio::select! {
-            fleet = Fleet::connect(&self.broker, &self.fleet) => fleet?,
+            fleet = Fleet::connect(&self.broker, &self.fleet, self.patience()) => fleet?,
             () = shutdown.soft.cancelled() => return Ok(stopped(shutdown)),
         };
         let Some(fleet) = fleet else {
@@ -132,7 +207,7 @@ impl RunConfig {
         shutdown: &Shutdown,
     ) -> Result<u8> {
         let Some(plan) = self.plan_unless(store, metrics, shutdown).await? else {
-            return Ok(shutdown.code());
+            return Ok(shutdown.unfinished());
         };
         let elapsed = start.at.elapsed();
         report::dry_run(&start.run, &plan.feed.invalid, &plan.checked, elapsed);
@@ -150,13 +225,10 @@ impl RunConfig {
     ) -> Result<u8> {
         EmbeddedConfig::warn_of_proxy();
         let Some(plan) = self.plan_unless(store, &metrics, shutdown).await? else {
-            return Ok(shutdown.code());
+            return Ok(shutdown.unfinished());
         };
         let local_feed = matches!(self.feed.feed, Source::File(_));
-        let slots = self
-            .embedded
-            .slots(local_feed, &metrics)
-            .map_err(unavailable)?;
+        let slots = self.embedded.slots(local_feed, &metrics)?;
         let nothing = HashSet::new();
         let begun = self.begin(start, store, &plan, &nothing, bar).await?;
         let has_jobs = plan.checked.iter().any(|checked| !checked.is_cached());
@@ -164,9 +236,13 @@ impl RunConfig {
             let (store, stop) = (SharedStore::clone(store), shutdown.hard.clone());
             tokio::spawn(probe_at_start(store, stop))
         });
-        let embedded = self
-            .embedded
-            .start(slots, SharedStore::clone(store), metrics, shutdown);
+        let embedded = self.embedded.start(
+            slots,
+            SharedStore::clone(store),
+            metrics,
+            self.patience(),
+            shutdown,
+        );
         let finished = begun.finish_here(&plan.checked, embedded, shutdown).await;
         if let Some(probing) = probing {
             // Not broken off, so that it leaves nothing behind.
@@ -186,12 +262,12 @@ impl RunConfig {
         shutdown: &Shutdown,
     ) -> Result<u8> {
         let Some(plan) = self.plan_unless(store, metrics, shutdown).await? else {
-            return Ok(shutdown.code());
+            return Ok(shutdown.unfinished());
         };
         // In this order: what ends after the look at what waits is heard of.
         let since = OffsetDateTime::now_utc();
         let asked = async {
-            let events = fleet.attach().await.map_err(unavailable)?;
+            let events = fleet.attach().await?;
             Ok::<_, ExitError>((events, fleet.waiting_already(&plan.checked).await))
         };
         let (events, adopted) = tokio::select! {
@@ -223,8 +299,16 @@ impl RunConfig {
     }
 
     async fn plan(&self, store: &SharedStore, metrics: &Metrics) -> Result<Plan> {
+        self.patiently("the store", async || {
+            let reachable = store.reachable().await;
+            // A folder does not come back by itself.
+            reachable.map_err(|fault| fault.lasting(!store.is_remote()))
+        })
+        .await?;
         let mut feed = feed::load(&self.feed, self.embedded.local_paths()).await?;
         let selected = self.filter.select(std::mem::take(&mut feed.repositories));
+        feed.invalid
+            .retain(|entry| self.filter.takes_unusable(entry, &selected));
         let (checked, index) = cache::check(&self.cache, store.as_ref(), selected).await?;
         for (reason, count) in cache::counts(&checked) {
             metrics.cache_checked(reason, count);
@@ -277,12 +361,17 @@ impl RunConfig {
             adopted: tally.adopted(),
         };
         let latest = LatestRun { run: run.clone() };
-        let written = async {
-            write(store, &of_run(&run, Document::Jobs), &jobs).await?;
-            write(store, &of_run(&run, Document::Manifest), &manifest).await?;
-            write(store, &DocumentKey::Latest, &latest).await
-        };
-        written.await.map_err(unavailable)?;
+        self.patiently("the store", async || {
+            let written = async {
+                write(store, &of_run(&run, Document::Jobs), &jobs).await?;
+                write(store, &of_run(&run, Document::Manifest), &manifest).await?;
+                write(store, &DocumentKey::Latest, &latest).await
+            };
+            written
+                .await
+                .map_err(|fault| fault.lasting(!store.is_remote()))
+        })
+        .await?;
         if let Some(index) = &plan.index
             && let Err(fault) = index.save(store.as_ref()).await
         {
@@ -302,8 +391,45 @@ impl RunConfig {
             reporter: Reporter::start(run.clone(), start.at, Instant::now(), &tally, bar),
             run,
             store: SharedStore::clone(store),
+            max_failures: self.max_failures,
             tally,
         })
+    }
+
+    fn patience(&self) -> Duration {
+        Duration::from_secs(self.patience)
+    }
+
+    /// Does a step of the start, again and again until it succeeds, waiting will not help, or
+    /// patience ends. Says so at once, and then each minute.
+    async fn patiently<T>(
+        &self,
+        what: &str,
+        mut step: impl AsyncFnMut() -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        let begun = Instant::now();
+        let mut said = None::<Instant>;
+        let mut pauses = retry::pauses(SHORTEST_PAUSE, LONGEST_PAUSE);
+        loop {
+            let fault = match step().await {
+                Ok(done) => return Ok(done),
+                Err(fault) => fault,
+            };
+            let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
+            let rest = self.patience().saturating_sub(begun.elapsed());
+            if fault.lasting || rest < pause {
+                return Err(fault);
+            }
+            if said.is_none_or(|said| said.elapsed() >= SAY_EVERY) {
+                said = Some(Instant::now());
+                warn!(
+                    operation = "start",
+                    "waiting for {what}, for {} at most (--patience): {fault}",
+                    format_duration(rest)
+                );
+            }
+            tokio::time::sleep(pause).await;
+        }
     }
 }
 
@@ -312,7 +438,7 @@ fn stopped(shutdown: &Shutdown) -> u8 {
         operation = "shutdown",
         "stopped before the first job; nothing was written"
     );
-    shutdown.code()
+    shutdown.unfinished()
 }
 
 /// A run whose manifest is stored: whatever comes now, it says how it ended.
@@ -320,6 +446,7 @@ fn stopped(shutdown: &Shutdown) -> u8 {
 struct Begun {
     run: RunId,
     store: SharedStore,
+    max_failures: MaxFailures,
     tally: Tally,
     reporter: Reporter,
 }
@@ -333,8 +460,8 @@ impl Begun {
         shutdown: &Shutdown,
     ) -> Result<u8> {
         let worked = self.work_here(checked, embedded, shutdown).await;
-        self.conclude().await;
-        worked
+        let closed = self.conclude().await;
+        worked.map(|code| closed.unwrap_or(code))
     }
 
     async fn work_here(
@@ -360,13 +487,13 @@ impl Begun {
         let ended = self.publish_and_follow(&broker, checked, &gone).await;
         stop.cancel();
         let worker = worker.await?.context("the worker's task")?;
-        Ok(match (ended.map_err(unavailable)?, worker) {
+        Ok(match (ended?, worker) {
             (Ended::Closed, _) => exit::OK,
             (_, Err(fault)) => {
                 error!(operation = "run", "gave up: {fault}");
                 exit::UNAVAILABLE
             }
-            (Ended::Stopped, Ok(())) if shutdown.soft.is_cancelled() => shutdown.code(),
+            (Ended::Stopped, Ok(())) if shutdown.soft.is_cancelled() => shutdown.unfinished(),
             (_, Ok(())) => exit::NOT_CLOSED,
         })
     }
@@ -433,7 +560,7 @@ impl Begun {
                     operation = "shutdown",
                     "Workers go on with what is published; the next run counts it, and `producer status {run}` shows it"
                 );
-                Ok(shutdown.code())
+                Ok(shutdown.unfinished())
             }
             Ok(_) if fleet.lost().is_cancelled() => Err(ExitError::new(
                 exit::BUSY,
@@ -443,18 +570,35 @@ impl Begun {
             Ok(_) => Ok(exit::NOT_CLOSED),
             Err(fault) if shutdown.soft.is_cancelled() => {
                 warn!(operation = "shutdown", "{fault}");
-                Ok(shutdown.code())
+                Ok(shutdown.unfinished())
             }
-            Err(fault) => Err(unavailable(fault).into()),
+            Err(fault) => Err(ExitError::from(fault).into()),
         };
-        self.conclude().await;
-        code
+        let closed = self.conclude().await;
+        code.map(|code| closed.unwrap_or(code))
     }
 
-    /// Leaves word in the store and in the log.
-    async fn conclude(self) {
+    /// Writes the summary to store and log; returns the exit code of a run that closed.
+    async fn conclude(self) -> Option<u8> {
         let summary = self.reporter.finish(Instant::now(), &self.tally);
+        let attempted = summary.total_repos - summary.cached;
+        let allowed = self.max_failures.allows(summary.failed, attempted);
+        if summary.closed && !allowed {
+            error!(
+                operation = "max-failures",
+                failed = summary.failed,
+                attempted,
+                "{} of {} attempted repositories failed, more than --max-failures {}",
+                thousands(summary.failed),
+                thousands(attempted),
+                self.max_failures
+            );
+        }
         conclude(&self.store, &self.run, &summary).await;
+        summary.closed.then_some(match allowed {
+            true => exit::OK,
+            false => exit::TOO_MANY_FAILED,
+        })
     }
 }
 
@@ -462,7 +606,8 @@ impl Begun {
 async fn conclude(store: &SharedStore, run: &RunId, summary: &RunSummary) {
     let store_location = store.location();
     let key = of_run(run, Document::Summary);
-    let this_run = match write(store, &key, summary).await {
+    let last_writes = Instant::now() + LAST_WRITES;
+    let this_run = match until(last_writes, write(store, &key, summary)).await {
         Ok(()) => format!("{store_location}/{key}"),
         // The log has it all; what was digested is stored, and that is what counts.
         Err(fault) => {
@@ -474,7 +619,7 @@ async fn conclude(store: &SharedStore, run: &RunId, summary: &RunSummary) {
         }
     };
     if summary.closed
-        && let Err(fault) = write_last_closed(store, summary).await
+        && let Err(fault) = until(last_writes, write_last_closed(store, summary)).await
     {
         // Who watches finds the summary, unless the next run begins before that.
         warn!(
@@ -491,6 +636,20 @@ async fn conclude(store: &SharedStore, run: &RunId, summary: &RunSummary) {
         "Digests: {digests}; this run: {this_run}"
     );
     report::completed(summary);
+}
+
+/// Bounds a write: the run has ended, and a store that hangs must not hold up its exit code.
+async fn until(
+    deadline: Instant,
+    write: impl Future<Output = Result<(), Fault>>,
+) -> Result<(), Fault> {
+    let written = tokio::time::timeout_at(deadline.into(), write).await;
+    written.unwrap_or_else(|_| {
+        let limit = format_duration(LAST_WRITES);
+        Err(Fault::infra(format!(
+            "the store did not answer within {limit}"
+        )))
+    })
 }
 
 /// Remembers this run beside the one that closed before it.
@@ -527,10 +686,6 @@ async fn write<T: Serialize>(
 ) -> Result<(), Fault> {
     let content = serde_json::to_vec_pretty(content).map_err(Fault::infra)?;
     store.put_document(key, &content).await
-}
-
-fn unavailable(fault: Fault) -> ExitError {
-    ExitError::new(exit::UNAVAILABLE, fault)
 }
 
 #[cfg(test)]
@@ -623,6 +778,7 @@ mod tests {
         let store: SharedStore = Arc::new(FsStore::new(folder.path()));
         let checked = [Checked {
             entry: FeedRepo {
+                index: 0,
                 repo: "a/b".parse().unwrap(),
                 url: "https://github.com/a/b".to_owned(),
                 pushed_at: PushedAt::new("2026-01-01T00:00:00Z").unwrap(),
@@ -638,6 +794,7 @@ mod tests {
         let begun = Begun {
             run: run.clone(),
             store: SharedStore::clone(&store),
+            max_failures: MaxFailures::Percent(20.0),
             reporter: Reporter::start(run.clone(), now, now, &tally, Bar::hidden()),
             tally,
         };

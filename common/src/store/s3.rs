@@ -175,6 +175,7 @@ impl S3Store {
             self.config.place(),
             failure.sentence(&self.config)
         ))
+        .lasting(failure.is_lasting())
     }
 
     /// What [`DigestStore::head`] and [`S3Store::put`] look at.

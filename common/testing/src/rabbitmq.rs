@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueuePurgeOptions};
 use lapin::{BasicProperties, Connection, ConnectionProperties};
 use rustix::process::{Pid, Signal, kill_process_group};
 use tempfile::TempDir;
@@ -68,6 +68,21 @@ pub async fn publish_raw(url: &str, prefix: &str, id: &str, body: &[u8]) {
         connection.close(200, "done".into()).await
     };
     publish.await.expect("a message is published");
+}
+
+/// Purges a queue, as an operator would by hand.
+///
+/// # Panics
+/// If that does not succeed.
+pub async fn purge(url: &str, queue: &str) {
+    let purge = async {
+        let connection = Connection::connect(url, ConnectionProperties::default()).await?;
+        let channel = connection.create_channel().await?;
+        let options = QueuePurgeOptions::default();
+        channel.queue_purge(queue.into(), options).await?;
+        connection.close(200, "done".into()).await
+    };
+    purge.await.expect("a queue is purged");
 }
 
 /// A node, with what belongs to it. Ended, and its folder removed, when it is dropped or when this

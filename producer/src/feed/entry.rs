@@ -91,7 +91,7 @@ impl<'de> Visitor<'de> for Elements<'_> {
                 )));
             }
             self.entries.total += 1;
-            match read(element.get(), self.folder) {
+            match read(index, element.get(), self.folder) {
                 Ok(repo) => self.entries.repositories.push(repo),
                 Err((reason, repo)) => self.entries.invalid.push(InvalidEntry {
                     index,
@@ -122,7 +122,11 @@ struct Entry {
 }
 
 /// Judges one entry. An error comes with the repository where the entry names one.
-fn read(json: &str, folder: Option<&Path>) -> Result<FeedRepo, (String, Option<RepoRef>)> {
+fn read(
+    index: usize,
+    json: &str,
+    folder: Option<&Path>,
+) -> Result<FeedRepo, (String, Option<RepoRef>)> {
     if !json.starts_with('{') {
         return Err((format!("not an object: {}", quoted(json)), None));
     }
@@ -141,6 +145,7 @@ fn read(json: &str, folder: Option<&Path>) -> Result<FeedRepo, (String, Option<R
     };
     match rest() {
         Ok((url, pushed_at)) => Ok(FeedRepo {
+            index,
             repo,
             url,
             pushed_at,
@@ -348,7 +353,7 @@ mod tests {
     use super::*;
 
     fn one(json: &str) -> Result<FeedRepo, String> {
-        read(json, None).map_err(|(reason, _)| reason)
+        read(0, json, None).map_err(|(reason, _)| reason)
     }
 
     #[test]
@@ -425,9 +430,9 @@ mod tests {
 
     #[test]
     fn an_invalid_entry_names_its_repository_where_it_has_one() {
-        let (_, repo) = read(r#"{"owner":"a","name":"b"}"#, None).unwrap_err();
+        let (_, repo) = read(0, r#"{"owner":"a","name":"b"}"#, None).unwrap_err();
         assert_eq!(repo.unwrap().to_string(), "a/b");
-        let (_, repo) = read(r#"{"owner":"a","name":"../b"}"#, None).unwrap_err();
+        let (_, repo) = read(0, r#"{"owner":"a","name":"../b"}"#, None).unwrap_err();
         assert_eq!(repo, None);
     }
 

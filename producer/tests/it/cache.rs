@@ -44,6 +44,7 @@ fn config(cache: CacheSource, url: Option<&str>) -> CacheConfig {
 
 fn repositories(names: impl IntoIterator<Item = impl fmt::Display>) -> Vec<FeedRepo> {
     let entry = |name: String| FeedRepo {
+        index: 0,
         repo: RepoRef::new("example-org", &name).unwrap(),
         url: format!("https://github.com/example-org/{name}"),
         pushed_at: PushedAt::new(PUSHED).unwrap(),

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use common::exit::UNAVAILABLE;
+use common::exit::{TERMINATED, TOO_MANY_FAILED, UNAVAILABLE};
 use rustix::process::Signal;
 use serde_json::json;
 use testing::repositories::Builder;
@@ -144,7 +144,7 @@ fn a_signal_ends_the_wait_for_room() {
         let run = fleet.start(&["--patience", "1000", "--drain", "1000"]);
         run.wait_for_line("not a repository's fault");
         run.signal(Signal::TERM);
-        let run = run.wait().with(0);
+        let run = run.wait().with(TERMINATED);
         assert_eq!(run.summary()["closed"], false);
         fleet.assert_nothing_left();
     });
@@ -177,7 +177,8 @@ fn a_repository_larger_than_the_scratch_disk_fails_alone() {
         let fleet = fleet();
         let scratch = fleet.scratch_folder();
         let disk = SmallDisk::mount(&scratch, "200k");
-        let run = fleet.run(&["--concurrency", "4"]).with(0);
+        // One of three.
+        let run = fleet.run(&["--concurrency", "4"]).with(TOO_MANY_FAILED);
         let summary = run.summary();
         assert_eq!(
             (&summary["processed"], &summary["failed"]),

@@ -113,6 +113,8 @@ fn hostile_repositories_cost_nobody_else_anything() {
         "12",
         "--max-fetch-bytes",
         "2000000",
+        "--max-failures",
+        "100%",
         "--allow-host",
         &busy.authority(),
     ]);

@@ -37,6 +37,7 @@ fn config(check: Check) -> CacheConfig {
 
 fn entry(repo: &str, pushed_at: &str) -> FeedRepo {
     FeedRepo {
+        index: 0,
         repo: repo.parse().unwrap(),
         url: format!("https://github.com/{repo}"),
         pushed_at: PushedAt::new(pushed_at).unwrap(),

@@ -139,7 +139,7 @@ fn there_is_one_producer_at_a_time_and_the_next_adopts_what_waits() {
 
     // Nobody works yet, so it follows until it is told to stop; its jobs stay.
     first.signal(Signal::TERM);
-    let first = first.wait().with(exit::OK);
+    let first = first.wait().with(exit::TERMINATED);
     assert!(first.sentence().ends_with("3 open"), "{}", first.sentence());
 
     fleet.fleet.small_repository("a/e");

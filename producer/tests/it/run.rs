@@ -256,7 +256,9 @@ fn odd_repositories_are_digested_once_and_then_cached() {
 
     // Once more: everything that can be cached is, and the server is left alone.
     let requests = fleet.requests();
-    let again = fleet.run(&["--exclude", "odd/gone"]).with(0);
+    let lenient = ["--max-failures", "100%"];
+    let again = fleet.run(&[&["--exclude", "odd/gone"], &lenient[..]].concat());
+    let again = again.with(0);
     assert_eq!(
         again.messages("cache-check")[1],
         format!("Cache hit rate: 100.0% ({0}/{0})", odd.len())
@@ -273,7 +275,8 @@ fn odd_repositories_are_digested_once_and_then_cached() {
         .iter()
         .map(|repo| fleet.server.repo_stats(repo).info_refs)
         .collect();
-    let third = fleet.run(&["--exclude", "odd/gone", "--explain"]).with(0);
+    let third = fleet.run(&[&["--exclude", "odd/gone", "--explain"], &lenient[..]].concat());
+    let third = third.with(0);
     assert_eq!(third.summary()["processed"], 3);
     for (i, repo) in odd.iter().enumerate() {
         let asked = fleet.server.repo_stats(repo).info_refs - before[i];
@@ -537,7 +540,8 @@ fn a_feed_file_may_list_repositories_on_this_machine() {
         let body: Value = json!([entry(url)]);
         let server = HttpServer::start(move |_| Response::json(&body));
         let feed = format!("{}/repos.json", server.url());
-        let run = fleet.run(&[&["--force", "--feed", &feed][..], more].concat());
+        let lenient = ["--allow-empty-feed", "--max-failures", "1"];
+        let run = fleet.run(&[&["--force", "--feed", &feed][..], &lenient, more].concat());
         let run = run.with(0);
         let summary = fleet.document(&run.run_id(), "summary.json");
         let failed = failures(&summary);
@@ -586,6 +590,7 @@ fn secrets_are_not_told() {
     let url = format!("http://me:pa55word@{}/repos.json?key=k3y", feed.authority());
     let mut command = fleet.producer(&["--feed", &url, "--log-level", "trace"]);
     command.env("GITHUB_TOKEN", "sesame");
+    command.env("MAX_FAILURES", "1");
     let run = crate::fleet::Running::start(&mut command).wait().with(0);
     let summary = fleet.document(&run.run_id(), "summary.json");
     assert_eq!(failures(&summary)[0].1, "invalid_entry");

@@ -81,6 +81,15 @@ impl Failure {
         Self::Broken(innermost(error).to_string())
     }
 
+    /// Whether waiting will not help: the server understood, and said no.
+    pub(super) fn is_lasting(&self) -> bool {
+        match self {
+            Self::Answer { status, .. } => *status < 500 && !matches!(status, 408 | 429),
+            Self::Certificate(_) => true,
+            _ => false,
+        }
+    }
+
     /// What happened, and the remedy.
     pub(super) fn sentence(&self, config: &S3Config) -> String {
         let (address, limits) = (config.address_variable(), &config.limits);
