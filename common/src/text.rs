@@ -221,7 +221,7 @@ mod tests {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
             assert_eq!(format_size(bytes), printed);
             if bytes != 1_000_000_000 && bytes != 1536 << 10 {
-                assert_eq!(parse_size(&printed), Ok(bytes));
+                assert_eq!(parse_size(printed), Ok(bytes));
             }
         }
         for text in [

@@ -328,7 +328,7 @@ mod tests {
     #[test]
     fn a_line_for_people_is_time_and_message() {
         let line = lines_of(LineFormat::Human, || {
-            tracing::info!(repo = "a/b", "stored a/b")
+            tracing::info!(repo = "a/b", "stored a/b");
         });
         assert_eq!(line.split_once(' ').unwrap().1, "stored a/b\n");
         let line = lines_of(LineFormat::Human, || tracing::error!("no"));
