@@ -22,12 +22,12 @@ use crate::job::Job;
 /// A [`Broker`] in memory. Clones share one queue.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryBroker {
-    shared: Arc<Shared>,
+    inner: Arc<Inner>,
 }
 
 #[derive(Debug)]
-struct Shared {
-    state: Mutex<State>,
+struct Inner {
+    queues: Mutex<Queues>,
     /// Counts the jobs that became ready, so that a consumer that found none can wait for more.
     ready: watch::Sender<u64>,
     /// The ledger's length.
@@ -38,7 +38,7 @@ struct Shared {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct Queues {
     ready: VecDeque<Message>,
     /// How many messages wait for their pause to end.
     retry: u64,
@@ -50,11 +50,11 @@ struct State {
 
 /// A stream of deliveries, counted while it is there.
 #[derive(Debug)]
-struct Consumer(Arc<Shared>);
+struct Consumer(Arc<Inner>);
 
 impl Drop for Consumer {
     fn drop(&mut self) {
-        self.0.state().consumers -= 1;
+        self.0.queues().consumers -= 1;
     }
 }
 
@@ -68,10 +68,10 @@ struct Message {
     enqueued: OffsetDateTime,
 }
 
-impl Default for Shared {
+impl Default for Inner {
     fn default() -> Self {
         Self {
-            state: Mutex::default(),
+            queues: Mutex::default(),
             ready: watch::Sender::new(0),
             recorded: watch::Sender::new(0),
             producer: Arc::new(Semaphore::new(1)),
@@ -81,18 +81,18 @@ impl Default for Shared {
     }
 }
 
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state
+impl Inner {
+    fn queues(&self) -> MutexGuard<'_, Queues> {
+        self.queues
             .lock()
             .expect("nothing that holds this lock can panic")
     }
 
     fn record(&self, at: OffsetDateTime, event: Event) {
         let length = {
-            let mut state = self.state();
-            state.ledger.push(LedgerEntry { at, event });
-            state.ledger.len()
+            let mut queues = self.queues();
+            queues.ledger.push(LedgerEntry { at, event });
+            queues.ledger.len()
         };
         // Two recorders may arrive here in the wrong order; the length must not shrink.
         self.recorded
@@ -100,7 +100,7 @@ impl Shared {
     }
 
     fn push(&self, message: Message) {
-        self.state().ready.push_back(message);
+        self.queues().ready.push_back(message);
         self.ready.send_modify(|count| *count += 1);
     }
 
@@ -108,8 +108,28 @@ impl Shared {
         let job = message.job.clone();
         let event = Event::Dead(DeadJob { job, cause });
         let enqueued = message.enqueued;
-        self.state().dead.push_back(message);
+        self.queues().dead.push_back(message);
         self.record(enqueued, event);
+    }
+
+    fn take_letter(self: &Arc<Self>) -> Option<DeadLetter> {
+        let message = self.queues().dead.pop_front()?;
+        let job = message.job.clone();
+        let (payload, at) = (job.encode(), Some(message.enqueued));
+        let attempt = message.attempt;
+        let receipt = DeadReceipt {
+            inner: Arc::downgrade(self),
+            message: Some(message),
+        };
+        let receipt = Box::new(receipt);
+        Some(DeadLetter::new(
+            job.id(),
+            Ok(job),
+            payload,
+            attempt,
+            at,
+            receipt,
+        ))
     }
 
     fn open(&self) -> Result<(), Fault> {
@@ -119,13 +139,13 @@ impl Shared {
         Ok(())
     }
 
-    /// The place in the ledger that `from` means.
-    fn place(&self, from: Position) -> usize {
-        let state = self.state();
+    /// The index in the ledger that `from` means.
+    fn index(&self, from: Position) -> usize {
+        let queues = self.queues();
         match from {
             Position::Start => 0,
-            Position::Since(since) => state.ledger.partition_point(|entry| entry.at < since),
-            Position::Now => state.ledger.len(),
+            Position::Since(since) => queues.ledger.partition_point(|entry| entry.at < since),
+            Position::Now => queues.ledger.len(),
         }
     }
 
@@ -137,7 +157,7 @@ impl Shared {
             self.dead_letter(message, DeathCause::DeliveryLimit);
             return;
         }
-        self.state().ready.push_front(message);
+        self.queues().ready.push_front(message);
         self.ready.send_modify(|count| *count += 1);
     }
 }
@@ -145,14 +165,14 @@ impl Shared {
 #[async_trait]
 impl Broker for MemoryBroker {
     async fn enqueue(&self, jobs: BoxStream<'_, Job>) -> Result<Enqueued, Fault> {
-        self.shared.open()?;
+        self.inner.open()?;
         let mut enqueued = Enqueued::default();
         let mut jobs = pin!(jobs);
         while let Some(job) = jobs.next().await {
             let now = OffsetDateTime::now_utc();
             // Ledger first: no outcome may come before its job.
-            self.shared.record(now, Event::Job(job.clone()));
-            self.shared.push(Message {
+            self.inner.record(now, Event::Job(job.clone()));
+            self.inner.push(Message {
                 job,
                 attempt: 0,
                 waits: 0,
@@ -169,27 +189,27 @@ impl Broker for MemoryBroker {
         prefetch: u16,
         until: CancellationToken,
     ) -> Result<BoxStream<'static, Delivery>, Fault> {
-        self.shared.open()?;
+        self.inner.open()?;
         let loans = Arc::new(Semaphore::new(prefetch.into()));
-        let ready = self.shared.ready.subscribe();
-        self.shared.state().consumers += 1;
-        let consumer = Consumer(Arc::clone(&self.shared));
+        let ready = self.inner.ready.subscribe();
+        self.inner.queues().consumers += 1;
+        let consumer = Consumer(Arc::clone(&self.inner));
         let stream = stream::unfold(
             (consumer, loans, ready),
             |(consumer, loans, mut ready)| async move {
-                let shared = &consumer.0;
+                let inner = &consumer.0;
                 let permit = Arc::clone(&loans).acquire_owned().await.ok()?;
                 let message = loop {
                     // Marked as seen before looking, so that what comes in between wakes us.
                     ready.borrow_and_update();
-                    let message = shared.state().ready.pop_front();
+                    let message = inner.queues().ready.pop_front();
                     match message {
                         Some(message) => break message,
                         None => ready.changed().await.ok()?,
                     }
                 };
                 let receipt = MemoryReceipt {
-                    shared: Arc::downgrade(shared),
+                    inner: Arc::downgrade(inner),
                     message: Some(message.clone()),
                     _permit: permit,
                 };
@@ -204,7 +224,7 @@ impl Broker for MemoryBroker {
                 Some((delivery, (consumer, loans, ready)))
             },
         );
-        let closed = self.shared.closed.clone();
+        let closed = self.inner.closed.clone();
         Ok(stream
             .take_until(until.cancelled_owned())
             .take_until(closed.cancelled_owned())
@@ -212,83 +232,71 @@ impl Broker for MemoryBroker {
     }
 
     async fn record(&self, event: &Event) -> Result<(), Fault> {
-        self.shared.open()?;
-        self.shared.record(OffsetDateTime::now_utc(), event.clone());
+        self.inner.open()?;
+        self.inner.record(OffsetDateTime::now_utc(), event.clone());
         Ok(())
     }
 
     async fn events(&self, from: Position) -> Result<Entries, Fault> {
-        self.shared.open()?;
-        let next = self.shared.place(from);
-        let recorded = self.shared.recorded.subscribe();
+        self.inner.open()?;
+        let next = self.inner.index(from);
+        let recorded = self.inner.recorded.subscribe();
         let stream = stream::unfold(
-            (Arc::clone(&self.shared), recorded, next),
-            |(shared, mut recorded, next)| async move {
+            (Arc::clone(&self.inner), recorded, next),
+            |(inner, mut recorded, next)| async move {
                 recorded.wait_for(|length| *length > next).await.ok()?;
-                let entry = shared.state().ledger[next].clone();
-                Some((Ok(entry), (shared, recorded, next + 1)))
+                let entry = inner.queues().ledger[next].clone();
+                Some((Ok(entry), (inner, recorded, next + 1)))
             },
         );
-        let closed = self.shared.closed.clone();
+        let closed = self.inner.closed.clone();
         Ok(stream.take_until(closed.cancelled_owned()).boxed())
     }
 
     async fn history(&self, from: Position) -> Result<Entries, Fault> {
-        let (next, end) = (self.shared.place(from), self.shared.place(Position::Now));
+        let (next, end) = (self.inner.index(from), self.inner.index(Position::Now));
         let events = self.events(from).await?;
         Ok(events.take(end - next).boxed())
     }
 
     async fn producer_lock(&self) -> Result<Option<ProducerLock>, Fault> {
-        self.shared.open()?;
-        let permit = Arc::clone(&self.shared.producer).try_acquire_owned();
+        self.inner.open()?;
+        let permit = Arc::clone(&self.inner.producer).try_acquire_owned();
         // It cannot be lost: there is no server to be cut off from.
         let lost = CancellationToken::new();
         Ok(permit.ok().map(|permit| ProducerLock::new(lost, permit)))
     }
 
     async fn waiting(&self) -> Result<Waiting, Fault> {
-        self.shared.open()?;
-        let state = self.shared.state();
+        self.inner.open()?;
+        let queues = self.inner.queues();
         Ok(Waiting {
-            ready: state.ready.len() as u64,
-            retry: state.retry,
-            dead: state.dead.len() as u64,
-            workers: state.consumers,
+            ready: queues.ready.len() as u64,
+            retry: queues.retry,
+            dead: queues.dead.len() as u64,
+            workers: queues.consumers,
         })
     }
 
     async fn dead_letters(&self) -> Result<BoxStream<'static, Result<DeadLetter, Fault>>, Fault> {
-        self.shared.open()?;
-        let letters: Vec<_> = self.shared.state().dead.drain(..).collect();
-        let letters = letters.into_iter().map(|message| {
-            let receipt = DeadReceipt {
-                shared: Arc::downgrade(&self.shared),
-                message: Some(message.clone()),
-            };
-            Ok(DeadLetter::new(
-                message.job.id(),
-                Ok(message.job.clone()),
-                message.job.encode(),
-                message.attempt,
-                Some(message.enqueued),
-                Box::new(receipt),
-            ))
-        });
-        // All are made now, so that those that are never looked at go back too.
-        Ok(stream::iter(letters.collect::<Vec<_>>()).boxed())
+        self.inner.open()?;
+        let count = self.inner.queues().dead.len();
+        let inner = Arc::clone(&self.inner);
+        // Each is taken when it is asked for; those that are dropped go behind these.
+        let letters = (0..count).map_while(move |_| inner.take_letter());
+        Ok(stream::iter(letters.map(Ok)).boxed())
     }
 
     async fn announce(&self, notice: &Notice) -> Result<(), Fault> {
-        self.shared.open()?;
+        self.inner.open()?;
         // An error means that nobody listens.
-        _ = self.shared.announcements.send(notice.clone());
+        _ = self.inner.announcements.send(notice.clone());
         Ok(())
     }
 
     async fn announcements(&self) -> Result<BoxStream<'static, Notice>, Fault> {
-        self.shared.open()?;
-        let announced = self.shared.announcements.subscribe();
+        self.inner.open()?;
+        let announced = self.inner.announcements.subscribe();
         let stream = stream::unfold(announced, |mut announced| async move {
             loop {
                 match announced.recv().await {
@@ -298,7 +306,7 @@ impl Broker for MemoryBroker {
                 }
             }
         });
-        let closed = self.shared.closed.clone();
+        let closed = self.inner.closed.clone();
         Ok(stream.take_until(closed.cancelled_owned()).boxed())
     }
 
@@ -311,18 +319,18 @@ impl Broker for MemoryBroker {
     }
 
     async fn probe(&self) -> Result<(), Fault> {
-        self.shared.open()
+        self.inner.open()
     }
 
     async fn close(&self) {
-        self.shared.closed.cancel();
+        self.inner.closed.cancel();
     }
 }
 
 #[derive(Debug)]
 struct MemoryReceipt {
     /// Weak, so that deliveries in hand do not keep a broker alive that nobody holds any more.
-    shared: Weak<Shared>,
+    inner: Weak<Inner>,
     /// `None` once settled.
     message: Option<Message>,
     _permit: OwnedSemaphorePermit,
@@ -331,12 +339,12 @@ struct MemoryReceipt {
 #[async_trait]
 impl Receipt for MemoryReceipt {
     async fn settle(mut self: Box<Self>, settlement: Settlement) -> Result<(), Fault> {
-        let (Some(message), Some(shared)) = (self.message.take(), self.shared.upgrade()) else {
+        let (Some(message), Some(inner)) = (self.message.take(), self.inner.upgrade()) else {
             return Err(Fault::infra("the memory broker is gone"));
         };
         match settlement {
             Settlement::Done => {}
-            Settlement::Dead => shared.dead_letter(message, DeathCause::Rejected),
+            Settlement::Dead => inner.dead_letter(message, DeathCause::Rejected),
             Settlement::Again {
                 after,
                 attempt,
@@ -350,13 +358,13 @@ impl Receipt for MemoryReceipt {
                     returns,
                     enqueued: message.enqueued,
                 };
-                shared.state().retry += 1;
-                let shared = Arc::downgrade(&shared);
+                inner.queues().retry += 1;
+                let inner = Arc::downgrade(&inner);
                 tokio::spawn(async move {
                     tokio::time::sleep(after).await;
-                    if let Some(shared) = shared.upgrade() {
-                        shared.state().retry -= 1;
-                        shared.push(message);
+                    if let Some(inner) = inner.upgrade() {
+                        inner.queues().retry -= 1;
+                        inner.push(message);
                     }
                 });
             }
@@ -367,15 +375,15 @@ impl Receipt for MemoryReceipt {
 
 impl Drop for MemoryReceipt {
     fn drop(&mut self) {
-        if let (Some(message), Some(shared)) = (self.message.take(), self.shared.upgrade()) {
-            shared.take_back(message);
+        if let (Some(message), Some(inner)) = (self.message.take(), self.inner.upgrade()) {
+            inner.take_back(message);
         }
     }
 }
 
 #[derive(Debug)]
 struct DeadReceipt {
-    shared: Weak<Shared>,
+    inner: Weak<Inner>,
     /// `None` once removed.
     message: Option<Message>,
 }
@@ -390,8 +398,8 @@ impl Receipt for DeadReceipt {
 
 impl Drop for DeadReceipt {
     fn drop(&mut self) {
-        if let (Some(message), Some(shared)) = (self.message.take(), self.shared.upgrade()) {
-            shared.state().dead.push_back(message);
+        if let (Some(message), Some(inner)) = (self.message.take(), self.inner.upgrade()) {
+            inner.queues().dead.push_back(message);
         }
     }
 }

@@ -9,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use common::broker::{
     Broker, DELIVERY_LIMIT, DeadJob, DeathCause, Delivery, Enqueued, Entries, Event, HostPause,
-    LedgerEntry, Notice, Position, Settlement, SharedBroker, Waiting,
+    InHand, LedgerEntry, Notice, Position, RollCall, Settlement, SharedBroker, Waiting,
+    WorkerState,
 };
 use common::fault::FaultKind;
 use common::ids::PushedAt;
@@ -38,6 +39,10 @@ where
     a_dead_letter_stays_until_it_is_removed(fresh().await).await;
     what_waits_is_counted(fresh().await).await;
     an_announcement_reaches_everybody_who_listens(fresh().await).await;
+    a_roll_call_is_answered(fresh().await).await;
+    why_workers_wait_is_recorded(fresh().await).await;
+    a_replay_from_the_future_ends(fresh().await).await;
+    limits_are_told(fresh().await).await;
     a_closed_broker_ends_its_streams(fresh().await).await;
 }
 
@@ -66,6 +71,15 @@ pub fn outcome(job: &Job, outcome: Outcome) -> Event {
         millis: 1,
         fetched_bytes: 2,
         stored_bytes: 3,
+        worker: "worker-1".to_owned(),
+    })
+}
+
+/// A pause of `github.com`.
+pub fn host_pause(until_millis: i64) -> Notice {
+    Notice::HostPause(HostPause {
+        host: "github.com".to_owned(),
+        until_millis,
         worker: "worker-1".to_owned(),
     })
 }
@@ -127,10 +141,13 @@ async fn jobs_are_delivered_once_and_settled_for_good(broker: SharedBroker) {
 async fn a_dropped_delivery_comes_back(broker: SharedBroker) {
     let jobs = enqueue(&*broker, 1).await;
     let mut stream = deliveries(&*broker, 1).await;
-    drop(next(&mut stream, "delivery").await);
-    let again = next(&mut stream, "second delivery").await;
-    assert_eq!((&again.job, again.attempt), (&jobs[0], 0));
-    settle(again, Settlement::Done).await;
+    for returns in 0..3 {
+        let delivery = next(&mut stream, "delivery").await;
+        assert_eq!((&delivery.job, delivery.attempt), (&jobs[0], 0));
+        assert_eq!(delivery.returns, returns);
+    }
+    let last = next(&mut stream, "last delivery").await;
+    settle(last, Settlement::Done).await;
 }
 
 async fn prefetch_bounds_what_is_unsettled(broker: SharedBroker) {
@@ -238,11 +255,26 @@ async fn a_job_never_settled_is_given_up(broker: SharedBroker) {
 
 async fn a_dead_letter_stays_until_it_is_removed(broker: SharedBroker) {
     let jobs = enqueue(&*broker, 3).await;
+    let mut events = broker.events(Position::Now).await.expect("events");
     let mut stream = deliveries(&*broker, 1).await;
     for _ in &jobs {
         let delivery = next(&mut stream, "delivery").await;
         settle(delivery, Settlement::Dead).await;
     }
+    waiting(&*broker, |waiting| waiting.dead == 3).await;
+    for job in &jobs {
+        let cause = DeathCause::Rejected;
+        let job = job.clone();
+        assert_eq!(
+            event(&mut events).await,
+            Event::Dead(DeadJob { job, cause })
+        );
+    }
+    // Whoever needs one takes one.
+    let mut letters = broker.dead_letters().await.expect("dead letters");
+    let first = next(&mut letters, "letter").await.expect("a letter");
+    assert_eq!(first.id, jobs[0].id());
+    drop((first, letters));
     waiting(&*broker, |waiting| waiting.dead == 3).await;
     for left in [3, 2] {
         let letters = broker.dead_letters().await.expect("dead letters");
@@ -286,21 +318,70 @@ async fn what_waits_is_counted(broker: SharedBroker) {
 }
 
 async fn an_announcement_reaches_everybody_who_listens(broker: SharedBroker) {
-    let pause = |until_millis| {
-        Notice::HostPause(HostPause {
-            host: "github.com".to_owned(),
-            until_millis,
-            worker: "worker-1".to_owned(),
-        })
-    };
     // Nobody listens: that is no error.
-    broker.announce(&pause(1)).await.expect("announce");
+    broker.announce(&host_pause(1)).await.expect("announce");
     let mut first = broker.announcements().await.expect("announcements");
     let mut second = broker.announcements().await.expect("announcements");
     for until in [2, 3] {
-        broker.announce(&pause(until)).await.expect("announce");
-        assert_eq!(next(&mut first, "announcement").await, pause(until));
-        assert_eq!(next(&mut second, "announcement").await, pause(until));
+        broker.announce(&host_pause(until)).await.expect("announce");
+        assert_eq!(next(&mut first, "announcement").await, host_pause(until));
+        assert_eq!(next(&mut second, "announcement").await, host_pause(until));
+    }
+}
+
+async fn a_roll_call_is_answered(broker: SharedBroker) {
+    let mut producer = broker.announcements().await.expect("announcements");
+    let mut worker = broker.announcements().await.expect("announcements");
+    let question = Notice::RollCall(RollCall {
+        roll_call: "one".to_owned(),
+    });
+    broker.announce(&question).await.expect("announce");
+    assert_eq!(next(&mut worker, "roll call").await, question);
+    // As much as a large worker has in hand.
+    let run = RunId::new();
+    let answer = Notice::InHand(InHand {
+        answers: "one".to_owned(),
+        worker: "worker-1".to_owned(),
+        jobs: (0..1000).map(|n| job(&run, n).id()).collect(),
+    });
+    broker.announce(&answer).await.expect("announce");
+    assert_eq!(next(&mut producer, "its own question").await, question);
+    assert_eq!(next(&mut producer, "answer").await, answer);
+}
+
+async fn why_workers_wait_is_recorded(broker: SharedBroker) {
+    let mut events = broker.events(Position::Now).await.expect("events");
+    let waiting = Event::Worker(WorkerState {
+        worker: "worker-1".to_owned(),
+        infra: Some("access denied to bucket x".to_owned()),
+        hosts: [("github.com".to_owned(), 1)].into(),
+    });
+    let working = Event::Worker(WorkerState {
+        worker: "worker-1".to_owned(),
+        ..WorkerState::default()
+    });
+    for state in [waiting, working] {
+        broker.record(&state).await.expect("record");
+        assert_eq!(event(&mut events).await, state);
+    }
+    assert_eq!(history(&*broker, Position::Start).await.len(), 2);
+}
+
+/// As of a run that began by a clock far ahead of the broker's.
+async fn a_replay_from_the_future_ends(broker: SharedBroker) {
+    let job = Event::Job(enqueue(&*broker, 1).await.remove(0));
+    let tomorrow = OffsetDateTime::now_utc() + Duration::from_secs(24 * 3600);
+    let replayed = history(&*broker, Position::Since(tomorrow)).await;
+    assert!(replayed.iter().all(|event| *event == job), "{replayed:?}");
+}
+
+async fn limits_are_told(broker: SharedBroker) {
+    if let Some(limit) = broker.loan_limit() {
+        assert!(limit > PROMPTLY, "{limit:?}");
+    }
+    for seconds in [0, 1, 3, 60] {
+        let wish = Duration::from_secs(seconds);
+        assert!(broker.retry_after(wish) >= wish, "{wish:?}");
     }
 }
 

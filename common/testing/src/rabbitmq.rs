@@ -213,6 +213,15 @@ impl Node {
         String::from_utf8_lossy(&stdout).into_owned()
     }
 
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        let logs = fs::read_dir(self.folder.path().join("log"))
+            .into_iter()
+            .flatten();
+        let logs = logs.flatten().map(|log| fs::read_to_string(log.path()));
+        logs.flatten().collect()
+    }
+
     fn wait(&self) {
         let start = Instant::now();
         while !answers(self.port) {

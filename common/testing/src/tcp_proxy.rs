@@ -35,6 +35,7 @@ enum Mode {
     Stall,
     StallAt(&'static [u8]),
     CutAt(&'static [u8]),
+    CutOnceAt(&'static [u8]),
     Refuse,
     Gone,
 }
@@ -99,6 +100,11 @@ impl TcpProxy {
         self.set(Mode::CutAt(bytes));
     }
 
+    /// Ends the first connection where these bytes would come, and leaves all others alone.
+    pub fn cut_once_at(&self, bytes: &'static [u8]) {
+        self.set(Mode::CutOnceAt(bytes));
+    }
+
     /// As at the start.
     pub fn flow(&self) {
         self.set(Mode::Flow);
@@ -140,7 +146,11 @@ impl Shared {
             match self.state().mode {
                 Mode::Gone => return,
                 Mode::Refuse => continue,
-                Mode::Flow | Mode::Stall | Mode::StallAt(_) | Mode::CutAt(_) => {}
+                Mode::Flow
+                | Mode::Stall
+                | Mode::StallAt(_)
+                | Mode::CutAt(_)
+                | Mode::CutOnceAt(_) => {}
             }
             // What fails here fails for the client, as it would without us.
             _ = client.and_then(|client| self.pass_on(client));
@@ -177,8 +187,20 @@ impl Shared {
         }
     }
 
+    /// The mode in which these bytes are passed on: a cut that happens once is over with it.
+    fn mode_for(&self, bytes: &[u8]) -> Mode {
+        let mut state = self.state();
+        match state.mode {
+            Mode::CutOnceAt(stop) if position(bytes, stop).is_some() => {
+                state.mode = Mode::Flow;
+                Mode::CutAt(stop)
+            }
+            mode => mode,
+        }
+    }
+
     fn pass(&self, bytes: &[u8], to: &mut TcpStream) -> io::Result<()> {
-        let mode = self.state().mode;
+        let mode = self.mode_for(bytes);
         let at_once = match mode {
             Mode::Stall => 0,
             Mode::StallAt(stop) => position(bytes, stop).unwrap_or(bytes.len()),

@@ -1,4 +1,4 @@
-//! Dead letters, looked at one by one.
+//! Dead letters, read one by one.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,15 +15,21 @@ use crate::broker::{DeadLetter, Receipt, Settlement};
 use crate::fault::Fault;
 use crate::job::Job;
 
-/// As many as there are now, on a channel that gives back what is left when it is closed.
+/// As many as there are now, each taken when it is asked for, on a channel that gives back what is
+/// left when it is closed.
 pub(super) async fn letters(
     shared: Arc<Shared>,
 ) -> Result<BoxStream<'static, Result<DeadLetter, Fault>>, Fault> {
     let deadline = shared.deadline();
-    let count = shared.look(shared.names.dead(), deadline).await?.ready;
-    let session = shared.consuming.session(Some(deadline)).await?;
-    let channel = session.channel().await;
-    let channel = channel.map_err(|why| shared.server.unreachable(&why))?;
+    let count = shared
+        .depth(&shared.options.names.dead, deadline)
+        .await?
+        .ready;
+    let opening = shared.consuming.call(deadline, async |session| {
+        let channel = session.channel().await?;
+        Ok((session, channel))
+    });
+    let (session, channel) = opening.await?;
     let stream = stream::unfold(Some((session, channel, count)), move |state| {
         let shared = Arc::clone(&shared);
         async move {
@@ -41,40 +47,31 @@ pub(super) async fn letters(
 
 impl Shared {
     async fn letter(
-        &self,
-        session: &Arc<Session>,
+        self: &Arc<Self>,
+        session: &Session,
         channel: &Channel,
     ) -> Result<Option<DeadLetter>, Fault> {
-        let get = channel.basic_get(self.names.dead(), BasicGetOptions::default());
+        let get = channel.basic_get(self.options.names.dead.clone(), BasicGetOptions::default());
         let got = within(self.options.call_limit, "taking a dead letter", get).await;
-        let got = got.map_err(|why| {
-            session.fail(&why);
-            self.server.unreachable(&why)
-        })?;
-        let Some(message) = got else {
+        let Some(message) = got.map_err(|error| self.consuming.given_up(session, &error))? else {
             return Ok(None);
         };
-        let properties = &message.delivery.properties;
-        let payload = message.delivery.data.clone();
-        let job = Job::decode(&payload).map_err(|fault| fault.message);
-        let id = match id_of(properties) {
-            "" => DeadLetter::payload_id(&payload),
+        let message = message.delivery;
+        let id = match id_of(&message.properties) {
+            "" => DeadLetter::payload_id(&message.data),
             id => id.to_owned(),
         };
-        let attempt = count_of(properties.headers().as_ref(), header::ATTEMPT);
-        let at = time_of(properties);
         let receipt = LetterReceipt {
-            acker: message.delivery.acker,
+            shared: Arc::clone(self),
+            acker: message.acker,
             channel: channel.clone(),
-            server: self.server.clone(),
-            limit: self.options.call_limit,
         };
         Ok(Some(DeadLetter::new(
             id,
-            job,
-            payload,
-            attempt,
-            at,
+            Job::decode(&message.data).map_err(|fault| fault.message),
+            message.data,
+            count_of(message.properties.headers().as_ref(), header::ATTEMPT),
+            time_of(&message.properties),
             Box::new(receipt),
         )))
     }
@@ -82,10 +79,9 @@ impl Shared {
 
 /// Dropped, it does nothing: a letter that was given back at once would be the next one shown.
 struct LetterReceipt {
+    shared: Arc<Shared>,
     acker: Acker,
     channel: Channel,
-    server: super::session::Server,
-    limit: std::time::Duration,
 }
 
 impl fmt::Debug for LetterReceipt {
@@ -98,21 +94,16 @@ impl fmt::Debug for LetterReceipt {
 #[async_trait]
 impl Receipt for LetterReceipt {
     async fn settle(self: Box<Self>, _: Settlement) -> Result<(), Fault> {
-        // Nothing answers an acknowledgement. What is asked for after it on the same channel (no
-        // limit, as ever) is answered only when it was taken.
+        // Nothing answers an acknowledgement. A later question on the same channel (no limit, as
+        // before) is answered only when it was taken.
         let acknowledged = async {
             let there = self.acker.ack(BasicAckOptions::default()).await?;
-            self.channel
-                .basic_qos(0, BasicQosOptions::default())
-                .await?;
+            let unlimited = BasicQosOptions::default();
+            self.channel.basic_qos(0, unlimited).await?;
             Ok(there)
         };
-        match within(self.limit, "removing a dead letter", acknowledged).await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(self
-                .server
-                .unreachable("the connection was lost; the letter is not removed")),
-            Err(why) => Err(self.server.unreachable(&why)),
-        }
+        self.shared
+            .settled("removing a dead letter", acknowledged)
+            .await
     }
 }
