@@ -90,17 +90,8 @@ impl Server {
 
     /// The fault of a broker that cannot be used.
     pub(super) fn unreachable(&self, why: impl fmt::Display) -> Fault {
-        let why = why.to_string();
-        // The answer of a peer that speaks no TLS.
-        let plain = self.uri.scheme == AMQPScheme::AMQPS && why.contains("InvalidContentType");
-        let remedy = match plain {
-            true => "; that port speaks no TLS: say amqp:// for it, or name the one that does",
-            false => "",
-        };
-        Fault::infra(format!(
-            "the broker {self} cannot be used: {}{remedy}",
-            self.scrub(&why)
-        ))
+        let why = self.scrub(&why.to_string());
+        Fault::infra(format!("the broker {self} cannot be used: {why}"))
     }
 
     /// Removes user name and password from an error.
@@ -461,12 +452,16 @@ async fn connect(options: &Options, purpose: &str) -> Result<Connection, CallErr
 /// What to do about a connection that could not be made.
 fn remedy(error: &lapin::Error) -> &'static str {
     match error.kind() {
-        ErrorKind::IOError(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-            ": nobody listens there; start RabbitMQ, or check --broker-url"
-        }
-        ErrorKind::IOError(error) if error.kind() != std::io::ErrorKind::InvalidData => {
-            "; check host and port in --broker-url"
-        }
+        ErrorKind::IOError(error) => match error.kind() {
+            std::io::ErrorKind::ConnectionRefused => {
+                ": nobody listens there; start RabbitMQ, or check --broker-url"
+            }
+            // What rustls says.
+            std::io::ErrorKind::InvalidData => {
+                "; either that port speaks no TLS (say amqp://, or name the port that does), or its certificate is not trusted"
+            }
+            _ => "; check host and port in --broker-url",
+        },
         ErrorKind::ProtocolError(error) => match error.kind() {
             AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => {
                 "; check user and password in --broker-url"
