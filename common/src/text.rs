@@ -1,6 +1,5 @@
 //! Numbers, durations, sizes and untrusted text, as people read and write them.
 
-use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// No duration that anybody means is longer: 100 years. Any time plus this is still a time.
@@ -28,13 +27,15 @@ pub fn thousands(number: u64) -> String {
     text
 }
 
-/// Prints `45s`, `1m 15s`, `15m`, `5h 47m`: the two largest units, without zero ones.
+/// Prints `45s`, `1m 15s`, `5h 47m`, `3d 4h`: the two largest units, without zero ones. Days begin
+/// with the second.
 pub fn format_duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
     let (large, small) = match seconds {
         0..60 => return format!("{seconds}s"),
         60..3600 => ((seconds / 60, "m"), (seconds % 60, "s")),
-        _ => ((seconds / 3600, "h"), (seconds % 3600 / 60, "m")),
+        3600..172_800 => ((seconds / 3600, "h"), (seconds % 3600 / 60, "m")),
+        _ => ((seconds / 86_400, "d"), (seconds % 86_400 / 3600, "h")),
     };
     match small {
         (0, _) => format!("{}{}", large.0, large.1),
@@ -71,15 +72,18 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(invalid)
 }
 
-/// Returns a parser of durations within `seconds`, for an option.
+/// Returns a parser of durations from `least` to `most`, for an option.
+///
+/// # Panics
+/// If the bounds are not durations themselves.
 pub fn duration_within(
-    seconds: RangeInclusive<u64>,
+    least: &'static str,
+    most: &'static str,
 ) -> impl Fn(&str) -> Result<Duration, String> + Clone + Send + Sync + 'static {
-    let [least, most] = [*seconds.start(), *seconds.end()].map(Duration::from_secs);
+    let [shortest, longest] = [least, most].map(|text| parse_duration(text).expect("a duration"));
     move |text| {
         let duration = parse_duration(text)?;
-        if !(least..=most).contains(&duration) {
-            let [least, most] = [least, most].map(format_duration);
+        if !(shortest..=longest).contains(&duration) {
             return Err(format!("expected {least} to {most}"));
         }
         Ok(duration)
@@ -156,6 +160,8 @@ mod tests {
             (3600, "1h"),
             (20_820, "5h 47m"),
             (90_061, "25h 1m"),
+            (259_200, "3d"),
+            (276_000, "3d 4h"),
         ] {
             assert_eq!(format_duration(Duration::from_secs(seconds)), expected);
         }
@@ -200,7 +206,7 @@ mod tests {
         ] {
             assert!(parse_duration(text).is_err(), "{text:?}");
         }
-        let minute = duration_within(1..=60);
+        let minute = duration_within("1s", "1m");
         assert_eq!(minute("1m"), Ok(Duration::from_secs(60)));
         for text in ["0.9", "61"] {
             assert_eq!(minute(text).unwrap_err(), "expected 1s to 1m");

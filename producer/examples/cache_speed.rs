@@ -22,7 +22,7 @@ use common::store::DigestStore;
 use common::store::s3::S3Store;
 use futures::TryStreamExt;
 use producer::cache::{self, CacheConfig, CacheSource, Check};
-use producer::feed::FeedRepo;
+use producer::feed::entry::FeedRepo;
 use producer::index::Index;
 use testing::delay_proxy::DelayProxy;
 use testing::s3_server::{BUCKET, S3Server, StoredObject, config};

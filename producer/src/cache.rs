@@ -18,7 +18,7 @@ use common::job::DIGEST_FORMAT;
 use common::retry::{Attempt, Policy, retry};
 use common::run::documents::CacheReason;
 use common::store::{DigestMeta, DigestStore, DocumentKey, Found};
-use common::text::thousands;
+use common::text::{duration_within, thousands};
 use futures::future::join;
 use futures::stream::{self, StreamExt};
 use serde::Serialize;
@@ -28,7 +28,8 @@ use time::OffsetDateTime;
 use tracing::{debug, warn};
 use url::Url;
 
-use crate::feed::{FeedRepo, Plain, http_client, seconds, shown};
+use crate::feed::entry::FeedRepo;
+use crate::feed::fetch::{Plain, http_client, root_cause, shown};
 use crate::index::{self, Entry, Index, Listing, Sight};
 
 /// How many repositories the store is asked about at the same time.
@@ -63,13 +64,13 @@ pub struct CacheConfig {
     )]
     pub cache_url: Option<ApiUrl>,
 
-    /// Longest time that one request to the API may take, in seconds.
+    /// Longest time for one request to the API
     #[arg(
         long,
         env = "CACHE_TIMEOUT",
-        value_name = "SECONDS",
-        default_value = "10",
-        value_parser = seconds
+        value_name = "DURATION",
+        default_value = "10s",
+        value_parser = duration_within("0.1s", "1d")
     )]
     pub cache_timeout: Duration,
 
@@ -605,11 +606,7 @@ impl Api {
         if self.away.load(Ordering::Relaxed) {
             return Err(Attempt::Final(ApiError::NotAsked));
         }
-        let away = |error: reqwest::Error| {
-            // Without the URL, which may hold credentials; with the chain, which says why.
-            let why = format!("{:#}", anyhow::Error::new(error.without_url()));
-            Attempt::Again(ApiError::Away(why))
-        };
+        let away = |error: reqwest::Error| Attempt::Again(ApiError::Away(root_cause(error)));
         let request = self.client.post(self.url.0.clone()).json(question);
         let mut response = request.send().await.map_err(away)?;
         let status = response.status();

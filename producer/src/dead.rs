@@ -312,15 +312,10 @@ impl Known {
     }
 
     fn age(&self, now: OffsetDateTime) -> String {
-        age(self.letter.at, now).map_or_else(|| "-".to_owned(), long)
-    }
-}
-
-/// Days too: dead letters get old.
-fn long(seconds: u64) -> String {
-    match seconds / (24 * 3600) {
-        0 | 1 => format_duration(Duration::from_secs(seconds)),
-        days => format!("{days}d"),
+        age(self.letter.at, now).map_or_else(
+            || "-".to_owned(),
+            |age| format_duration(Duration::from_secs(age)),
+        )
     }
 }
 
@@ -428,7 +423,9 @@ fn details(known: &Known, now: OffsetDateTime) -> String {
         ("url", shown.url.map(str::to_owned)),
         (
             "enqueued",
-            shown.age_seconds.map(|age| format!("{} ago", long(age))),
+            shown
+                .age_seconds
+                .map(|age| format!("{} ago", format_duration(Duration::from_secs(age)))),
         ),
         ("attempt", Some(shown.attempt.to_string())),
         ("class", Some(known.class().to_owned())),

@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tracing::{error, info, warn};
 
 use crate::cache::{Checked, counts};
-use crate::feed::InvalidEntry;
+use crate::feed::entry::InvalidEntry;
 
 /// Settled repositories from one progress sentence to the next.
 const EVERY_REPOS: u64 = 100;
@@ -483,7 +483,7 @@ mod tests {
     use indicatif::TermLike;
 
     use super::*;
-    use crate::feed::FeedRepo;
+    use crate::feed::entry::FeedRepo;
 
     const SECOND: Duration = Duration::from_secs(1);
 

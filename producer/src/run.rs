@@ -32,7 +32,9 @@ use worker::run::probe_at_start;
 
 use crate::cache::{self, CacheConfig, Checked};
 use crate::embedded::{Embedded, EmbeddedConfig};
-use crate::feed::{self, Feed, FeedConfig, FilterConfig, Source};
+use crate::feed::fetch::{FeedConfig, FeedSource};
+use crate::feed::filter::FilterConfig;
+use crate::feed::{self, Feed};
 use crate::fleet::{Fleet, FleetConfig, FleetRun};
 use crate::folder_lock::FolderLock;
 use crate::follow::{Ended, follow};
@@ -227,7 +229,7 @@ impl RunConfig {
         let Some(plan) = self.plan_unless(store, &metrics, shutdown).await? else {
             return Ok(shutdown.unfinished());
         };
-        let local_feed = matches!(self.feed.feed, Source::File(_));
+        let local_feed = matches!(self.feed.feed, FeedSource::File(_));
         let slots = self.embedded.slots(local_feed, &metrics)?;
         let nothing = HashSet::new();
         let begun = self.begin(start, store, &plan, &nothing, bar).await?;
@@ -703,7 +705,7 @@ mod tests {
     use futures::stream::BoxStream;
 
     use super::*;
-    use crate::feed::FeedRepo;
+    use crate::feed::entry::FeedRepo;
 
     /// A broker that goes away before it takes a job.
     #[derive(Debug)]

@@ -8,6 +8,7 @@ use common::broker::DeadLetter;
 use common::fault::FaultKind;
 use common::ids::{JobKey, RunId};
 use common::job::Job;
+use common::text::parse_duration;
 use globset::{GlobBuilder, GlobMatcher};
 use strum::VariantArray;
 use time::OffsetDateTime;
@@ -94,26 +95,6 @@ fn parse_owner(text: &str) -> Result<GlobMatcher, globset::Error> {
     Ok(glob.compile_matcher())
 }
 
-/// `90s`, `15m`, `2h`, `3d`.
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || "expected a number and s, m, h or d, such as 2h or 3d".to_owned();
-    let unit = text.chars().last().ok_or_else(wrong)?;
-    let seconds = match unit {
-        's' => 1,
-        'm' => 60,
-        'h' => 3600,
-        'd' => 24 * 3600,
-        _ => return Err(wrong()),
-    };
-    let number = &text[..text.len() - 1];
-    // Neither a sign nor what would overflow.
-    if number.is_empty() || number.len() > 9 || !number.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(wrong());
-    }
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    Ok(Duration::from_secs(number * seconds))
-}
-
 #[cfg(test)]
 mod tests {
     use common::broker::{Receipt, Settlement};
@@ -128,37 +109,6 @@ mod tests {
     impl Receipt for Nowhere {
         async fn settle(self: Box<Self>, _: Settlement) -> Result<(), Fault> {
             Ok(())
-        }
-    }
-
-    #[test]
-    fn durations_are_a_number_and_a_unit() {
-        for (text, seconds) in [
-            ("90s", 90),
-            ("15m", 900),
-            ("2h", 7200),
-            ("3d", 259_200),
-            ("0d", 0),
-        ] {
-            assert_eq!(
-                parse_duration(text),
-                Ok(Duration::from_secs(seconds)),
-                "{text}"
-            );
-        }
-        for text in [
-            "",
-            "s",
-            "3",
-            "-3d",
-            "+3d",
-            "3 d",
-            "1.5h",
-            "3w",
-            "3ä",
-            "9999999999d",
-        ] {
-            assert!(parse_duration(text).is_err(), "{text:?}");
         }
     }
 

@@ -19,7 +19,7 @@ use common::store::fs::FsStore;
 use common::store::{Digest, DigestMeta, DigestStore, DocumentKey, Expected, Found, Listed, Put};
 use futures::stream::BoxStream;
 use producer::cache::{self, CacheConfig, CacheSource, Check, Checked};
-use producer::feed::FeedRepo;
+use producer::feed::entry::FeedRepo;
 use serde_json::{Value, json};
 use testing::http_server::{HttpServer, Request, Response};
 use tokio::sync::Barrier;

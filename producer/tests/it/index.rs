@@ -13,7 +13,7 @@ use common::run::documents::CacheReason;
 use common::store::s3::S3Store;
 use common::store::{Digest, DigestMeta, DigestStore, DocumentKey, Put};
 use producer::cache::{self, CacheConfig, CacheSource, Check, Checked};
-use producer::feed::FeedRepo;
+use producer::feed::entry::FeedRepo;
 use producer::index::{Entry, Index, SETTLED};
 use testing::s3_server::{Call, Fate, S3Server};
 
