@@ -37,8 +37,8 @@ SUFFIXES = {"": 1, "m": Decimal("0.001"), "k": 10**3, "M": 10**6, "G": 10**9, "T
             "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
-AMOUNTS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9,
-           "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9,
+         "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 class Programs:
@@ -89,9 +89,11 @@ def limits_of_worker():
 
 
 def amount(text):
-    """The number of seconds or bytes that an option's value means; None if it is neither."""
-    match = re.fullmatch(r"(\d+) ?([a-zA-Z]*)", text)
-    return int(match[1]) * AMOUNTS[match[2]] if match and match[2] in AMOUNTS else None
+    """Seconds or bytes of an option's value, such as 90s, 1m 15s, 512MiB or 300; None if it is neither."""
+    if not re.fullmatch(r"(\d+ ?[a-z]* ?)+", text.lower()):
+        return None
+    parts = re.findall(r"(\d+) ?([a-z]*)", text.lower())
+    return sum(int(n) * UNITS[unit] for n, unit in parts) if all(unit in UNITS for _, unit in parts) else None
 
 
 def covers(commands, command):
