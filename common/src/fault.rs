@@ -11,7 +11,7 @@ use strum::{AsRefStr, Display, EnumString, VariantArray};
 use tracing::debug;
 
 /// The class of a fault. It alone decides what happens next
-/// ([`decide`](crate::outcome::decide)). Reports list classes in this order.
+/// (the worker's `verdict`). Reports list classes in this order.
 #[derive(
     Clone,
     Copy,
@@ -65,6 +65,9 @@ pub struct Fault {
     /// without naming a time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after: Option<Duration>,
+    /// The host about which nothing is known, since no name server gave a definitive answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unresolved: Option<String>,
     /// The error that this was made from, or one that explains it.
     #[serde(skip)]
     cause: Option<Arc<dyn Error + Send + Sync>>,
@@ -83,6 +86,7 @@ impl Fault {
             message: cause.to_string(),
             retry_after: None,
             lasting: false,
+            unresolved: None,
             cause: Some(cause.into()),
         };
         fault.log_causes();
@@ -94,6 +98,13 @@ impl Fault {
     pub fn because(mut self, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         self.cause = Some(cause.into().into());
         self.log_causes();
+        self
+    }
+
+    /// Sets [`Fault::unresolved`].
+    #[must_use]
+    pub fn unresolved(mut self, host: Option<String>) -> Self {
+        self.unresolved = host;
         self
     }
 

@@ -6,6 +6,4 @@ pub mod registry;
 
 pub mod http;
 
-pub mod metrics;
-
 pub mod fleet;

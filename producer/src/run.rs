@@ -21,13 +21,13 @@ use common::run::view::Tally;
 use common::shutdown::Shutdown;
 use common::store::{Document, DocumentKey, SharedStore, StoreConfig};
 use common::telemetry::http::{MetricsConfig, always_ready};
-use common::telemetry::metrics::Metrics;
 use common::text::{self, format_duration, thousands};
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
+use worker::metrics::Metrics;
 use worker::run::probe_at_start;
 
 use crate::cache::{self, CacheConfig, Checked};

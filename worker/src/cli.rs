@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
@@ -13,16 +14,20 @@ use common::fault::{Fault, FaultKind};
 use common::ids::RepoRef;
 use common::shutdown::Shutdown;
 use common::telemetry::logs::LogConfig;
-use common::telemetry::metrics::Metrics;
+use tracing::warn;
 use url::Url;
 
 use crate::digest::assemble::assemble;
 use crate::digest::{DigestLimits, Subject};
 use crate::fetch::policy::FetchConfig;
 use crate::health::HealthCommand;
+use crate::metrics::Metrics;
 use crate::run::RunConfig;
 use crate::slot::slots::Slots;
 use crate::slot::{SlotConfig, SlotError};
+
+/// How long the process may take to end after a second signal.
+const AT_ONCE: Duration = Duration::from_millis(800);
 
 /// Makes digests of git repositories: one text each, for a language model to read.
 #[derive(Debug, Parser)]
@@ -99,7 +104,10 @@ impl Cli {
             Ok(runtime) => runtime,
             Err(error) => return exit::fail(&error.into(), programs),
         };
-        match runtime.block_on(self.run()) {
+        let ended = runtime.block_on(self.run());
+        // Not waited for: a read of a dead disk never ends.
+        runtime.shutdown_background();
+        match ended {
             Ok(code) => ExitCode::from(code),
             Err(error) => exit::fail(&error, programs),
         }
@@ -115,12 +123,24 @@ impl Cli {
         match self.command {
             Command::Run(config) => {
                 let shutdown = Shutdown::on_signals().context("cannot listen to signals")?;
-                config.run(&shutdown).await
+                tokio::select! {
+                    code = config.run(&shutdown) => code,
+                    () = overdue(&shutdown) => {
+                        warn!(operation = "shutdown", "something hangs; leaving it as it is");
+                        Ok(shutdown.code())
+                    }
+                }
             }
             Command::Digest(command) => command.run().await,
             Command::Health(command) => command.run().await,
         }
     }
+}
+
+/// Returns when everything should have ended after a second signal.
+async fn overdue(shutdown: &Shutdown) {
+    shutdown.hard.cancelled().await;
+    tokio::time::sleep(AT_ONCE).await;
 }
 
 impl DigestCommand {

@@ -3,12 +3,12 @@
 use std::cmp::Ordering;
 use std::time::Instant;
 
+use crate::metrics::Metrics;
 use common::failpoint;
 use common::fault::Fault;
 use common::job::{DIGEST_FORMAT, Job};
 use common::outcome::Outcome;
 use common::store::{Digest, DigestMeta, Found, Put, SharedStore};
-use common::telemetry::metrics::Metrics;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio_util::sync::CancellationToken;
@@ -61,7 +61,7 @@ pub fn settled_by(job: &Job, found: &Found) -> Option<Outcome> {
     }
 }
 
-/// Works on `job` until it is done, fails, or `stop` says so.
+/// Works on `job` until it is done, fails, or `stop` is cancelled.
 pub async fn attempt(
     job: &Job,
     store: &SharedStore,
@@ -69,7 +69,7 @@ pub async fn attempt(
     metrics: &Metrics,
     stop: &CancellationToken,
 ) -> Result<Attempt, SlotError> {
-    let mut found = store.head(&job.repo).await?;
+    let mut found = unless_stopped(stop, store.head(&job.repo)).await?;
     if let Some(outcome) = settled_by(job, &found) {
         return Ok(outcome.into());
     }
@@ -112,7 +112,9 @@ pub async fn attempt(
     failpoint::hit("before-put");
     let start = Instant::now();
     for _ in 0..OFFERS {
-        if store.put(&job.repo, &digest, &found.expected()).await? == Put::Stored {
+        let expected = found.expected();
+        let put = store.put(&job.repo, &digest, &expected);
+        if unless_stopped(stop, put).await? == Put::Stored {
             failpoint::hit("after-put");
             metrics.stored_in(start.elapsed());
             metrics.stored_bytes.inc_by(digest.meta.bytes);
@@ -122,7 +124,7 @@ pub async fn attempt(
                 stored_bytes: digest.meta.bytes,
             });
         }
-        found = store.head(&job.repo).await?;
+        found = unless_stopped(stop, store.head(&job.repo)).await?;
         if let Some(outcome) = settled_by(job, &found) {
             return Ok(Attempt {
                 fetched_bytes,
@@ -134,6 +136,17 @@ pub async fn attempt(
         "somebody else stored this digest {OFFERS} times meanwhile"
     ))
     .into())
+}
+
+/// The answer of the store, which may hang, unless `stop` is cancelled first.
+async fn unless_stopped<T>(
+    stop: &CancellationToken,
+    call: impl Future<Output = Result<T, Fault>>,
+) -> Result<T, SlotError> {
+    match stop.run_until_cancelled(call).await {
+        Some(answer) => Ok(answer?),
+        None => Err(SlotError::Stopped),
+    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,15 @@
 
 pub mod consume;
 
-mod hosts;
+pub mod verdict;
+
+pub mod infra_gate;
+
+pub mod host_throttle;
+
+pub mod metrics;
+
+pub mod resolver;
 
 pub mod job;
 

@@ -466,7 +466,7 @@ fn a_host_that_throttles() {
         pushed.check("throttled", &run, 0);
         let told = workers
             .iter()
-            .any(|worker| worker.has_said("leaving it alone for"));
+            .any(|worker| worker.has_said("pausing it here too for"));
         assert!(told, "no worker heard of it from another");
         pushed.end(workers);
     });

@@ -25,3 +25,4 @@ mod readme;
 mod run;
 mod signals;
 mod status;
+mod workers;

@@ -9,8 +9,8 @@ use std::sync::{Mutex, PoisonError};
 
 use clap::{Arg, Command, CommandFactory};
 use common::telemetry::fleet::FleetMetrics;
-use common::telemetry::metrics::Metrics;
 use common::telemetry::registry::Expose;
+use worker::metrics::Metrics;
 
 const PRODUCER: &str = "producer/README.md";
 const WORKER: &str = "worker/README.md";

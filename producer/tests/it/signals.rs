@@ -98,7 +98,7 @@ fn a_retry_does_not_hold_up_the_end() {
     let fleet = Fleet::of(&["s/a"]);
     fleet.server.fault("s/a", Fault::retry_after(429, 3000));
     let run = fleet.start(&["--drain", "3000"]);
-    run.wait_for_line("turned s/a away");
+    run.wait_for_line("rate-limited s/a");
     run.signal(Signal::TERM);
     let run = run.wait().with(TERMINATED);
     assert_eq!(left_word(&fleet, &run)["open"], json!(["s/a"]));

@@ -5,12 +5,10 @@
 //! request completely before it reads the response.
 
 use std::io::{self, Read, Write};
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use common::fault::Fault;
-use common::outcome::THROTTLE_PAUSE;
 use git2::transport::{Service, SmartSubtransport, SmartSubtransportStream, Transport};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, LOCATION, RETRY_AFTER};
@@ -21,6 +19,8 @@ use tokio::runtime::Runtime;
 use url::Url;
 
 use super::policy::{FetchPolicy, FetchSource, authority, is_public, literal_address};
+use crate::host_throttle::THROTTLE_PAUSE;
+use crate::resolver::lookup;
 
 /// For connecting, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -409,8 +409,7 @@ impl Resolve for PublicOnly {
         // Whatever the port: the URL's authority was checked before.
         let named = self.policy.hosts.iter().any(|allowed| allowed.host == host);
         Box::pin(async move {
-            let addresses: Vec<SocketAddr> =
-                tokio::net::lookup_host((host.as_str(), 0)).await?.collect();
+            let addresses = lookup(&host).await?;
             if let Some(address) = addresses.iter().find(|a| !named && !is_public(a.ip())) {
                 return Err(Fault::refused(format!(
                     "{host} resolves to {}, which is not a public address (--allow-host {host})",

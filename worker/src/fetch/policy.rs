@@ -189,6 +189,18 @@ impl FetchPolicy {
         Ok(FetchSource::Remote { url, named })
     }
 
+    /// Names of hosts that only DNS knows, to find out whether it answers.
+    pub fn names(&self) -> Vec<String> {
+        let hosts = self.hosts.iter().map(|allowed| allowed.host.as_str());
+        // Addresses, `localhost` and the names of a container network don't need DNS.
+        let named = hosts.filter(|host| {
+            host.contains('.')
+                && Url::parse(&format!("https://{host}"))
+                    .is_ok_and(|url| literal_address(&url).is_none())
+        });
+        named.chain(DEFAULT_HOSTS).map(str::to_owned).collect()
+    }
+
     /// Returns the token if it belongs to the host of `url`, and the connection is encrypted or local.
     pub fn token_for(&self, url: &Url) -> Option<&Secret> {
         let token = self.token.as_ref()?;

@@ -139,6 +139,7 @@ fn checked(mut fault: Fault) -> io::Result<Fault> {
         return Err(invalid("a class of failure that a slot cannot meet"));
     }
     fault.message = shown(&fault.message);
+    fault.unresolved = fault.unresolved.as_deref().map(shown);
     fault.retry_after = fault.retry_after.map(|pause| pause.min(MAX_RETRY_AFTER));
     Ok(fault)
 }

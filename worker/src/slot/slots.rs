@@ -7,9 +7,9 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use crate::metrics::Metrics;
 use common::failpoint;
 use common::fault::Fault;
-use common::telemetry::metrics::Metrics;
 use rustix::process::{DumpableBehavior, Pid, Signal, kill_process_group, set_dumpable_behavior};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
@@ -27,7 +27,7 @@ use crate::fetch::policy::{FetchPolicy, FetchSource};
 /// For a local repository: its packs are mapped, and the operator chose it.
 const LOCAL_ADDRESS_SPACE: u64 = 32 << 30;
 /// Room for a pack's index, which is smaller than its pack unless its objects are very small.
-const INDEX_BYTES: u64 = 64 << 20;
+pub(crate) const INDEX_BYTES: u64 = 64 << 20;
 /// For a child without a job to end.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 /// For a killed child to end. One that hangs in the kernel is not waited for.
@@ -74,6 +74,11 @@ impl Slots {
             limits,
             metrics,
         }))
+    }
+
+    /// What may be fetched.
+    pub fn policy(&self) -> &FetchPolicy {
+        &self.policy
     }
 
     /// Returns the limits of this process's digests.

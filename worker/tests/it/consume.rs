@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use common::broker::memory::MemoryBroker;
-use common::broker::{Broker, Delivery, Event, Position};
+use common::broker::{Broker, Delivery, Event, InHand, Notice, Position, RollCall};
 use common::fault::{Fault, FaultKind};
 use common::ids::PushedAt;
 use common::ids::RepoRef;
@@ -18,7 +18,6 @@ use common::shutdown::Shutdown;
 use common::store::fs::FsStore;
 use common::store::s3::S3Store;
 use common::store::{Digest, DigestStore, DocumentKey, Expected, Found, Listed, Put, SharedStore};
-use common::telemetry::metrics::Metrics;
 use common::telemetry::registry::Expose;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
@@ -30,6 +29,7 @@ use testing::small_disk::SmallDisk;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use worker::consume::Worker;
+use worker::metrics::Metrics;
 use worker::run::probe_at_start;
 
 use crate::fixture::{Fixture, TEXT, as_root, good, until};
@@ -587,4 +587,90 @@ async fn a_bucket_shows_at_the_start_what_it_can_do_and_nothing_fails_for_it() {
         !folder.exists(),
         "there is nothing to find out about a folder"
     );
+}
+
+/// Of a machine's fault, whatever the pauses between looks at it add up to.
+#[tokio::test(start_paused = true)]
+async fn patience_beyond_any_loan_means_what_it_says() {
+    let fixture = Fixture::new();
+    let patience = Duration::from_secs(3600);
+    let choice = Choice {
+        patience,
+        store: |_| Arc::new(Touchy(Arc::new(FsStore::new("/proc/nowhere")))),
+        ..Choice::default()
+    };
+    let start = tokio::time::Instant::now();
+    let work = Work::start(&fixture, &choice);
+    work.enqueue([fixture.url("ill")]).await;
+    let fault = work.worker.await.unwrap().unwrap_err();
+    assert_eq!(fault.kind, Infra);
+    assert_eq!(start.elapsed().as_secs(), patience.as_secs());
+    let deliveries = work.broker.deliveries(1).await.unwrap();
+    let handed_back = deliveries.take(1).collect::<Vec<_>>().await;
+    assert_eq!((handed_back[0].attempt, handed_back[0].waits), (0, 0));
+}
+
+#[tokio::test]
+async fn why_a_worker_waits_is_recorded_when_it_changes() {
+    let mut fixture = Fixture::new();
+    fixture.config.concurrency = Some(1);
+    fixture
+        .server
+        .fault("owner/bad", Trouble::retry_after(429, 2).times(1));
+    let choice = Choice {
+        store: |store| Arc::new(Touchy(store)),
+        ..Choice::default()
+    };
+    let work = Work::start(&fixture, &choice);
+    let events = work.broker.events(Position::Start).await.unwrap();
+    let mut states = Box::pin(events.filter_map(async |entry| match entry.unwrap().event {
+        Event::Worker(state) => Some(state),
+        _ => None,
+    }));
+    work.enqueue([fixture.url("bad")]).await;
+    let state = states.next().await.unwrap();
+    assert_eq!((&*state.worker, state.infra), ("tested", None));
+    assert!(state.hosts.contains_key(&fixture.server.authority()));
+    let state = states.next().await.unwrap();
+    assert_eq!((state.infra, state.hosts.len()), (None, 0));
+
+    work.enqueue([fixture.url("ill")]).await;
+    let state = states.next().await.unwrap();
+    assert_eq!(state.infra.as_deref(), Some("cannot look; mend it"));
+    assert_eq!(states.next().await.unwrap().infra, None);
+    work.stop(&fixture).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_roll_call_is_answered_with_every_job_in_hand_also_while_the_worker_stops() {
+    let mut fixture = Fixture::new();
+    fixture.config.concurrency = Some(2);
+    fixture.server.fault("owner/bad", Trouble::Hang);
+    let choice = Choice {
+        drain: Duration::from_secs(60),
+        ..Choice::default()
+    };
+    let work = Work::start(&fixture, &choice);
+    work.enqueue([fixture.url("bad")]).await;
+    fixture.child_at_work();
+    let mut notices = work.broker.announcements().await.unwrap();
+    for stopping in [false, true] {
+        if stopping {
+            work.shutdown.soft.cancel();
+        }
+        let roll_call = format!("call {stopping}");
+        let call = Notice::RollCall(RollCall {
+            roll_call: roll_call.clone(),
+        });
+        work.broker.announce(&call).await.unwrap();
+        assert_eq!(notices.next().await, Some(call));
+        let expected = InHand {
+            answers: roll_call,
+            worker: "tested".to_owned(),
+            jobs: vec![job(fixture.url("bad")).id()],
+        };
+        assert_eq!(notices.next().await, Some(Notice::InHand(expected)));
+    }
+    work.shutdown.hard.cancel();
+    work.worker.await.unwrap().unwrap();
 }

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::fault::Fault;
-use common::telemetry::metrics::Metrics;
 use rustix::process::Pid;
 use tempfile::TempDir;
 use testing::git_server::GitServer;
@@ -16,6 +15,7 @@ use testing::root;
 use tokio_util::sync::CancellationToken;
 use worker::digest::{DigestLimits, Subject};
 use worker::fetch::policy::FetchPolicy;
+use worker::metrics::Metrics;
 use worker::slot::protocol::ARGUMENT;
 use worker::slot::slots::Slots;
 use worker::slot::{ChildConfig, SlotConfig, SlotError, SlotOutput};

@@ -5,8 +5,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::telemetry::http::MetricsConfig;
-use common::telemetry::metrics::Metrics;
 use tokio::sync::watch;
+use worker::metrics::Metrics;
 
 /// Exit code, standard error, and how long it took.
 fn ask(arguments: &[&str], address: Option<&str>) -> (i32, String, Duration) {

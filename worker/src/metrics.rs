@@ -1,21 +1,23 @@
 //! What a worker counts.
 
-use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use common::fault::FaultKind;
+use common::outcome::Outcome;
+use common::run::documents::CacheReason;
+use common::telemetry::registry::{self, Expose, new_registry, register};
 use prometheus::{
     Counter, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
 };
 use strum::{AsRefStr, VariantArray};
 use time::OffsetDateTime;
+use tokio::time::Instant;
 
-use super::registry::{self, Expose, new_registry, register};
-use crate::fault::FaultKind;
-use crate::outcome::Outcome;
-use crate::run::documents::CacheReason;
+use crate::host_throttle::HostThrottle;
+use crate::infra_gate::InfraGate;
 
 /// Everything that this process counts. Clones count together.
 ///
@@ -42,8 +44,8 @@ pub struct Metrics {
     queue_to_stored_seconds: Histogram,
     throttled_hosts: IntGauge,
     infra_paused: IntGauge,
-    /// Until when each host is left alone.
-    paused_hosts: Arc<Mutex<HashMap<String, Instant>>>,
+    /// What is shown as paused.
+    paused: Arc<Mutex<Option<(Arc<HostThrottle>, Arc<InfraGate>)>>>,
     slots_cpu: Counter,
     scratch_free: Gauge,
     scratch_size: Gauge,
@@ -53,16 +55,18 @@ pub struct Metrics {
 /// Why a slot is ended before its time: the values of a metric's label.
 const KILLED_FOR: [&str; 4] = ["crash", "stall", "stopped", "timeout"];
 
-/// Why a job goes back to the broker with nothing said against it.
+/// Why a job goes back to the broker although nothing is wrong with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum HandedBack {
     /// Its worker stops.
     Stopping,
-    /// Its host wants to be left alone.
+    /// Its host is paused.
     Host,
-    /// Machine or store were not well for as long as a job may be held.
+    /// Machine or store were at fault for as long as a job may be held.
     Infra,
+    /// Another job, which may have killed its worker, is worked on alone.
+    Suspect,
 }
 
 impl Default for Metrics {
@@ -108,21 +112,21 @@ impl Metrics {
             ),
             handed_back: family(
                 "handed_back_total",
-                "Jobs that went back to the queue with nothing said against them: their worker stops (`stopping`), their host wants to be left alone (`host`), machine or store were not well for long (`infra`)",
+                "Jobs that went back to the queue although nothing is wrong with them: their worker stops (`stopping`), their host is paused (`host`), machine or store were at fault for long (`infra`), another job is worked on alone (`suspect`)",
                 &["reason"],
             ),
             throttled_hosts: register(
                 &registry,
-                IntGauge::new("throttled_hosts", "Hosts that are left alone now"),
+                IntGauge::new("throttled_hosts", "Hosts that are paused"),
             ),
             infra_paused: register(
                 &registry,
                 IntGauge::new(
                     "infra_paused",
-                    "1 while no job is started, since machine or store are not well",
+                    "1 while no job is started because machine or store are at fault",
                 ),
             ),
-            paused_hosts: Arc::default(),
+            paused: Arc::default(),
             cache_checks: family(
                 "cache_checks_total",
                 "Repositories by what the cache said",
@@ -243,24 +247,13 @@ impl Metrics {
         self.handed_back.with_label_values(&[why]).inc();
     }
 
-    /// Takes note that `host` is left alone for `pause`, at least.
-    pub fn host_paused(&self, host: &str, pause: Duration) {
-        let until = Instant::now() + pause;
-        let mut hosts = self.paused_hosts();
-        let known = hosts.entry(host.to_owned()).or_insert(until);
-        *known = until.max(*known);
+    /// Shows from now on what `throttle` and `gate` pause.
+    pub fn show(&self, throttle: &Arc<HostThrottle>, gate: &Arc<InfraGate>) {
+        *self.paused() = Some((Arc::clone(throttle), Arc::clone(gate)));
     }
 
-    fn paused_hosts(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
-        self.paused_hosts
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Shows that no job is started, until what this gives is dropped.
-    pub fn infra_pause(&self) -> InfraPause {
-        self.infra_paused.set(1);
-        InfraPause(self.infra_paused.clone())
+    fn paused(&self) -> MutexGuard<'_, Option<(Arc<HostThrottle>, Arc<InfraGate>)>> {
+        self.paused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says which disk work is done on.
@@ -270,24 +263,16 @@ impl Metrics {
     }
 }
 
-/// A pause that shows while this is there.
-#[derive(Debug)]
-pub struct InfraPause(IntGauge);
-
-impl Drop for InfraPause {
-    fn drop(&mut self) {
-        self.0.set(0);
-    }
-}
-
 impl Expose for Metrics {
     fn render(&self) -> Vec<u8> {
         // Held to the end: of two clients at a time, only one may add the new CPU time.
-        let mut hosts = self.paused_hosts();
-        let now = Instant::now();
-        hosts.retain(|_, until| *until > now);
-        let paused = i64::try_from(hosts.len()).unwrap_or(i64::MAX);
-        self.throttled_hosts.set(paused);
+        let paused = self.paused();
+        if let Some((throttle, gate)) = &*paused {
+            let hosts = throttle.paused(Instant::now()).len();
+            self.throttled_hosts
+                .set(i64::try_from(hosts).unwrap_or(i64::MAX));
+            self.infra_paused.set(gate.is_closed().into());
+        }
         if let Some(seconds) = children_cpu_seconds() {
             self.slots_cpu
                 .inc_by((seconds - self.slots_cpu.get()).max(0.0));
@@ -332,6 +317,8 @@ const OF_WAITING: [f64; 20] = [
 
 #[cfg(test)]
 mod tests {
+    use common::fault::Fault;
+
     use super::*;
 
     #[test]
@@ -353,21 +340,31 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_pause_shows_until_it_is_over() {
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_shows_until_it_is_over() {
         let metrics = Metrics::new();
         let shows = |line: &str| {
             let text = String::from_utf8(metrics.render()).unwrap();
             assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
         };
         shows("repofleet_throttled_hosts 0");
-        metrics.host_paused("a", Duration::from_secs(3600));
-        metrics.host_paused("a", Duration::from_millis(1));
-        metrics.host_paused("b", Duration::ZERO);
+        let (throttle, gate) = (Arc::default(), Arc::default());
+        metrics.show(&throttle, &gate);
+        let now = Instant::now();
+        throttle.heard("a", Duration::from_secs(3600), now);
+        throttle.heard("a", Duration::from_millis(1), now);
+        throttle.heard("b", Duration::from_millis(1), now);
+        tokio::time::advance(Duration::from_millis(2)).await;
         shows("repofleet_throttled_hosts 1");
-        let pause = metrics.infra_pause();
+        gate.close(&Fault::infra("the disk is full"), now, 0);
         shows("repofleet_infra_paused 1");
-        drop(pause);
+        let looking = Arc::clone(&gate);
+        tokio::spawn(async move {
+            looking
+                .look_after(None, || std::future::ready(Ok(())))
+                .await;
+        });
+        assert!(gate.opened().await);
         shows("repofleet_infra_paused 0");
     }
 
