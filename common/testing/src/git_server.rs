@@ -578,56 +578,10 @@ async fn backend(
     kind: Kind,
     request: &Request,
 ) -> io::Result<Response> {
-    let directory = format!("/{repo}.git");
-    if !shared.root.join(&directory[1..]).is_dir() {
+    if !shared.root.join(format!("{repo}.git")).is_dir() {
         return Ok(Response::new(404, "no such repository\n"));
     }
-    let mut command = Command::new(&shared.backend);
-    command.env_clear();
-    if let Some(path) = std::env::var_os("PATH") {
-        command.env("PATH", path);
-    }
-    // GitHub allows filters and any object too.
-    let config = [
-        ("safe.directory", "*"),
-        ("uploadpack.allowFilter", "true"),
-        ("uploadpack.allowAnySHA1InWant", "true"),
-    ];
-    command.env("GIT_CONFIG_COUNT", config.len().to_string());
-    for (index, (key, value)) in config.into_iter().enumerate() {
-        command.env(format!("GIT_CONFIG_KEY_{index}"), key);
-        command.env(format!("GIT_CONFIG_VALUE_{index}"), value);
-    }
-    let tail = match kind {
-        Kind::InfoRefs => "info/refs",
-        Kind::UploadPack => "git-upload-pack",
-    };
-    command
-        .env("GIT_CONFIG_NOSYSTEM", "1")
-        .env("GIT_CONFIG_GLOBAL", "/dev/null")
-        .env("GIT_PROJECT_ROOT", &shared.root)
-        .env("GIT_HTTP_EXPORT_ALL", "1")
-        .env("REQUEST_METHOD", &request.method)
-        .env("PATH_INFO", format!("{directory}/{tail}"))
-        .env("QUERY_STRING", &request.query)
-        .env("CONTENT_LENGTH", request.body.len().to_string())
-        .env("REMOTE_ADDR", "127.0.0.1");
-    for (variable, header) in [
-        ("CONTENT_TYPE", "content-type"),
-        ("HTTP_CONTENT_ENCODING", "content-encoding"),
-        ("GIT_PROTOCOL", "git-protocol"),
-    ] {
-        if let Some(value) = request.header(header) {
-            command.env(variable, value);
-        }
-    }
-    let child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        // Its children can then be killed with it.
-        .process_group(0)
-        .spawn()?;
+    let child = backend_command(shared, repo, kind, request).spawn()?;
     let mut process = Process {
         child: Some(child),
         tasks: shared.tasks.clone(),
@@ -658,6 +612,56 @@ async fn backend(
     Ok(headers
         .into_iter()
         .fold(response, |response, (k, v)| response.header(k, v)))
+}
+
+/// Returns an http-backend for `request`, in a process group of its own.
+fn backend_command(shared: &Shared, repo: &RepoRef, kind: Kind, request: &Request) -> Command {
+    let mut command = Command::new(&shared.backend);
+    command.env_clear();
+    if let Some(path) = std::env::var_os("PATH") {
+        command.env("PATH", path);
+    }
+    // GitHub allows filters and any object too.
+    let config = [
+        ("safe.directory", "*"),
+        ("uploadpack.allowFilter", "true"),
+        ("uploadpack.allowAnySHA1InWant", "true"),
+    ];
+    command.env("GIT_CONFIG_COUNT", config.len().to_string());
+    for (index, (key, value)) in config.into_iter().enumerate() {
+        command.env(format!("GIT_CONFIG_KEY_{index}"), key);
+        command.env(format!("GIT_CONFIG_VALUE_{index}"), value);
+    }
+    let tail = match kind {
+        Kind::InfoRefs => "info/refs",
+        Kind::UploadPack => "git-upload-pack",
+    };
+    command
+        .env("GIT_CONFIG_NOSYSTEM", "1")
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env("GIT_PROJECT_ROOT", &shared.root)
+        .env("GIT_HTTP_EXPORT_ALL", "1")
+        .env("REQUEST_METHOD", &request.method)
+        .env("PATH_INFO", format!("/{repo}.git/{tail}"))
+        .env("QUERY_STRING", &request.query)
+        .env("CONTENT_LENGTH", request.body.len().to_string())
+        .env("REMOTE_ADDR", "127.0.0.1");
+    for (variable, header) in [
+        ("CONTENT_TYPE", "content-type"),
+        ("HTTP_CONTENT_ENCODING", "content-encoding"),
+        ("GIT_PROTOCOL", "git-protocol"),
+    ] {
+        if let Some(value) = request.header(header) {
+            command.env(variable, value);
+        }
+    }
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        // Its children can then be killed with it.
+        .process_group(0);
+    command
 }
 
 /// Reads a CGI response's headers: the status (200 by default) and the others.

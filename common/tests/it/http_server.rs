@@ -1,4 +1,4 @@
-//! The small HTTP server under the git server, and under the tests of feeds.
+//! The HTTP server under the git server and the tests of feeds.
 
 use std::io::Read;
 use std::time::{Duration, Instant};

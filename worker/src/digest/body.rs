@@ -8,7 +8,8 @@ const CHUNK: usize = 1024;
 /// Appends the body of the file at `path`, relative to the root, that holds `bytes`.
 pub(super) fn push(path: &str, bytes: &[u8], out: &mut String) {
     if is_notebook(path) {
-        match script(path, bytes) {
+        let text = std::str::from_utf8(bytes).map_err(|error| decode_error(bytes, error));
+        match text.and_then(|text| script(path, text)) {
             Ok(text) => out.push_str(&text),
             Err(error) => *out += &format!("Error processing notebook: {error}"),
         }
@@ -53,7 +54,7 @@ fn push_with_newlines(text: &str, out: &mut String) {
 }
 
 /// Returns the message of Python's `UnicodeDecodeError` for `bytes`.
-pub(super) fn decode_error(bytes: &[u8], error: std::str::Utf8Error) -> String {
+fn decode_error(bytes: &[u8], error: std::str::Utf8Error) -> String {
     let start = error.valid_up_to();
     let len = error.error_len().unwrap_or(bytes.len() - start);
     let first = bytes[start];
@@ -133,6 +134,15 @@ mod tests {
         ] {
             assert_eq!(with(tail), format!("{start}{expected}"));
         }
+    }
+
+    #[test]
+    fn a_notebook_is_utf_8() {
+        assert_eq!(
+            body("n.ipynb", b"\xff"),
+            "Error processing notebook: \
+             'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"
+        );
     }
 
     #[test]

@@ -223,7 +223,7 @@ pub(super) fn fault(what: impl fmt::Display, error: &git2::Error) -> Fault {
     }
 }
 
-/// Returns the system's error that a message of libgit2 ends with, or `BADMSG` for a damaged pack.
+/// Returns the system's error that a message of libgit2 names, or `BADMSG` for a damaged pack.
 ///
 /// libgit2 passes these on only as text: `errno` is overwritten before it returns, and its classes
 /// depend on where it met the error, not on which it was.

@@ -1,4 +1,4 @@
-//! `worker digest`: where its text goes.
+//! `worker digest`: where the text goes.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -9,7 +9,7 @@ use testing::small_disk::SmallDisk;
 
 use crate::fixture::as_root;
 
-/// `worker digest` of a repository with one file of 300 kB, in `folder`.
+/// Runs `worker digest` on a repository with one file of 300 kB, in `folder`.
 fn digest(folder: &Path, arguments: &[&str]) -> Output {
     command(folder, arguments).output().unwrap()
 }

@@ -1,4 +1,4 @@
-//! Fetching: every kind of repository and server has its class, and costs no other repository.
+//! Fetching: every failure has its class, and affects no other repository.
 
 use std::path::Path;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::fixture::{Fixture, TEXT, git, good, noise, work};
 use FaultKind::{Gone, Killed, Refused, Throttled, TooLarge, Transient};
 
 impl Fixture {
-    /// What is made of `owner/bad` with `trouble` alone, which is to be a fault of class `kind`.
+    /// Fetches `owner/bad` with only `trouble`; asserts a fault of class `kind` and returns it.
     async fn fault_of(&self, trouble: impl Into<Rule>, kind: FaultKind) -> Fault {
         let trouble = trouble.into();
         self.server.clear_faults();
@@ -31,7 +31,7 @@ async fn a_repository_is_fetched_shallowly_over_one_connection() {
     let fixture = Fixture::new();
     let path = fixture.root.path().join("owner/good.git");
     let first = git(&path, ["rev-parse", "HEAD"]);
-    // A second commit on top, and a tag: neither history nor tags are wanted.
+    // A second commit on top, and a tag: neither history nor tags are fetched.
     let second = git(
         &path,
         [
@@ -152,7 +152,7 @@ async fn statuses_have_their_class_at_either_request() {
         (Trouble::status(410), Gone, None),
         (Trouble::status(429), Throttled, seconds(60)),
         (Trouble::retry_after(429, 7), Throttled, seconds(7)),
-        // No host may send a worker to sleep for days.
+        // No host can pause a worker for days.
         (
             Trouble::retry_after(429, u64::MAX),
             Throttled,
@@ -196,7 +196,7 @@ async fn a_redirect_may_lead_to_another_host_that_is_allowed() {
     let to = other.repo_url("owner", "there");
     fixture.server.fault("owner/bad", Trouble::Moved { to });
 
-    // It is on this machine, at a port that nobody allowed.
+    // It is on this machine, at a port that is not allowed.
     let fault = fixture.fault().await;
     assert_eq!(fault.kind, Refused);
     assert!(fault.message.contains(&other.authority()), "{fault}");
@@ -228,7 +228,7 @@ async fn redirects_to_anywhere_else_are_not_followed() {
         ("/login".to_owned(), Gone),
         ("https://".to_owned(), Gone),
         (format!("//evil.example/x/y/{tail}"), Refused),
-        // To itself, for ever.
+        // To itself, endlessly.
         (format!("/owner/bad/{tail}"), Gone),
     ] {
         let redirect = Trouble::Redirect {
@@ -259,7 +259,7 @@ async fn hosts_and_schemes_that_are_not_allowed_are_not_asked() {
     let authority = fixture.server.authority();
     let (_, port) = authority.split_once(':').unwrap();
     for host in ["127.0.0.2", "localhost", "[::1]"] {
-        // The same server, and only 127.0.0.1 is allowed.
+        // The same server, but only 127.0.0.1 is allowed.
         let url = format!("http://{host}:{port}/owner/bad");
         let fault = fixture.make_url(&url).await.unwrap_err();
         assert_eq!(fault.kind, Refused);
@@ -308,7 +308,7 @@ async fn the_token_opens_what_is_private() {
 #[tokio::test]
 async fn a_refused_token_is_not_needed_for_what_is_public() {
     let fixture = Fixture::with_token();
-    // As GitHub does with one that has expired.
+    // As GitHub does with an expired token.
     let refused = Trouble::status(401).times(1);
     fixture.server.fault("owner/bad", refused);
     assert!(fixture.make("bad").await.is_ok());
@@ -360,7 +360,7 @@ async fn servers_without_progress_are_given_up() {
         Trouble::Stall { after_bytes: 100 }.on(Kind::InfoRefs),
         Trouble::Stall { after_bytes: 100 }.on(Kind::UploadPack),
     ];
-    // Side by side, since all of it is waiting.
+    // Concurrently: each only waits.
     let check = async |trouble: Rule| {
         let mut fixture = Fixture::new();
         fixture.config.stall = 2;
@@ -478,7 +478,7 @@ async fn the_byte_budget_covers_all_that_comes() {
         fixture.policy.max_bytes = 1 << 20;
         match trouble.clone() {
             Some(trouble) => fixture.server.fault("owner/bad", trouble),
-            // Nothing but a large file.
+            // A large file.
             None => {
                 std::fs::remove_dir_all(fixture.root.path().join("owner/bad.git")).unwrap();
                 Builder::new().file("noise", noise(2 << 20)).build(

@@ -1,4 +1,4 @@
-//! Repositories made to cost time, memory or more. Work is counted, not timed.
+//! Repositories made to waste time or memory. Work is counted, not timed.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -15,7 +15,7 @@ use worker::digest::{CUT_NOTICE, DigestLimits, Facts, Part, Subject};
 use worker::fetch::objects::Objects;
 use worker::source::{Head, ObjectId, Source, TreeEntry};
 
-/// Counts what a digest asks of its source.
+/// Counts a digest's requests to its source.
 #[derive(Debug)]
 struct Counting {
     inner: Objects,
@@ -103,7 +103,7 @@ fn with_text_limit(max_text_bytes: Option<u64>) -> DigestLimits {
     }
 }
 
-/// Trees are few, and every path of the budget costs no read of its own.
+/// There are few trees, and each is read once, however many paths lead to it.
 fn assert_bounded(made: &SlotOutput) {
     assert!(made.work.trees <= 12, "{} trees read", made.work.trees);
     assert!(made.work.sizes <= 1_100_000, "{} sizes", made.work.sizes);
@@ -195,7 +195,7 @@ fn five_thousand_nested_directories_are_read_to_the_limit_of_depth() {
     assert_eq!(made.facts.files, 1);
     assert!(made.facts.notices.is_empty());
     assert!(made.work.trees <= 21, "{}", made.work.trees);
-    // Without a recursion, no depth is too deep.
+    // Nothing recurses, so no depth is too deep.
     let limits = DigestLimits {
         max_depth: usize::MAX,
         ..DigestLimits::default()
@@ -216,7 +216,7 @@ fn names_that_reach_out_are_left_out_and_odd_ones_shown() {
     );
     assert!(!made.content.contains("root:"));
     assert!(made.content.contains("SYMLINK: passwd -> passwd\n"));
-    // Four files, the link, and nothing that was left out.
+    // Four files and the link, nothing else.
     assert_eq!(made.facts.files, 6);
 }
 
@@ -231,7 +231,7 @@ fn a_large_blob_is_measured_and_not_read() {
     let made = make(&path, &DigestLimits::default());
     assert_eq!(made.work.read_bytes, 6);
     assert_eq!(made.facts.files, 1);
-    // The files that are shown know nothing of an ignore file that was too large to apply.
+    // An ignore file that is too large hides no files.
     assert_eq!(made.facts.notices.len(), 1);
 }
 
@@ -271,7 +271,7 @@ fn blobs_that_the_cut_text_cannot_show_are_not_read() {
     let path = builder.build(root.path(), "o", "r");
     let whole = make(&path, &with_text_limit(None));
     let (before, _) = whole.text.text.split_once("==").unwrap();
-    // Inside a header, inside a body, right behind one, and inside the links.
+    // Cut in a header, in a body, right after one, and in the links.
     for max in [
         before.len() as u64 + 30,
         before.len() as u64 + 150,
@@ -282,15 +282,15 @@ fn blobs_that_the_cut_text_cannot_show_are_not_read() {
     ] {
         let made = make(&path, &with_text_limit(Some(max)));
         assert!(made.text.truncated);
-        // A body of which something can be seen. One more may be read, since it is not known
-        // beforehand how many digits the token figure will have.
+        // A body that is partly visible. One more may be read: the number of digits of the token
+        // count is not known beforehand.
         let separator = "=".repeat(48);
         let is_shown = |i: &usize| {
             let begin = format!("FILE: f{i:03}\n{separator}\n{}", i / 100);
             made.text.text.contains(&begin)
         };
         let shown = (0..300).filter(is_shown).count();
-        // The links of the tree are blobs as well.
+        // Links are blobs too.
         let read = made.work.read.len() - 300;
         assert!(
             read == shown || read == shown + 1,
@@ -301,7 +301,7 @@ fn blobs_that_the_cut_text_cannot_show_are_not_read() {
             "the facts do not depend on the cut"
         );
     }
-    // The tree alone is too long: no file is read, and no more of it made than is needed.
+    // The tree alone is too long: no file is read, and no more of the tree is rendered than needed.
     let made = make(&path, &with_text_limit(Some(600)));
     assert!(made.work.read.is_empty(), "{}", made.work.read.len());
     assert!(made.tree.len() < 700 && made.content.is_empty());
@@ -326,7 +326,7 @@ fn a_cut_text_has_its_length_its_end_and_its_own_token_count() {
     let body = |text: &str| text.split_once("Directory structure").unwrap().1.to_owned();
     assert!(body(&whole.text).starts_with(&body(text)));
 
-    // What is shown, digested as a whole, has the tokens that the figure says.
+    // The visible text has as many tokens as stated.
     let (_, shown) = text.split_once("\n\nDirectory").unwrap();
     let shown = format!("Directory{shown}");
     let (tree, content) = shown.split_at(made.tree.len());

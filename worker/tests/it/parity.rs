@@ -1,8 +1,8 @@
 //! Whole digests of the parity fixtures, byte for byte.
 //!
-//! The expected texts lie in `parity/`. Those of fixtures that say `Expected::Gitingest`, and
-//! `negations`, were made by `deploy/parity/expected.py` from the real gitingest; the others say
-//! what we decided.
+//! The expected texts are in `parity/`. Those of `negations` and of fixtures marked
+//! `Expected::Gitingest` were made with the real gitingest by `deploy/parity/expected.py`; the others
+//! are our own decisions.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +13,7 @@ use worker::digest::write::write;
 use worker::digest::{DigestLimits, Part, Subject};
 use worker::fetch::objects::Objects;
 
-/// The digest of the repository at `path`.
+/// Returns the digest of the repository at `path`.
 fn digest(path: &Path, subject: &Subject, limits: &DigestLimits) -> String {
     let source = Objects::open(path).unwrap();
     let (mut tree, mut content) = (String::new(), String::new());

@@ -7,15 +7,13 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
 use super::json::{self, InvalidJson, JsonValue};
-use crate::digest::body::decode_error;
 
 type Visit<'a> = &'a mut dyn FnMut(&JsonValue<'_>) -> Result<(), String>;
 
 /// Returns the script that a notebook holds, or what gitingest shows after
 /// `Error processing notebook: `. `path` is relative to the repository's root; gitingest names its
 /// own temporary path instead.
-pub(in crate::digest) fn script(path: &str, bytes: &[u8]) -> Result<String, String> {
-    let text = std::str::from_utf8(bytes).map_err(|error| decode_error(bytes, error))?;
+pub(in crate::digest) fn script(path: &str, text: &str) -> Result<String, String> {
     let notebook = json::parse(text).map_err(|invalid| match invalid {
         InvalidJson::Syntax => format!("Invalid JSON in notebook: {path}"),
         InvalidJson::Depth(kind) => format!(
@@ -38,7 +36,13 @@ pub(in crate::digest) fn script(path: &str, bytes: &[u8]) -> Result<String, Stri
             let name = number.type_name();
             return Err(format!("object of type '{name}' has no len()"));
         }
-        Some(worksheets) => each(worksheets, &mut push_cells)?,
+        Some(worksheets) => {
+            // gitingest collects the cells of all worksheets before it reads one.
+            each(worksheets, &mut |sheet| {
+                each(index(sheet, "cells")?, &mut |_| Ok(()))
+            })?;
+            each(worksheets, &mut push_cells)?;
+        }
         None => push_cells(&notebook)?,
     }
     script.push('\n');
@@ -247,7 +251,7 @@ mod tests {
     use super::*;
 
     fn of(text: &str) -> String {
-        script("d/n.ipynb", text.as_bytes()).unwrap_or_else(|error| format!("! {error}"))
+        script("d/n.ipynb", text).unwrap_or_else(|error| format!("! {error}"))
     }
 
     #[test]
@@ -319,6 +323,10 @@ mod tests {
             (r#"{"worksheets":1}"#, "object of type 'int' has no len()"),
             (r#"{"worksheets":[{}]}"#, "'cells'"),
             (
+                r#"{"worksheets":[{"cells":[{}]},{"cells":1}]}"#,
+                "'int' object is not iterable",
+            ),
+            (
                 r#"{"cells":[{"cell_type":"code","source":"a","outputs":[{"output_type":"q"}]}]}"#,
                 "Unknown output type: q",
             ),
@@ -335,10 +343,6 @@ mod tests {
         ] {
             assert_eq!(of(text), format!("! {expected}"), "{text}");
         }
-        assert_eq!(
-            script("n.ipynb", b"\xff").unwrap_err(),
-            "'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"
-        );
         assert!(
             of(&"[".repeat(5000)).contains("recursion depth exceeded while decoding a JSON array")
         );
