@@ -4,6 +4,7 @@
 //! libgit2 speaks protocol v0: one GET of `info/refs`, then POSTs to `git-upload-pack`. It writes each
 //! request completely before it reads the response.
 
+use std::error::Error;
 use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
@@ -194,7 +195,7 @@ impl HttpSession {
         let (Some(token), Some(with_token)) = (token, request.try_clone()) else {
             return self.exchange(request);
         };
-        let response = self.exchange(with_token.basic_auth("x-access-token", Some(&token.0)))?;
+        let response = self.exchange(with_token.basic_auth("x-access-token", Some(token)))?;
         if response.status() == StatusCode::UNAUTHORIZED {
             self.state().token_refused = true;
             self.drain(response);
@@ -205,17 +206,8 @@ impl HttpSession {
 
     /// Waits without a time limit: the parent ends a slot that makes no progress.
     fn exchange(&self, request: RequestBuilder) -> Result<Response, Fault> {
-        let response = self.runtime.block_on(request.send()).map_err(|e| {
-            // The connector wraps a fault of the resolver.
-            let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&e);
-            while let Some(error) = cause {
-                if let Some(fault) = error.downcast_ref::<Fault>() {
-                    return fault.clone();
-                }
-                cause = error.source();
-            }
-            Fault::transient(chain(&e))
-        })?;
+        let response = self.runtime.block_on(request.send());
+        let response = response.map_err(transport_fault)?;
         self.sink.alive();
         Ok(response)
     }
@@ -270,7 +262,7 @@ impl HttpSession {
         let chunk = self
             .runtime
             .block_on(response.chunk())
-            .map_err(|e| Fault::transient(chain(&e)))?
+            .map_err(transport_fault)?
             .unwrap_or_default();
         let received = {
             let mut state = self.state();
@@ -480,16 +472,15 @@ fn retry_after(headers: &HeaderMap, now: OffsetDateTime) -> Option<Duration> {
     Some(Duration::try_from(date - now).unwrap_or_default())
 }
 
-/// Joins an error and its causes: reqwest's own message leaves out the one that matters.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
+/// Classifies a failed exchange. The connector wraps a fault of the resolver, which is passed on; of
+/// other errors the last cause is the message, since reqwest's own only says what it was doing.
+fn transport_fault(error: reqwest::Error) -> Fault {
+    let mut last: &(dyn Error + 'static) = &error;
+    while let Some(cause) = last.source() {
+        last = cause;
     }
-    text
+    let fault = Fault::transient(last.to_string()).because(error);
+    fault.cause::<Fault>().cloned().unwrap_or(fault)
 }
 
 #[cfg(test)]

@@ -43,7 +43,7 @@ impl FetchConfig {
             max_bytes: self.max_fetch_bytes,
             token: token.filter(|t| !t.is_empty()).map(|token| HostToken {
                 host: "github.com".to_owned(),
-                secret: Secret(token),
+                secret: token,
             }),
         }
     }
@@ -108,21 +108,18 @@ pub struct FetchPolicy {
 }
 
 /// A token and the one host that receives it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct HostToken {
     /// Host, with its port unless that is the scheme's default.
     pub host: String,
-    /// The token.
-    pub secret: Secret,
+    /// The token. Never printed.
+    pub secret: String,
 }
 
-/// Text that is never printed.
-#[derive(Clone, Serialize, Deserialize)]
-pub struct Secret(pub String);
-
-impl fmt::Debug for Secret {
+impl fmt::Debug for HostToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
+        let mut token = f.debug_struct("HostToken");
+        token.field("host", &self.host).finish_non_exhaustive()
     }
 }
 
@@ -202,11 +199,11 @@ impl FetchPolicy {
     }
 
     /// Returns the token if it belongs to the host of `url`, and the connection is encrypted or local.
-    pub fn token_for(&self, url: &Url) -> Option<&Secret> {
+    pub fn token_for(&self, url: &Url) -> Option<&str> {
         let token = self.token.as_ref()?;
         let private = url.scheme() == "https"
             || literal_address(url).is_some_and(|address| address.is_loopback());
-        (private && token.host == authority(url)).then_some(&token.secret)
+        (private && token.host == authority(url)).then_some(token.secret.as_str())
     }
 }
 
@@ -288,7 +285,7 @@ mod tests {
             max_bytes: 1,
             token: Some(HostToken {
                 host: "github.com".to_owned(),
-                secret: Secret("sesame".to_owned()),
+                secret: "sesame".to_owned(),
             }),
         }
     }

@@ -8,7 +8,7 @@ use futures::future::join_all;
 use testing::git_server::{Fault as Trouble, GitServer, Kind, Rule};
 use testing::http_server::{HttpServer, Response};
 use testing::repositories::{Builder, empty};
-use worker::fetch::policy::{HostToken, Secret};
+use worker::fetch::policy::HostToken;
 
 use crate::fixture::{Fixture, TEXT, git, good, noise, work};
 
@@ -287,7 +287,7 @@ impl Fixture {
         let mut fixture = Self::new();
         fixture.policy.token = Some(HostToken {
             host: fixture.server.authority(),
-            secret: Secret(TOKEN.to_owned()),
+            secret: TOKEN.to_owned(),
         });
         fixture
     }
