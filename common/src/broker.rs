@@ -1,4 +1,4 @@
-//! The queue boundary: who works on what, and what became of it.
+//! The queue boundary: jobs, their deliveries and their ledger.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -27,7 +27,7 @@ pub mod amqp;
 /// A broker as the programs hold it.
 pub type SharedBroker = Arc<dyn Broker>;
 
-/// Delivers each job at least once, to one worker at a time, and remembers what became of it.
+/// Delivers each job at least once, to one worker at a time, and keeps a record of its outcome.
 ///
 /// What every implementation promises, and `testing::broker_contract` checks:
 /// - a job that was enqueued is delivered until it is settled; a delivery that is dropped
@@ -48,8 +48,8 @@ pub trait Broker: fmt::Debug + Send + Sync {
         self.deliveries_until(prefetch, until).await
     }
 
-    /// [`Broker::deliveries`] that also end, after what was delivered already, once `until` is
-    /// cancelled.
+    /// [`Broker::deliveries`] that also end once `until` is cancelled, after what was delivered
+    /// already.
     async fn deliveries_until(
         &self,
         prefetch: u16,
@@ -63,38 +63,38 @@ pub trait Broker: fmt::Debug + Send + Sync {
     /// the ledger is lost.
     async fn events(&self, from: Position) -> Result<Entries, Fault>;
 
-    /// The ledger from `from` to where it ends now. An error is the last item, and says that what
-    /// came before it is not all.
+    /// The ledger from `from` to its end of now. An error is the last item: something is missing
+    /// after the items before it.
     async fn history(&self, from: Position) -> Result<Entries, Fault>;
 
-    /// Makes this process the one producer; `None` while another is.
+    /// Takes the lock of the one producer; `None` while another has it.
     async fn producer_lock(&self) -> Result<Option<ProducerLock>, Fault>;
 
-    /// How many jobs wait where. Jobs on loan are in none of the counts.
+    /// Counts the waiting jobs, without those on loan.
     async fn waiting(&self) -> Result<Waiting, Fault>;
 
-    /// The dead letters, each on loan: those that are not removed are dead letters again once the
-    /// stream and all that came from it are dropped. Until then nobody else sees them.
+    /// The dead letters, each taken when the stream is polled for it, and then on loan: nobody else
+    /// sees it. Those that are not removed go back once the stream and all letters are dropped.
     async fn dead_letters(&self) -> Result<BoxStream<'static, Result<DeadLetter, Fault>>, Fault>;
 
     /// Sends a notice to every process that listens now. It is not kept for later listeners, and
-    /// delivery is not guaranteed.
+    /// may be lost.
     async fn announce(&self, notice: &Notice) -> Result<(), Fault>;
 
     /// Notices from now on, this process's own included. Ends with the broker.
     async fn announcements(&self) -> Result<BoxStream<'static, Notice>, Fault>;
 
-    /// How long a delivery may stay unsettled before the broker takes it back by force; `None` for
-    /// as long as its consumer lives.
+    /// How long a delivery may stay unsettled before the broker takes it back; `None` if it does not
+    /// while the consumer lives.
     fn loan_limit(&self) -> Option<Duration>;
 
     /// How long a job settled as [`Settlement::Again`] after `wish` really waits.
     fn retry_after(&self, wish: Duration) -> Duration;
 
-    /// Finds out whether the broker can be reached now.
+    /// Checks that the broker can be reached now.
     async fn probe(&self) -> Result<(), Fault>;
 
-    /// Ends streams and connections; jobs on loan go back at once. Nothing works afterwards.
+    /// Ends streams and connections; jobs on loan go back at once. All later calls fail.
     async fn close(&self);
 }
 
@@ -106,7 +106,7 @@ pub type Entries = BoxStream<'static, Result<LedgerEntry, Fault>>;
 #[command(next_help_heading = "Broker")]
 pub struct BrokerConfig {
     /// RabbitMQ's address, `amqp://USER:PASSWORD@HOST:PORT/VHOST` or `amqps://…`.
-    // Any text is taken here: clap repeats a value that it refuses, and this one holds a password.
+    // Any text is accepted here: clap repeats a value that it refuses, and this holds a password.
     #[arg(
         long,
         env = "BROKER_URL",
@@ -115,7 +115,7 @@ pub struct BrokerConfig {
         value_parser = Secret::parse
     )]
     pub broker_url: Option<Secret>,
-    /// What the names of exchanges and queues begin with, so that several fleets share a broker.
+    /// Prefix of the names of exchanges and queues; fleets that share a broker need different ones.
     #[arg(
         long,
         env = "QUEUE_PREFIX",
@@ -126,11 +126,11 @@ pub struct BrokerConfig {
 }
 
 impl BrokerConfig {
-    /// Connects to the broker, if there is to be one; gives up after `patience`.
+    /// Connects to the broker, if one is named; gives up after `patience`.
     ///
     /// # Errors
-    /// [`exit::USAGE`] where address or prefix are no such thing, [`exit::UNAVAILABLE`] where the
-    /// broker cannot be reached or refuses.
+    /// [`exit::USAGE`] for a malformed URL or prefix, [`exit::UNAVAILABLE`] if the broker cannot be
+    /// reached or refuses.
     pub async fn connect(&self, patience: Duration) -> Result<Option<SharedBroker>, ExitError> {
         let Some(url) = &self.broker_url else {
             return Ok(None);
@@ -145,7 +145,7 @@ impl BrokerConfig {
     }
 }
 
-/// A text that is never shown.
+/// A text that no log or error shows.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(pub String);
 
@@ -168,13 +168,13 @@ pub struct Enqueued {
     pub jobs: u64,
 }
 
-/// Where to begin to read the ledger.
+/// Where to start reading the ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Position {
     /// At its oldest event.
     Start,
-    /// With what was recorded then. Since clocks differ and a ledger is kept in chunks, what comes
-    /// first may be older; nothing that is newer is left out.
+    /// With what was recorded then. Clocks differ and a ledger is kept in chunks: the first entries
+    /// may be older, but none that is newer is left out.
     Since(OffsetDateTime),
     /// After its newest event.
     Now,
@@ -183,7 +183,7 @@ pub enum Position {
 /// An event and when it was recorded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LedgerEntry {
-    /// By the clock of who recorded it, to the second; for a [`Event::Dead`], when its job was
+    /// By the clock of who recorded it, to the second; for an [`Event::Dead`], when its job was
     /// enqueued.
     pub at: OffsetDateTime,
     /// What was recorded.
@@ -203,7 +203,7 @@ pub struct Waiting {
     pub workers: u64,
 }
 
-/// What one process tells all others, see [`Broker::announce`].
+/// A message from one process to all others, see [`Broker::announce`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Notice {
@@ -235,15 +235,15 @@ pub struct InHand {
     pub jobs: Vec<String>,
 }
 
-/// A host that rate-limited a worker, which tells all others.
+/// A host that rate-limited a worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HostPause {
     /// The host, with its port where that is not the scheme's.
     pub host: String,
-    /// Until when: Unix time.
+    /// Until when, in milliseconds of Unix time.
     pub until_millis: i64,
-    /// Which worker it told so.
+    /// The worker that it rate-limited.
     pub worker: String,
 }
 
@@ -304,7 +304,7 @@ pub enum DeathCause {
     Expired(String),
     /// Dropped from this queue, to which a policy of the broker's sets a maximum length.
     Overflow(String),
-    /// The broker does not say, or not so that its readers learn of it.
+    /// The ledger does not say.
     #[default]
     Unknown,
 }
@@ -339,7 +339,7 @@ impl fmt::Display for DeathCause {
 }
 
 impl Event {
-    /// The outcome that it is, or for a [`Event::Dead`] stands for; `None` for all others.
+    /// The outcome that it is, or that an [`Event::Dead`] stands for; `None` for all others.
     pub fn into_outcome(self) -> Option<OutcomeRecord> {
         match self {
             Self::Job(_) | Self::Worker(_) => None,
@@ -354,8 +354,8 @@ impl Event {
     }
 }
 
-/// How often a job that is delivered again and again without being settled comes back before
-/// the broker gives it up: the last line of defence against a job that kills its worker.
+/// How often an unsettled job comes back before the broker dead-letters it: the last line of defence
+/// against a job that kills its worker.
 pub const DELIVERY_LIMIT: u32 = 8;
 
 /// A job on loan. Settling consumes it; dropped unsettled, it goes back to the queue.
@@ -372,31 +372,11 @@ pub struct Delivery {
     pub returns: u32,
     /// When the job was enqueued first, by the clock of who did.
     pub enqueued: OffsetDateTime,
-    receipt: Box<dyn Receipt>,
+    pub(crate) receipt: Box<dyn Receipt>,
 }
 
 impl Delivery {
-    /// For implementations of [`Broker`].
-    pub fn new(
-        job: Job,
-        attempt: u32,
-        waits: u32,
-        returns: u32,
-        enqueued: OffsetDateTime,
-        receipt: Box<dyn Receipt>,
-    ) -> Self {
-        Self {
-            job,
-            attempt,
-            waits,
-            returns,
-            enqueued,
-            receipt,
-        }
-    }
-
-    /// Says what is to become of the job. An error means that the broker does not know of it: the
-    /// job may be delivered again.
+    /// Settles the job. After an error it may be delivered again.
     pub async fn settle(self, settlement: Settlement) -> Result<(), Fault> {
         self.receipt.settle(settlement).await
     }
@@ -410,7 +390,7 @@ pub trait Receipt: fmt::Debug + Send + Sync {
     async fn settle(self: Box<Self>, settlement: Settlement) -> Result<(), Fault>;
 }
 
-/// What becomes of a delivery.
+/// How a delivery ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Settlement {
     /// Its outcome is recorded; it is never seen again.
@@ -430,10 +410,10 @@ pub enum Settlement {
     Dead,
 }
 
-/// A message that was given up, on loan. Dropped, it stays a dead letter.
+/// A dead-lettered message, on loan. Dropped, it stays a dead letter.
 #[derive(Debug)]
 pub struct DeadLetter {
-    /// The message's id: [`Job::id`] for a job; never empty ([`DeadLetter::payload_id`]).
+    /// The message's id: [`Job::id`] for a job. Never empty, see [`DeadLetter::payload_id`].
     pub id: String,
     /// The job, or why the message cannot be decoded as one.
     pub job: Result<Job, String>,
@@ -447,7 +427,7 @@ pub struct DeadLetter {
 }
 
 impl DeadLetter {
-    /// For implementations of [`Broker`]: `receipt` is settled as [`Settlement::Done`] or not at
+    /// For implementations of [`Broker`], which settle `receipt` as [`Settlement::Done`] or not at
     /// all.
     pub fn new(
         id: String,
@@ -467,7 +447,7 @@ impl DeadLetter {
         }
     }
 
-    /// The id of a message that came without one: the same whenever it is read.
+    /// The id of a message that came without one, the same each time it is read.
     pub fn payload_id(payload: &[u8]) -> String {
         let digest = Sha256::digest(payload);
         let hex: String = digest[..6]
@@ -477,22 +457,22 @@ impl DeadLetter {
         format!("payload-{hex}")
     }
 
-    /// Takes it from the dead letters for good.
+    /// Removes it for good.
     pub async fn remove(self) -> Result<(), Fault> {
         self.receipt.settle(Settlement::Done).await
     }
 }
 
-/// Being the one producer, until dropped.
+/// The lock of the one producer; dropping it releases the lock.
 #[derive(Debug)]
 pub struct ProducerLock {
-    /// Cancelled when the lock was lost: another may be the producer now.
+    /// Cancelled when the lock was lost: there may be another producer now.
     pub lost: CancellationToken,
     _release: Box<dyn Send + Sync + fmt::Debug>,
 }
 
 impl ProducerLock {
-    /// For implementations of [`Broker`]: dropping `release` gives the lock back.
+    /// For implementations of [`Broker`]: dropping `release` releases the lock.
     pub fn new(lost: CancellationToken, release: impl Send + Sync + fmt::Debug + 'static) -> Self {
         Self {
             lost,

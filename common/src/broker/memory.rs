@@ -117,9 +117,10 @@ impl Inner {
         let job = message.job.clone();
         let (payload, at) = (job.encode(), Some(message.enqueued));
         let attempt = message.attempt;
-        let receipt = DeadReceipt {
+        let receipt = MemoryReceipt {
             inner: Arc::downgrade(self),
             message: Some(message),
+            loan: None,
         };
         let receipt = Box::new(receipt);
         Some(DeadLetter::new(
@@ -211,16 +212,16 @@ impl Broker for MemoryBroker {
                 let receipt = MemoryReceipt {
                     inner: Arc::downgrade(inner),
                     message: Some(message.clone()),
-                    _permit: permit,
+                    loan: Some(permit),
                 };
-                let delivery = Delivery::new(
-                    message.job,
-                    message.attempt,
-                    message.waits,
-                    message.returns,
-                    message.enqueued,
-                    Box::new(receipt),
-                );
+                let delivery = Delivery {
+                    job: message.job,
+                    attempt: message.attempt,
+                    waits: message.waits,
+                    returns: message.returns,
+                    enqueued: message.enqueued,
+                    receipt: Box::new(receipt),
+                };
                 Some((delivery, (consumer, loans, ready)))
             },
         );
@@ -333,7 +334,8 @@ struct MemoryReceipt {
     inner: Weak<Inner>,
     /// `None` once settled.
     message: Option<Message>,
-    _permit: OwnedSemaphorePermit,
+    /// Counts against the prefetch; a dead letter has none.
+    loan: Option<OwnedSemaphorePermit>,
 }
 
 #[async_trait]
@@ -376,30 +378,10 @@ impl Receipt for MemoryReceipt {
 impl Drop for MemoryReceipt {
     fn drop(&mut self) {
         if let (Some(message), Some(inner)) = (self.message.take(), self.inner.upgrade()) {
-            inner.take_back(message);
-        }
-    }
-}
-
-#[derive(Debug)]
-struct DeadReceipt {
-    inner: Weak<Inner>,
-    /// `None` once removed.
-    message: Option<Message>,
-}
-
-#[async_trait]
-impl Receipt for DeadReceipt {
-    async fn settle(mut self: Box<Self>, _: Settlement) -> Result<(), Fault> {
-        self.message = None;
-        Ok(())
-    }
-}
-
-impl Drop for DeadReceipt {
-    fn drop(&mut self) {
-        if let (Some(message), Some(inner)) = (self.message.take(), self.inner.upgrade()) {
-            inner.queues().dead.push_back(message);
+            match self.loan {
+                Some(_) => inner.take_back(message),
+                None => inner.queues().dead.push_back(message),
+            }
         }
     }
 }

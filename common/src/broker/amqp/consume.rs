@@ -62,7 +62,7 @@ impl Jobs {
                     self.subscription.next().await?
                 }
             };
-            let channel = self.subscription.channel()?;
+            let channel = self.subscription.attached.as_ref()?.channel.clone();
             let shared = &self.subscription.shared;
             let delivery = shared.read(incoming, channel, &self.runtime).await;
             if delivery.is_some() {
@@ -77,7 +77,7 @@ impl Drop for Jobs {
     /// channel stays open until the last is.
     fn drop(&mut self) {
         let shared = Arc::clone(&self.subscription.shared);
-        let Some(attached) = self.subscription.detach() else {
+        let Some(attached) = self.subscription.attached.take() else {
             return;
         };
         if shared.closed.is_cancelled() {
@@ -145,8 +145,14 @@ impl Shared {
             channel,
             runtime: runtime.clone(),
         };
-        let receipt = Box::new(receipt);
-        Some(Delivery::new(job, attempt, waits, returns, at, receipt))
+        Some(Delivery {
+            job,
+            attempt,
+            waits,
+            returns,
+            enqueued: at,
+            receipt: Box::new(receipt),
+        })
     }
 
     /// Dead-letters an undecodable message. Its outcome is recorded first: a dead record without

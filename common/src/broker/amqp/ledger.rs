@@ -124,13 +124,13 @@ struct LedgerReader {
 
 impl LedgerReader {
     async fn start(shared: &Arc<Shared>, from: Position) -> Result<Self, Fault> {
-        let (offset, expected) = (offset(from), expected(from));
-        let queue = Queue::Ledger(offset, PREFETCH);
+        let queue = Queue::Ledger(offset(from), PREFETCH);
         Ok(Self {
             subscription: Subscription::start(shared, queue).await?,
             from,
             last: None,
-            expected,
+            // A mark was written first; without one, an empty ledger shows nothing.
+            expected: matches!(from, Position::Since(_)).then_some(Expected::Any),
             missed: false,
             unacknowledged: None,
             before: VecDeque::new(),
@@ -195,7 +195,7 @@ impl LedgerReader {
             return Ok(Some(record));
         }
         loop {
-            if !self.subscription.is_attached() && !self.attach().await? {
+            if self.subscription.attached.is_none() && !self.attach().await? {
                 return Ok(None);
             }
             let limit = self.subscription.shared.options.call_limit;
@@ -312,11 +312,6 @@ fn offset(from: Position) -> AMQPValue {
         }
         Position::Now => AMQPValue::LongString("next".into()),
     }
-}
-
-/// With [`Position::Since`] a mark is written first; without it an empty ledger shows nothing.
-fn expected(from: Position) -> Option<Expected> {
-    matches!(from, Position::Since(_)).then_some(Expected::Any)
 }
 
 /// What a message of the stream says, if this program knows its type.

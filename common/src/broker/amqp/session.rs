@@ -545,7 +545,7 @@ impl Link {
                         return Ok(Arc::clone(session));
                     }
                     Phase::Connected(session) => session.fail("the connection was lost"),
-                    Phase::Refused(why) => return Err(server.unreachable(why)),
+                    Phase::Refused(why) => return Err(server.unreachable(why).lasting(true)),
                     Phase::Connecting(_) => {}
                 }
                 if phase.changed().await.is_err() {

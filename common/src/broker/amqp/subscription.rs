@@ -53,7 +53,7 @@ pub(super) struct Subscription {
     pub(super) shared: Arc<Shared>,
     link: Arc<Link>,
     pub(super) queue: Queue,
-    attached: Option<Attached>,
+    pub(super) attached: Option<Attached>,
     /// It ends after what was delivered already.
     cancelled: bool,
     /// Before it attaches again; `None` while a message is the last thing that came.
@@ -104,15 +104,6 @@ impl Subscription {
                 Err(Unattached::Missing | Unattached::Locked) => {}
             }
         }
-    }
-
-    pub(super) fn is_attached(&self) -> bool {
-        self.attached.is_some()
-    }
-
-    /// Gives up the consumer, with its channel.
-    pub(super) fn detach(&mut self) -> Option<Attached> {
-        self.attached.take()
     }
 
     /// Attaches, unless it is attached; tries again for ever, or until `deadline`.
@@ -211,13 +202,6 @@ impl Subscription {
                 return Some(incoming);
             }
         }
-    }
-
-    /// The channel of the consumer that is attached.
-    pub(super) fn channel(&self) -> Option<Channel> {
-        self.attached
-            .as_ref()
-            .map(|attached| attached.channel.clone())
     }
 
     /// Gives up a consumer that is silent; whether its connection still answers. One that does not
