@@ -23,9 +23,9 @@ use tracing::debug;
     Ord,
     Serialize,
     Deserialize,
+    AsRefStr,
     Display,
     EnumString,
-    AsRefStr,
     VariantArray,
 )]
 #[serde(rename_all = "snake_case")]

@@ -90,6 +90,15 @@ pub fn duration_within(
     }
 }
 
+/// As [`duration_within`], in whole seconds.
+pub fn seconds_within(
+    least: &'static str,
+    most: &'static str,
+) -> impl Fn(&str) -> Result<u64, String> + Clone + Send + Sync + 'static {
+    let parse = duration_within(least, most);
+    move |text| parse(text).map(|duration| duration.as_secs())
+}
+
 /// Prints `17 bytes`, `512 KiB`, `1.5 GiB`: the largest unit of which there is one, with a tenth.
 pub fn format_size(bytes: u64) -> String {
     let units = ["KiB", "MiB", "GiB", "TiB"];

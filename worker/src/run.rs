@@ -13,6 +13,7 @@ use common::fault::Fault;
 use common::shutdown::Shutdown;
 use common::store::{SharedStore, StoreConfig};
 use common::telemetry::http::MetricsConfig;
+use common::text::seconds_within;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -70,13 +71,13 @@ pub struct RunConfig {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Stopping")]
 pub struct DrainConfig {
-    /// Seconds that jobs in hand may go on after SIGTERM or SIGINT.
+    /// Time that jobs in hand may go on after SIGTERM or SIGINT.
     #[arg(
         long,
         env = "DRAIN",
-        value_name = "SECONDS",
-        default_value_t = 30,
-        value_parser = clap::value_parser!(u64).range(..=86_400)
+        value_name = "DURATION",
+        default_value = "30s",
+        value_parser = seconds_within("0s", "1d")
     )]
     drain: u64,
 }

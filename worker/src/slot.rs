@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use clap::Args;
 use common::fault::Fault;
+use common::text::seconds_within;
 
 use crate::digest::Facts;
 
@@ -26,8 +27,6 @@ mod scratch;
 /// Address space beyond the pack, which libgit2 maps: programs, threads' stacks, one file of the
 /// repository, the digest. The largest of 29 real repositories needs 128 MiB.
 const ADDRESS_SPACE: u64 = 512 << 20;
-/// Longest time limit of a slot: a day.
-const MAX_SECONDS: u64 = 86_400;
 
 /// Options of slots.
 #[derive(Args, Clone, Debug)]
@@ -36,11 +35,11 @@ pub struct SlotConfig {
     /// Repositories worked on at the same time [default: 2 × cores]
     #[arg(long, env = "CONCURRENCY", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub concurrency: Option<u16>,
-    /// Seconds for one repository; over it the repository fails as too_large.
-    #[arg(long, env = "TIMEOUT", value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=MAX_SECONDS))]
+    /// Longest time for one repository; over it the repository fails as too_large.
+    #[arg(long, env = "TIMEOUT", value_name = "DURATION", default_value = "5m", value_parser = seconds_within("1s", "1d"))]
     pub timeout: u64,
-    /// Seconds without progress (at least 1,000 bytes) after which an attempt is given up.
-    #[arg(long, env = "STALL", value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=MAX_SECONDS))]
+    /// Longest time without progress (at least 1,000 bytes); then the attempt is given up.
+    #[arg(long, env = "STALL", value_name = "DURATION", default_value = "1m", value_parser = seconds_within("1s", "1d"))]
     pub stall: u64,
     /// Folder for fetched repositories, removed after each job [default: the system's temporary folder]
     #[arg(long, env = "SCRATCH", value_name = "DIR")]

@@ -22,8 +22,8 @@ use crate::text::{percent, thousands};
     Ord,
     Serialize,
     Deserialize,
-    Display,
     AsRefStr,
+    Display,
     VariantArray,
 )]
 #[serde(rename_all = "snake_case")]

@@ -12,8 +12,6 @@ pub mod s3_server;
 
 pub mod seaweedfs;
 
-pub mod delay_proxy;
-
 pub mod repositories;
 
 pub mod root;

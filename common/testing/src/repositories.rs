@@ -3,8 +3,6 @@
 //! Each is a bare repository `ROOT/{owner}/{name}.git` with one commit on `main`. Author and date are
 //! fixed: the same contents give the same commit everywhere. The machine's configuration is not read.
 
-pub mod parity;
-
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;

@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use clap::Args;
 use common::fault::Fault;
+use common::text::parse_size;
 use serde::{Deserialize, Serialize};
 use url::{Host, Url};
 
@@ -28,8 +29,8 @@ pub struct FetchConfig {
     /// Also read repositories on this machine, by path.
     #[arg(long, env = "ALLOW_LOCAL")]
     pub allow_local: bool,
-    /// Most bytes to download for one repository; over it the repository fails as too_large.
-    #[arg(long, env = "MAX_FETCH_BYTES", value_name = "BYTES", default_value_t = 1 << 30)]
+    /// Largest download for one repository; over it the repository fails as too_large.
+    #[arg(long, env = "MAX_FETCH_BYTES", value_name = "SIZE", default_value = "1GiB", value_parser = parse_size)]
     pub max_fetch_bytes: u64,
 }
 

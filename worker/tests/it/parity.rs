@@ -7,11 +7,14 @@
 use std::fs;
 use std::path::Path;
 
-use testing::repositories::parity::{Fixture, OWNER, fixtures};
 use worker::digest::assemble::assemble;
 use worker::digest::write::write;
 use worker::digest::{DigestLimits, Part, Subject};
 use worker::fetch::objects::Objects;
+
+use self::fixtures::{Expected, Fixture, OWNER, fixtures};
+
+mod fixtures;
 
 /// Returns the digest of the repository at `path`.
 fn digest(path: &Path, subject: &Subject, limits: &DigestLimits) -> String {
@@ -62,8 +65,12 @@ fn compare(suffix: &str, subject: impl Fn(&Fixture) -> Subject, limits: &DigestL
                 let bytes = &bytes[at.saturating_sub(60)..bytes.len().min(at + 60)];
                 String::from_utf8_lossy(bytes).into_owned()
             };
+            let whose = match fixture.expected {
+                Expected::Gitingest => "gitingest's",
+                Expected::Decided(why) => why,
+            };
             different.push(format!(
-                "{}{suffix} at byte {at}:\n  ours     {:?}\n  expected {:?}",
+                "{}{suffix} ({whose}) at byte {at}:\n  ours     {:?}\n  expected {:?}",
                 fixture.name,
                 around(actual.as_bytes()),
                 around(&expected)

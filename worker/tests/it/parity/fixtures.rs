@@ -2,25 +2,25 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Builder, empty};
+use testing::repositories::{Builder, empty};
 
 /// The owner of all of them. gitingest prints it in lower case.
-pub const OWNER: &str = "Fixture-Org";
+pub(crate) const OWNER: &str = "Fixture-Org";
 
 /// A repository with an expected digest.
 #[derive(Debug)]
-pub struct Fixture {
+pub(crate) struct Fixture {
     /// The repository's name.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// The origin of the expected text.
-    pub expected: Expected,
+    pub(crate) expected: Expected,
     /// Its contents; `None` for a repository without commits.
     builder: Option<Builder>,
 }
 
 /// The origin of an expected text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Expected {
+pub(crate) enum Expected {
     /// gitingest.
     Gitingest,
     /// Our own decision, for the given reason: gitingest's text changes from run to run, does not exist,
@@ -33,7 +33,7 @@ impl Fixture {
     ///
     /// # Panics
     /// If git is missing or fails.
-    pub fn build(&self, root: &Path) -> PathBuf {
+    pub(crate) fn build(&self, root: &Path) -> PathBuf {
         match &self.builder {
             Some(builder) => builder.build(root, OWNER, self.name),
             None => empty(root, OWNER, self.name),
@@ -42,7 +42,7 @@ impl Fixture {
 }
 
 /// Returns all fixtures.
-pub fn fixtures() -> Vec<Fixture> {
+pub(crate) fn fixtures() -> Vec<Fixture> {
     let by_gitingest = [
         ("one-file", one_file()),
         ("order", order()),

@@ -22,9 +22,9 @@ const CHUNKS: usize = 256;
 /// Whatever goes through it arrives half a round trip later, in order, at any rate. Opening a
 /// connection costs a round trip as well.
 #[derive(Debug)]
-pub struct DelayProxy {
+pub(crate) struct DelayProxy {
     /// Where it listens.
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
     listener: TcpListener,
 }
 
@@ -33,14 +33,14 @@ impl DelayProxy {
     ///
     /// # Errors
     /// When no port can be had.
-    pub async fn bind() -> io::Result<Self> {
+    pub(crate) async fn bind() -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         Ok(Self { address, listener })
     }
 
     /// Passes connections on to `server` until dropped.
-    pub async fn run(self, server: SocketAddr, round_trip: Duration) {
+    pub(crate) async fn run(self, server: SocketAddr, round_trip: Duration) {
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {

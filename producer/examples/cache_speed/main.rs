@@ -24,8 +24,11 @@ use futures::TryStreamExt;
 use producer::cache::{self, CacheConfig, CacheSource, Check};
 use producer::feed::entry::FeedRepo;
 use producer::index::Index;
-use testing::delay_proxy::DelayProxy;
 use testing::s3_server::{BUCKET, S3Server, StoredObject, config};
+
+use crate::delay_proxy::DelayProxy;
+
+mod delay_proxy;
 
 const REPOSITORIES: usize = 24_500;
 const OLD: Duration = Duration::from_secs(86_400);
