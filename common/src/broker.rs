@@ -17,6 +17,7 @@ use self::amqp::AmqpBroker;
 
 use crate::exit::{self, ExitError};
 use crate::fault::{Fault, FaultKind};
+use crate::ids::RunId;
 use crate::job::Job;
 use crate::outcome::{Outcome, OutcomeRecord};
 
@@ -339,6 +340,15 @@ impl fmt::Display for DeathCause {
 }
 
 impl Event {
+    /// The run of its job; `None` if it is not about a job.
+    pub fn run(&self) -> Option<&RunId> {
+        match self {
+            Self::Job(job) | Self::Dead(DeadJob { job, .. }) => Some(&job.run),
+            Self::Outcome(record) => Some(&record.run),
+            Self::Worker(_) => None,
+        }
+    }
+
     /// The outcome that it is, or that an [`Event::Dead`] stands for; `None` for all others.
     pub fn into_outcome(self) -> Option<OutcomeRecord> {
         match self {

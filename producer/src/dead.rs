@@ -1,6 +1,6 @@
 //! Dead letters: what was given up, looked at, tried again, or removed.
 //!
-//! [`filter`] says which ones are meant, `fate` why they are here.
+//! [`filter`] says which ones are meant; the view of a letter's run says why it is here.
 
 use std::collections::HashMap;
 use std::io;
@@ -8,11 +8,14 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use common::broker::{BrokerConfig, DeadLetter, SharedBroker};
+use common::broker::{BrokerConfig, DeadLetter, Position, SharedBroker};
 use common::exit::{self, ExitError};
 use common::fault::{Fault, FaultKind};
 use common::ids::RunId;
 use common::job::{Job, WIRE_VERSION};
+use common::outcome::Outcome;
+use common::run::documents::{ExpectedJob, JobList};
+use common::run::view::RunView;
 use common::shutdown::Shutdown;
 use common::text::printable;
 use common::text::{format_duration, thousands};
@@ -23,14 +26,11 @@ use time::OffsetDateTime;
 use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
-use self::fate::{Fate, age, fates};
 use self::filter::{LetterFilter, said};
 use crate::status::page::cut;
 use crate::status::{print, screen, unanswered, unless_closed};
 
 pub mod filter;
-
-mod fate;
 
 /// How long to wait for a broker that is away: a person waits too.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -164,7 +164,7 @@ impl DeadConfig {
 #[derive(Debug)]
 struct Known {
     letter: DeadLetter,
-    fate: Fate,
+    cause: Cause,
 }
 
 /// The letters that were asked for.
@@ -238,8 +238,8 @@ async fn take_now(
     }
     let mut known = HashMap::new();
     if why == Why::Ask || filter.asks_for_class() {
-        match fates(broker, &letters).await {
-            Ok(fates) => known = fates,
+        match views(broker, &letters).await {
+            Ok(views) => known = views,
             Err(fault) if filter.asks_for_class() => return Err(unavailable(fault)),
             Err(fault) => warn!(
                 operation = "dead",
@@ -248,14 +248,10 @@ async fn take_now(
         }
     }
     let letters = letters.into_iter().map(|letter| Known {
-        // Several may have the same id.
-        fate: known
-            .get(&letter.id)
-            .cloned()
-            .unwrap_or_else(|| Fate::unknown(&letter)),
+        cause: Cause::of(&letter, &known),
         letter,
     });
-    let letters = letters.filter(|known| filter.takes_class(known.fate.class));
+    let letters = letters.filter(|known| filter.takes_class(known.cause.class));
     let mut letters: Vec<_> = letters.filter(|known| is_wanted(&known.letter)).collect();
     letters.truncate(filter.limit());
     Ok(Taken {
@@ -263,6 +259,83 @@ async fn take_now(
         all,
         no_jobs,
     })
+}
+
+/// What the ledger says of the letters' runs.
+///
+/// # Errors
+/// If it cannot be read.
+async fn views(
+    broker: &SharedBroker,
+    letters: &[DeadLetter],
+) -> Result<HashMap<RunId, RunView>, Fault> {
+    let mut lists: HashMap<_, Vec<_>> = HashMap::new();
+    for (run, key) in letters.iter().filter_map(said) {
+        let adopted_from = Vec::new();
+        let job = ExpectedJob { key, adopted_from };
+        lists.entry(run).or_default().push(job);
+    }
+    let views = lists.into_iter().map(|(run, jobs)| {
+        let list = JobList {
+            version: JobList::VERSION,
+            invalid: Vec::new(),
+            jobs,
+        };
+        (run.clone(), RunView::new(run, None, Some(list)))
+    });
+    let mut views: HashMap<_, _> = views.collect();
+    if views.is_empty() {
+        return Ok(views);
+    }
+    // What happened to a job comes after it was queued. A letter that does not say when is less
+    // than any that does.
+    let named = letters.iter().filter(|letter| said(letter).is_some());
+    let oldest = named.map(|letter| letter.at).min().flatten();
+    let oldest = oldest.map_or(Position::Start, Position::Since);
+    let mut history = broker.history(oldest).await?;
+    while let Some(entry) = history.next().await {
+        let entry = entry?;
+        if let Some(view) = entry.event.run().and_then(|run| views.get_mut(run)) {
+            view.apply(&entry);
+        }
+    }
+    Ok(views)
+}
+
+/// Why a letter is here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Cause {
+    /// The class of the job's failure; `None` if it did not fail, or nobody knows.
+    class: Option<FaultKind>,
+    /// Why, for a person.
+    message: String,
+}
+
+impl Cause {
+    fn of(letter: &DeadLetter, views: &HashMap<RunId, RunView>) -> Self {
+        let settled = said(letter).and_then(|(run, key)| views.get(&run)?.settled(&key));
+        let (class, message) = match settled {
+            Some(settled) => match settled.outcome {
+                Outcome::Failed(class) => (Some(class), settled.message.clone()),
+                done => {
+                    let done =
+                        format!("it has its outcome, {done}: only its end was not acknowledged");
+                    (None, done)
+                }
+            },
+            None if letter.job.is_ok() => (None, "the ledger does not say why".to_owned()),
+            None => {
+                let why = "the message holds no job that this version can read";
+                (Some(FaultKind::Poison), why.to_owned())
+            }
+        };
+        Self { class, message }
+    }
+}
+
+/// The age of what was queued at `at`, in whole seconds.
+fn age(at: Option<OffsetDateTime>, now: OffsetDateTime) -> Option<u64> {
+    (now - at?).whole_seconds().try_into().ok()
 }
 
 /// A letter as `producer dead list --json` prints it.
@@ -282,7 +355,7 @@ struct Shown<'a> {
 
 impl Known {
     fn shown(&self, now: OffsetDateTime) -> Shown<'_> {
-        let Self { letter, fate } = self;
+        let Self { letter, cause } = self;
         let (run, key) = said(letter).unzip();
         let job = letter.job.as_ref().ok();
         Shown {
@@ -291,8 +364,8 @@ impl Known {
             pushed_at: key.as_ref().map(|key| key.pushed_at.to_string()),
             run: run.map(|run| run.to_string()),
             age_seconds: age(letter.at, now),
-            class: fate.class,
-            message: &fate.message,
+            class: cause.class,
+            message: &cause.message,
             attempt: letter.attempt,
             url: job.map(|job| job.url.as_str()),
             replay_of: job.and_then(|job| job.replay_of.as_deref()),
@@ -308,7 +381,10 @@ impl Known {
     }
 
     fn class(&self) -> &str {
-        self.fate.class.as_ref().map_or("-", |class| class.as_ref())
+        self.cause
+            .class
+            .as_ref()
+            .map_or("-", |class| class.as_ref())
     }
 
     fn age(&self, now: OffsetDateTime) -> String {
@@ -353,7 +429,7 @@ fn table(letters: &[Known], now: OffsetDateTime, width: usize) -> String {
     }
     let head = ["AGE", "CLASS", "ID", "MESSAGE"].map(str::to_owned);
     let rows = letters.iter().map(|known| {
-        let message = printable(&known.fate.message);
+        let message = printable(&known.cause.message);
         [
             known.age(now),
             known.class().to_owned(),

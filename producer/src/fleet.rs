@@ -13,7 +13,7 @@ use common::fault::Fault;
 use common::ids::{JobKey, RunId};
 use common::job::Job;
 use common::outcome::OutcomeRecord;
-use common::run::view::Tally;
+use common::run::view::RunView;
 use common::store::SharedStore;
 use common::text::{format_duration, thousands};
 use futures::{StreamExt, stream};
@@ -26,6 +26,7 @@ use crate::cache::Checked;
 use crate::follow::{Ended, follow};
 use crate::publish::{self, publish};
 use crate::report::Reporter;
+use crate::run::Adopted;
 
 /// A job that was published longer ago than this is published again: a broker that was killed may
 /// have kept the ledger's copy only, and nobody would ever work on it.
@@ -99,7 +100,7 @@ impl Fleet {
     /// The ledger may hold a job that the queue does not, never the other way round. So a job counts
     /// as waiting only where something waits at all, and its record is not old. In doubt it is
     /// published: a job too many costs one look at the store.
-    pub async fn waiting_already(&self, checked: &[Checked]) -> HashSet<JobKey> {
+    pub async fn waiting_already(&self, checked: &[Checked]) -> Adopted {
         match self.open_jobs(checked).await {
             Ok(open) => open,
             Err(fault) => {
@@ -107,15 +108,15 @@ impl Fleet {
                     operation = "adopt",
                     "what waits from earlier runs is not known, so all jobs are published: {fault}"
                 );
-                HashSet::new()
+                Adopted::new()
             }
         }
     }
 
-    async fn open_jobs(&self, checked: &[Checked]) -> Result<HashSet<JobKey>, Fault> {
+    async fn open_jobs(&self, checked: &[Checked]) -> Result<Adopted, Fault> {
         let waiting = self.broker.waiting().await?;
         if waiting.ready + waiting.retry == 0 {
-            return Ok(HashSet::new());
+            return Ok(Adopted::new());
         }
         let wanted: HashMap<_, _> = checked
             .iter()
@@ -124,22 +125,25 @@ impl Fleet {
             .collect();
         let since = OffsetDateTime::now_utc() - BELIEVED;
         let mut history = self.broker.history(Position::Since(since)).await?;
-        let mut open = HashSet::new();
+        let mut open = Adopted::new();
         while let Some(entry) = history.next().await {
             let entry = entry?;
             match entry.event {
                 Event::Job(job) if entry.at >= since && is_same(&job, &wanted) => {
-                    open.insert(job.key());
+                    open.entry(job.key()).or_default().push(job.run);
                 }
                 Event::Job(_) | Event::Worker(_) => {}
-                Event::Dead(dead) => {
-                    open.remove(&dead.job.key());
-                }
-                Event::Outcome(record) => {
-                    open.remove(&record.key());
+                ended => {
+                    // One run's copy ended; another's may still wait.
+                    if let Some(record) = ended.into_outcome()
+                        && let Some(runs) = open.get_mut(&record.key())
+                    {
+                        runs.retain(|run| *run != record.run);
+                    }
                 }
             }
         }
+        open.retain(|_, runs| !runs.is_empty());
         Ok(open)
     }
 
@@ -183,7 +187,7 @@ pub struct FleetRun<'a> {
     /// Since when `events` are this run's.
     pub since: OffsetDateTime,
     /// Jobs that wait already.
-    pub adopted: &'a HashSet<JobKey>,
+    pub adopted: &'a Adopted,
     /// To stop when this is cancelled.
     pub stop: &'a CancellationToken,
 }
@@ -197,13 +201,13 @@ impl FleetRun<'_> {
     pub async fn work(
         &self,
         mut events: Entries,
-        tally: &mut Tally,
+        view: &mut RunView,
         reporter: &mut Reporter,
     ) -> Result<Ended, Fault> {
         let to_publish = self
             .checked
             .iter()
-            .filter(|checked| !checked.is_cached() && !self.adopted.contains(&checked.key()));
+            .filter(|checked| !checked.is_cached() && !self.adopted.contains_key(&checked.key()));
         let broker = &self.fleet.broker;
         let published = publish(broker, self.run, to_publish, self.stop).await?;
         info!(
@@ -226,10 +230,10 @@ impl FleetRun<'_> {
         // Of outcomes; and that with nothing waiting, so that something ought to be heard.
         let (mut silence, mut nothing_waits) = (Duration::ZERO, Duration::ZERO);
         loop {
-            let before = tally.open();
-            match follow(&mut events, tally, reporter, self.stop, Some(look_after)).await {
+            let before = view.open();
+            match follow(&mut events, view, reporter, self.stop, Some(look_after)).await {
                 Ended::Quiet => {
-                    let silent = tally.open() == before;
+                    let silent = view.open() == before;
                     if !silent {
                         (silence, nothing_waits) = (Duration::ZERO, Duration::ZERO);
                     }
@@ -240,7 +244,7 @@ impl FleetRun<'_> {
                         nothing_waits = Duration::ZERO;
                     }
                     if nothing_waits >= republish_after {
-                        self.republish(silence, tally).await;
+                        self.republish(silence, view).await;
                         nothing_waits = Duration::ZERO;
                     }
                 }
@@ -251,7 +255,7 @@ impl FleetRun<'_> {
                         "outcomes that nobody saw are lost: what has a digest counts as unchanged, and what neither has one nor waits is published again"
                     );
                     events = self.events_again().await?;
-                    self.count_stored(tally).await;
+                    self.count_stored(view).await;
                 }
                 ended => return Ok(ended),
             }
@@ -261,15 +265,7 @@ impl FleetRun<'_> {
     /// What the ledger has of this run. It may be another ledger, or the old one that lost its end.
     async fn events_again(&self) -> Result<Entries, Fault> {
         let since = self.since - CLOCKS_DIFFER;
-        let events = self.fleet.broker.events(Position::Since(since)).await?;
-        let of_this_run = move |entry: &Result<LedgerEntry, Fault>| {
-            let counts = entry.as_ref().map_or(true, |entry| {
-                // Which says when its job was enqueued.
-                entry.at >= since || matches!(entry.event, Event::Dead(_))
-            });
-            std::future::ready(counts)
-        };
-        Ok(events.filter(of_this_run).boxed())
+        self.fleet.broker.events(Position::Since(since)).await
     }
 
     /// Nothing was heard for so long: looks whether anybody works. `false` where jobs wait, so that
@@ -304,9 +300,9 @@ impl FleetRun<'_> {
 
     /// Nothing waits, and nothing was heard for longer than any job takes: what has no digest was
     /// lost, and is published again.
-    async fn republish(&self, silence: Duration, tally: &mut Tally) {
-        self.count_stored(tally).await;
-        let open: HashSet<_> = tally.open_jobs().collect();
+    async fn republish(&self, silence: Duration, view: &mut RunView) {
+        self.count_stored(view).await;
+        let open: HashSet<_> = view.open_jobs().cloned().collect();
         if open.is_empty() {
             return;
         }
@@ -327,8 +323,8 @@ impl FleetRun<'_> {
     }
 
     /// Counts open jobs whose digest is in the store: their outcome was lost.
-    async fn count_stored(&self, tally: &mut Tally) {
-        let open: HashSet<_> = tally.open_jobs().collect();
+    async fn count_stored(&self, view: &mut RunView) {
+        let open: HashSet<_> = view.open_jobs().cloned().collect();
         let looks = self
             .checked
             .iter()
@@ -344,7 +340,10 @@ impl FleetRun<'_> {
         let mut looks = stream::iter(looks).buffer_unordered(LOOKS);
         while let Some(record) = looks.next().await {
             if let Some(record) = record {
-                tally.apply(&record);
+                view.apply(&LedgerEntry {
+                    at: OffsetDateTime::now_utc(),
+                    event: Event::Outcome(record),
+                });
             }
         }
     }

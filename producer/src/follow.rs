@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use common::broker::{Entries, Event, LedgerEntry};
+use common::broker::{Entries, LedgerEntry};
 use common::fault::Fault;
-use common::run::view::Tally;
+use common::run::view::RunView;
 use futures::{Stream, StreamExt};
+use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
@@ -26,31 +27,31 @@ pub enum Ended {
     Lost,
 }
 
-/// Counts outcomes into `tally` and reports them, until the run closes, `stop`, or nothing became
+/// Counts outcomes into `view` and reports them, until the run closes, `stop`, or nothing became
 /// of any of its jobs for as long as `quiet`.
 pub async fn follow(
     events: &mut Entries,
-    tally: &mut Tally,
+    view: &mut RunView,
     reporter: &mut Reporter,
     stop: &CancellationToken,
     quiet: Option<Duration>,
 ) -> Ended {
     let mut heard = Instant::now();
-    while !tally.closes() {
-        let due = reporter.next_due(Instant::now());
+    while !view.closes() {
+        let due = Instant::now() + reporter.next_due(OffsetDateTime::now_utc());
         let due = quiet.map_or(due, |quiet| due.min(heard + quiet));
         let event = tokio::select! {
             biased;
             event = events.next() => event,
             () = tokio::time::sleep_until(due.into()) => {
-                reporter.update(Instant::now(), tally);
+                reporter.update(OffsetDateTime::now_utc(), view);
                 if quiet.is_some_and(|quiet| heard.elapsed() >= quiet) {
                     return Ended::Quiet;
                 }
                 continue;
             }
             () = stop.cancelled() => {
-                take_ready(events, tally);
+                take_ready(events, view);
                 return Ended::Stopped;
             }
         };
@@ -62,9 +63,9 @@ pub async fn follow(
             }
             None => return Ended::Lost,
         };
-        if count(tally, entry.event) {
+        if view.apply(&entry) {
             heard = Instant::now();
-            reporter.update(heard, tally);
+            reporter.update(OffsetDateTime::now_utc(), view);
         }
     }
     Ended::Closed
@@ -73,16 +74,10 @@ pub async fn follow(
 /// Counts what is in the ledger already, without waiting for more.
 fn take_ready(
     events: &mut (impl Stream<Item = Result<LedgerEntry, Fault>> + Unpin),
-    tally: &mut Tally,
+    view: &mut RunView,
 ) {
     use futures::FutureExt;
     while let Some(Some(Ok(entry))) = events.next().now_or_never() {
-        count(tally, entry.event);
+        view.apply(&entry);
     }
-}
-
-fn count(tally: &mut Tally, event: Event) -> bool {
-    // A dead job without an outcome of its own, or that one would have been counted before.
-    let outcome = event.into_outcome();
-    outcome.is_some_and(|record| tally.apply(&record))
 }

@@ -27,8 +27,8 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
-use crate::status::standing::{Documents, Standing, Status};
-use crate::status::{Read, document, following, of_run, position};
+use crate::status::observed::ObservedRun;
+use crate::status::{Read, document, following, of_run};
 
 /// From one look at store and queues to the next.
 const LOOK_EVERY: Duration = Duration::from_secs(15);
@@ -96,7 +96,7 @@ struct Observer {
     metrics: FleetMetrics,
     ready: watch::Sender<Result<(), String>>,
     /// The run begun last.
-    latest: Option<Standing>,
+    latest: Option<ObservedRun>,
     /// Runs that closed lately: their ids sort by when they began.
     closed: BTreeMap<RunId, ClosedRun>,
     complaints: Complaints,
@@ -142,7 +142,7 @@ impl Observer {
                     if let Some(broker) = self.broker.as_ref().filter(|_| run != following_run) {
                         entries = match &self.latest {
                             Some(latest) => {
-                                following(broker, position(latest.documents())).boxed()
+                                following(broker, latest.position(OffsetDateTime::now_utc())).boxed()
                             }
                             None => nothing(),
                         };
@@ -151,9 +151,11 @@ impl Observer {
                     self.show(alone);
                 }
                 read = entries.next() => match (read, &mut self.latest) {
-                    (Some(Ok(Read::Entry(entry))), Some(latest)) => latest.take(entry),
+                    (Some(Ok(Read::Entry(entry))), Some(latest)) => {
+                        latest.view.apply(&entry);
+                    }
                     (Some(Ok(Read::CaughtUp)), Some(latest)) => {
-                        latest.set_caught_up();
+                        latest.view.set_caught_up();
                         self.show(alone);
                     }
                     (Some(Ok(_)), None) => {}
@@ -171,7 +173,7 @@ impl Observer {
 
     fn run(&self) -> Option<RunId> {
         let latest = self.latest.as_ref()?;
-        Some(latest.documents().run.clone())
+        Some(latest.view.run().clone())
     }
 
     async fn look_at_store(&mut self) {
@@ -198,22 +200,14 @@ impl Observer {
             return Ok(());
         };
         match &mut self.latest {
-            Some(latest) if latest.documents().run == run => {
-                if latest.documents().closed().is_none()
+            Some(latest) if *latest.view.run() == run => {
+                if latest.closed().is_none()
                     && let Some(summary) = of_run(store, &run, Document::Summary).await?
                 {
-                    latest.set_summary(summary);
+                    latest.summary = Some(summary);
                 }
             }
-            _ => {
-                let documents = Documents {
-                    manifest: of_run(store, &run, Document::Manifest).await?,
-                    jobs: of_run(store, &run, Document::Jobs).await?,
-                    summary: of_run(store, &run, Document::Summary).await?,
-                    run,
-                };
-                self.latest = Some(Standing::new(documents));
-            }
+            _ => self.latest = Some(ObservedRun::read(store, &run).await?),
         }
         Ok(())
     }
@@ -238,7 +232,7 @@ impl Observer {
     /// Puts into the metrics what is known by now.
     fn show(&mut self, alone: bool) {
         let now = OffsetDateTime::now_utc();
-        if let Some(latest) = &mut self.latest {
+        if let Some(latest) = &self.latest {
             if let Some(run) = show_latest(&self.metrics, latest, alone, now) {
                 // What its producer says of it is exact.
                 self.closed.entry(run.run.clone()).or_insert(run);
@@ -267,10 +261,9 @@ impl Observer {
         let Some(latest) = &self.latest else {
             return;
         };
-        let documents = latest.documents();
-        let previous = self.closed.range(..&documents.run).next_back();
+        let previous = self.closed.range(..latest.view.run()).next_back();
         let previous = previous.map_or(UNKNOWN, |(_, run)| run.cache_hit_rate / 100.0);
-        let reasons = documents.manifest.as_ref().map(|m| &m.reasons);
+        let reasons = latest.manifest.as_ref().map(|m| &m.reasons);
         let ratio = reasons.map_or(UNKNOWN, |reasons| {
             let asked: u64 = reasons.values().sum();
             let hits = reasons.get(&CacheReason::Hit).unwrap_or(&0);
@@ -284,31 +277,29 @@ impl Observer {
 /// Shows the latest run, and gives it back where it has closed.
 fn show_latest(
     metrics: &FleetMetrics,
-    latest: &mut Standing,
+    latest: &ObservedRun,
     alone: bool,
     now: OffsetDateTime,
 ) -> Option<ClosedRun> {
-    let documents = latest.documents();
-    let run = documents.run.clone();
+    let run = latest.view.run().clone();
     metrics.set_run(run.as_str());
-    let started = documents.started();
+    let started = latest.view.started();
     let started_at = started.map_or(UNKNOWN, |at| at.unix_timestamp() as f64);
     metrics.run_started.set(started_at);
-    if let Some(manifest) = &documents.manifest {
+    if let Some(manifest) = &latest.manifest {
         metrics.run_total.set(manifest.total as f64);
         for &reason in CacheReason::VARIANTS {
             let count = manifest.reasons.get(&reason).unwrap_or(&0);
             metrics.set_cache(reason, *count as f64);
         }
     }
-    if latest.caught_up() {
-        metrics.workers_seen.set(latest.workers_seen(now) as f64);
+    let snapshot = latest.view.snapshot(now);
+    if let Some(seen) = snapshot.workers_seen.filter(|_| latest.view.caught_up()) {
+        metrics.workers_seen.set(seen as f64);
     }
-
-    let documents = latest.documents();
-    let status = match documents.closed().or(latest.better_summary()) {
-        Some(summary) => Status::of_summary(documents, summary),
-        None if latest.caught_up() || alone => latest.status(now),
+    let status = match latest.closed().or(latest.better_summary()) {
+        Some(summary) => latest.of_summary(summary).run,
+        None if latest.view.caught_up() || alone => snapshot,
         None => {
             // Nobody has told yet what became of its jobs.
             metrics.set_counts(None);
@@ -357,7 +348,7 @@ fn show_latest(
     let by_summary = started.and_then(|at| at.checked_add(elapsed.try_into().ok()?));
     Some(ClosedRun {
         run,
-        closed_at: latest.closed_at().or(by_summary)?,
+        closed_at: latest.view.closed_at().or(by_summary)?,
         elapsed_seconds: elapsed.as_secs_f64(),
         cache_hit_rate: status.cache_hit_rate,
     })

@@ -1,6 +1,6 @@
 //! One run, from the feed to its summary.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fmt;
 use std::pin::pin;
 use std::str::FromStr;
@@ -17,7 +17,7 @@ use common::retry;
 use common::run::documents::{
     ClosedRun, ExpectedJob, JobList, LastClosed, LatestRun, Manifest, RunSummary,
 };
-use common::run::view::Tally;
+use common::run::view::RunView;
 use common::shutdown::Shutdown;
 use common::store::{Document, DocumentKey, SharedStore, StoreConfig};
 use common::telemetry::http::{MetricsConfig, always_ready};
@@ -150,22 +150,53 @@ struct Plan {
     index: Option<Index>,
 }
 
+impl Plan {
+    /// What the run sets out to do, for the store.
+    fn documents(&self, start: &Start, adopted: &Adopted) -> Result<(Manifest, JobList)> {
+        let invalid: Vec<_> = self.feed.invalid.iter().map(|e| e.failure()).collect();
+        let manifest = Manifest {
+            run: start.run.clone(),
+            started_at: start.at.format(&Rfc3339)?,
+            feed: self.feed.origin.clone(),
+            feed_sha256: self.feed.sha256.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            total: (invalid.len() + self.checked.len()) as u64,
+            repeated: self.feed.repeated.len() as u64,
+            invalid: invalid.len() as u64,
+            reasons: cache::counts(&self.checked),
+            adopted: adopted.len() as u64,
+        };
+        let jobs = self.checked.iter().filter(|checked| !checked.is_cached());
+        let jobs = jobs.map(|checked| {
+            let key = checked.key();
+            let adopted_from = adopted.get(&key).cloned().unwrap_or_default();
+            ExpectedJob { key, adopted_from }
+        });
+        let jobs = JobList {
+            version: JobList::VERSION,
+            invalid,
+            jobs: jobs.collect(),
+        };
+        Ok((manifest, jobs))
+    }
+}
+
+/// Jobs that wait already, each with the runs that published it.
+pub type Adopted = HashMap<JobKey, Vec<RunId>>;
+
 /// A run that has just begun.
 #[derive(Debug)]
 struct Start {
     run: RunId,
-    at: Instant,
-    /// The same, RFC 3339.
-    written: String,
+    at: OffsetDateTime,
 }
 
 impl Start {
-    fn now() -> Result<Self> {
-        Ok(Self {
+    fn now() -> Self {
+        Self {
             run: RunId::new(),
-            at: Instant::now(),
-            written: OffsetDateTime::now_utc().format(&Rfc3339)?,
-        })
+            at: OffsetDateTime::now_utc(),
+        }
     }
 }
 
@@ -175,7 +206,7 @@ impl RunConfig {
     /// # Errors
     /// With an [`ExitError`] where there is a code for what went wrong.
     pub async fn run(&self, bar: Bar, shutdown: &Shutdown) -> Result<u8> {
-        let start = Start::now()?;
+        let start = Start::now();
         let metrics = Metrics::new();
         let store = self.store.open()?;
         // First of all: a second run ends at once, and has touched nothing.
@@ -211,8 +242,9 @@ impl RunConfig {
         let Some(plan) = self.plan_unless(store, metrics, shutdown).await? else {
             return Ok(shutdown.unfinished());
         };
-        let elapsed = start.at.elapsed();
-        report::dry_run(&start.run, &plan.feed.invalid, &plan.checked, elapsed);
+        let (manifest, jobs) = plan.documents(&start, &Adopted::new())?;
+        let mut view = RunView::new(start.run.clone(), Some(&manifest), Some(jobs));
+        report::dry_run(&mut view, &plan.checked, OffsetDateTime::now_utc());
         Ok(exit::OK)
     }
 
@@ -231,7 +263,7 @@ impl RunConfig {
         };
         let local_feed = matches!(self.feed.feed, FeedSource::File(_));
         let slots = self.embedded.slots(local_feed, &metrics)?;
-        let nothing = HashSet::new();
+        let nothing = Adopted::new();
         let begun = self.begin(start, store, &plan, &nothing, bar).await?;
         let has_jobs = plan.checked.iter().any(|checked| !checked.is_cached());
         let probing = has_jobs.then(|| {
@@ -318,8 +350,7 @@ impl RunConfig {
         if self.cache.explain {
             report::explain(&checked);
         }
-        let tally = report::opening_tally(&feed.invalid, &checked);
-        report::cache_checked(&tally, &checked);
+        report::cache_checked(&checked);
         Ok(Plan {
             feed,
             checked,
@@ -333,35 +364,11 @@ impl RunConfig {
         start: Start,
         store: &SharedStore,
         plan: &Plan,
-        adopted: &HashSet<JobKey>,
+        adopted: &Adopted,
         bar: Bar,
     ) -> Result<Begun> {
-        let mut tally = report::opening_tally(&plan.feed.invalid, &plan.checked);
-        tally.set_adopted(adopted.len() as u64);
         let run = start.run.clone();
-        let jobs = JobList {
-            invalid: plan.feed.invalid.iter().map(|e| e.failure()).collect(),
-            version: JobList::VERSION,
-            jobs: tally
-                .open_jobs()
-                .map(|key| ExpectedJob {
-                    key,
-                    adopted_from: Vec::new(),
-                })
-                .collect(),
-        };
-        let manifest = Manifest {
-            run: run.clone(),
-            started_at: start.written,
-            feed: plan.feed.origin.clone(),
-            feed_sha256: plan.feed.sha256.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            total: tally.total(),
-            repeated: plan.feed.repeated.len() as u64,
-            invalid: plan.feed.invalid.len() as u64,
-            reasons: cache::counts(&plan.checked),
-            adopted: tally.adopted(),
-        };
+        let (manifest, jobs) = plan.documents(&start, adopted)?;
         let latest = LatestRun { run: run.clone() };
         self.patiently("the store", async || {
             let written = async {
@@ -380,21 +387,22 @@ impl RunConfig {
             // The next run has to look at more digests, that is all.
             warn!(operation = "run", "the index could not be stored: {fault}");
         }
+        let view = RunView::new(run.clone(), Some(&manifest), Some(jobs));
         info!(
             operation = "run",
             run_id = run.as_str(),
-            total_repos = tally.total(),
-            to_digest = tally.open(),
+            total_repos = view.total(),
+            to_digest = view.open(),
             "Run {run}: {} repositories, {} to digest",
-            thousands(tally.total()),
-            thousands(tally.open())
+            thousands(view.total()),
+            thousands(view.open())
         );
         Ok(Begun {
-            reporter: Reporter::start(run.clone(), start.at, Instant::now(), &tally, bar),
+            reporter: Reporter::start(&view, OffsetDateTime::now_utc(), bar),
             run,
             store: SharedStore::clone(store),
             max_failures: self.max_failures,
-            tally,
+            view,
         })
     }
 
@@ -449,7 +457,7 @@ struct Begun {
     run: RunId,
     store: SharedStore,
     max_failures: MaxFailures,
-    tally: Tally,
+    view: RunView,
     reporter: Reporter,
 }
 
@@ -509,7 +517,7 @@ impl Begun {
         let mut events = broker.events(Position::Now).await?;
         let jobs = checked.iter().filter(|checked| !checked.is_cached());
         publish(broker, &self.run, jobs, gone).await?;
-        Ok(follow(&mut events, &mut self.tally, &mut self.reporter, gone, None).await)
+        Ok(follow(&mut events, &mut self.view, &mut self.reporter, gone, None).await)
     }
 
     /// Has the jobs done by a fleet, leaves word, and gives the exit code of how that ended.
@@ -517,7 +525,7 @@ impl Begun {
         mut self,
         fleet: &Fleet,
         checked: &[Checked],
-        adopted: &HashSet<JobKey>,
+        adopted: &Adopted,
         (events, since): (Entries, OffsetDateTime),
         shutdown: &Shutdown,
     ) -> Result<u8> {
@@ -532,7 +540,7 @@ impl Begun {
             stop: &stop,
         };
         let ended = {
-            let mut work = pin!(work.work(events, &mut self.tally, &mut self.reporter));
+            let mut work = pin!(work.work(events, &mut self.view, &mut self.reporter));
             // What is on its way gets its confirm, but not from a broker that is away.
             let stopped = async {
                 tokio::select! {
@@ -582,7 +590,8 @@ impl Begun {
 
     /// Writes the summary to store and log; returns the exit code of a run that closed.
     async fn conclude(self) -> Option<u8> {
-        let summary = self.reporter.finish(Instant::now(), &self.tally);
+        drop(self.reporter);
+        let summary = self.view.summary(OffsetDateTime::now_utc());
         let attempted = summary.total_repos - summary.cached;
         let allowed = self.max_failures.allows(summary.failed, attempted);
         if summary.closed && !allowed {
@@ -791,14 +800,21 @@ mod tests {
             force: false,
         }];
         let run = RunId::new();
-        let tally = report::opening_tally(&[], &checked);
-        let now = Instant::now();
+        let list = JobList {
+            version: JobList::VERSION,
+            invalid: Vec::new(),
+            jobs: vec![ExpectedJob {
+                key: checked[0].key(),
+                adopted_from: Vec::new(),
+            }],
+        };
+        let view = RunView::new(run.clone(), None, Some(list));
         let begun = Begun {
             run: run.clone(),
             store: SharedStore::clone(&store),
             max_failures: MaxFailures::Percent(20.0),
-            reporter: Reporter::start(run.clone(), now, now, &tally, Bar::hidden()),
-            tally,
+            reporter: Reporter::start(&view, OffsetDateTime::now_utc(), Bar::hidden()),
+            view,
         };
         let stop = CancellationToken::new();
         let stopped = stop.clone();

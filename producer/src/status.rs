@@ -1,7 +1,6 @@
-//! How far a run has got, as told from any machine: by the store's documents and the broker's
-//! ledger.
+//! How far a run has got, seen from any machine that reaches the store and the broker's ledger.
 //!
-//! [`standing`] counts, [`mod@page`] shows it to people, [`screen`] again and again.
+//! [`observed`] reads, [`mod@page`] shows it to people, [`screen`] again and again.
 
 use std::io::{self, Write};
 use std::pin::pin;
@@ -23,12 +22,11 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
+use self::observed::{ObservedRun, Status};
 use self::page::page;
 use self::screen::Screen;
-use self::standing::{Documents, Standing, Status};
-use crate::fleet::BELIEVED;
 
-pub mod standing;
+pub mod observed;
 
 pub mod page;
 
@@ -83,38 +81,38 @@ impl StatusConfig {
 
     async fn show(&self) -> Result<u8> {
         let store = self.store.open()?;
-        let documents = self.documents(&store).await?;
+        let observed = self.observed(&store).await?;
         let broker = match self.broker.connect(PATIENCE).await {
             Ok(broker) => broker,
             Err(why) => {
-                self.without_broker(&documents, why)?;
+                self.without_broker(&observed, why)?;
                 return Ok(exit::OK);
             }
         };
         let Some(broker) = broker else {
-            let run = &documents.run;
+            let run = observed.view.run();
             let why = ExitError::new(
                 exit::USAGE,
                 format!(
                     "run {run} has not closed, and how far it has got is in the broker's ledger: set BROKER_URL or --broker-url (a run without a broker shows its progress itself)"
                 ),
             );
-            if documents.manifest.is_none() {
+            if observed.manifest.is_none() {
                 return Err(no_run(&store, run).into());
             }
-            self.without_broker(&documents, why)?;
+            self.without_broker(&observed, why)?;
             return Ok(exit::OK);
         };
-        let shown = match self.watch && documents.closed().is_none() {
-            true => self.watch(&store, &broker, documents).await,
-            false => self.once(&store, &broker, documents).await,
+        let shown = match self.watch && observed.closed().is_none() {
+            true => self.watch(&store, &broker, observed).await,
+            false => self.once(&store, &broker, observed).await,
         };
         broker.close().await;
         shown?;
         Ok(exit::OK)
     }
 
-    async fn documents(&self, store: &SharedStore) -> Result<Documents, ExitError> {
+    async fn observed(&self, store: &SharedStore) -> Result<ObservedRun, ExitError> {
         let run = match &self.run {
             Some(run) => run.clone(),
             None => match document::<LatestRun>(store, &DocumentKey::Latest).await? {
@@ -122,23 +120,18 @@ impl StatusConfig {
                 None => return Err(no_run_yet(store)),
             },
         };
-        Ok(Documents {
-            manifest: of_run(store, &run, Document::Manifest).await?,
-            jobs: of_run(store, &run, Document::Jobs).await?,
-            summary: of_run(store, &run, Document::Summary).await?,
-            run,
-        })
+        ObservedRun::read(store, &run).await
     }
 
     /// What the summary says, or `why` there is nothing else to say.
-    fn without_broker(&self, documents: &Documents, why: ExitError) -> Result<()> {
-        let closed = documents.closed().is_some();
+    fn without_broker(&self, observed: &ObservedRun, why: ExitError) -> Result<()> {
+        let closed = observed.closed().is_some();
         // What watches a run that goes on would never see that.
         let enough = closed || !self.watch;
-        let Some(summary) = documents.summary.as_ref().filter(|_| enough) else {
+        let Some(summary) = observed.summary.as_ref().filter(|_| enough) else {
             return Err(why.into());
         };
-        let mut status = Status::of_summary(documents, summary);
+        let mut status = observed.of_summary(summary);
         match (closed, self.broker.broker_url.is_none()) {
             // Nothing is missing.
             (true, true) => {}
@@ -158,11 +151,11 @@ impl StatusConfig {
         &self,
         store: &SharedStore,
         broker: &SharedBroker,
-        documents: Documents,
+        observed: ObservedRun,
     ) -> Result<()> {
-        let mut status = match documents.closed() {
-            Some(summary) => Status::of_summary(&documents, summary),
-            None => from_ledger(store, broker, documents).await?,
+        let mut status = match observed.closed() {
+            Some(summary) => observed.of_summary(summary),
+            None => from_ledger(store, broker, observed).await?,
         };
         match broker.waiting().await {
             Ok(waiting) => status.set_waiting(waiting),
@@ -178,7 +171,7 @@ impl StatusConfig {
         &self,
         store: &SharedStore,
         broker: &SharedBroker,
-        documents: Documents,
+        observed: ObservedRun,
     ) -> Result<()> {
         let screen = match screen::size() {
             Some(_) if !self.json => Some(Screen::open()?),
@@ -187,8 +180,8 @@ impl StatusConfig {
         let mut watching = Watching {
             view: self,
             screen,
-            looks: look_again_and_again(store, broker, &documents.run),
-            standing: Standing::new(documents),
+            looks: look_again_and_again(store, broker, observed.view.run()),
+            observed,
             note: Some("reading the ledger …".to_owned()),
         };
         watching.follow(store, broker).await
@@ -227,33 +220,21 @@ pub(crate) fn unanswered(shutdown: &Shutdown) -> u8 {
     }
 }
 
-/// Where in the ledger to begin to read about a run.
-pub(crate) fn position(documents: &Documents) -> Position {
-    match documents.started() {
-        // No longer ago than that was an adopted job published.
-        Some(started) if documents.adopted() > 0 => Position::Since(started - BELIEVED),
-        Some(started) => Position::Since(started),
-        None => Position::Start,
-    }
-}
-
 async fn from_ledger(
     store: &SharedStore,
     broker: &SharedBroker,
-    documents: Documents,
+    mut observed: ObservedRun,
 ) -> Result<Status> {
-    let mut standing = Standing::new(documents);
-    let read = read(broker, &mut standing).await;
-    let documents = standing.documents();
-    if documents.manifest.is_none() && !standing.is_known() {
+    let read = read(broker, &mut observed).await;
+    if !observed.exists() {
         return Err(match read {
-            Ok(()) => no_run(store, &documents.run),
+            Ok(()) => no_run(store, observed.view.run()),
             Err(fault) => ExitError::new(exit::UNAVAILABLE, fault),
         }
         .into());
     }
-    if let Some(summary) = standing.better_summary() {
-        let mut status = Status::of_summary(documents, summary);
+    if let Some(summary) = observed.better_summary() {
+        let mut status = observed.of_summary(summary);
         status.notes.push(match read {
             Ok(()) => format!("{TOO_SHORT} this is the summary"),
             Err(fault) => {
@@ -262,7 +243,7 @@ async fn from_ledger(
         });
         return Ok(status);
     }
-    let mut status = standing.status(OffsetDateTime::now_utc());
+    let mut status = observed.status(OffsetDateTime::now_utc());
     if let Err(fault) = read {
         status
             .notes
@@ -271,12 +252,13 @@ async fn from_ledger(
     Ok(status)
 }
 
-async fn read(broker: &SharedBroker, standing: &mut Standing) -> Result<(), Fault> {
-    let mut history = broker.history(position(standing.documents())).await?;
+async fn read(broker: &SharedBroker, observed: &mut ObservedRun) -> Result<(), Fault> {
+    let from = observed.position(OffsetDateTime::now_utc());
+    let mut history = broker.history(from).await?;
     while let Some(entry) = history.next().await {
-        standing.take(entry?);
+        observed.view.apply(&entry?);
     }
-    standing.set_caught_up();
+    observed.view.set_caught_up();
     Ok(())
 }
 
@@ -291,7 +273,7 @@ struct Watching<'a> {
     /// `None` where lines are printed one after the other.
     screen: Option<Screen>,
     looks: watch::Receiver<Looks>,
-    standing: Standing,
+    observed: ObservedRun,
     /// What is wrong with the ledger, or being done about it.
     note: Option<String>,
 }
@@ -324,15 +306,17 @@ impl Watching<'_> {
         });
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ticks.tick().await;
-        let mut from = position(self.standing.documents());
+        let mut from = self.observed.position(OffsetDateTime::now_utc());
         loop {
             let mut entries = pin!(following(broker, from));
             loop {
                 tokio::select! {
                     read = entries.next() => match read {
-                        Some(Ok(Read::Entry(entry))) => self.standing.take(entry),
+                        Some(Ok(Read::Entry(entry))) => {
+                            self.observed.view.apply(&entry);
+                        }
                         Some(Ok(Read::CaughtUp)) => {
-                            self.standing.set_caught_up();
+                            self.observed.view.set_caught_up();
                             self.note = None;
                             self.known_at_all(store)?;
                             // The first page is to be a whole one.
@@ -367,9 +351,8 @@ impl Watching<'_> {
 
     /// A run that neither store nor ledger knows is not waited for.
     fn known_at_all(&self, store: &SharedStore) -> Result<()> {
-        let documents = self.standing.documents();
-        if documents.manifest.is_none() && !self.standing.is_known() {
-            return Err(no_run(store, &documents.run).into());
+        if !self.observed.exists() {
+            return Err(no_run(store, self.observed.view.run()).into());
         }
         Ok(())
     }
@@ -378,23 +361,22 @@ impl Watching<'_> {
     /// and so may the ledger.
     fn take_summary(&mut self) {
         if let Some(summary) = &self.looks.borrow().summary {
-            self.standing.set_summary(summary.clone());
+            self.observed.summary = Some(summary.clone());
         }
     }
 
     /// Whether there is nothing more to see.
     fn has_ended(&self) -> bool {
-        let closed = self.standing.documents().closed().is_some();
-        closed || self.standing.closes()
+        self.observed.closed().is_some() || self.observed.view.closes()
     }
 
     fn show(&mut self) -> Result<()> {
-        let documents = self.standing.documents();
-        let mut status = match documents.closed() {
-            Some(summary) => Status::of_summary(documents, summary),
+        let observed = &self.observed;
+        let mut status = match observed.closed() {
+            Some(summary) => observed.of_summary(summary),
             None => {
-                let mut status = self.standing.status(OffsetDateTime::now_utc());
-                if self.note.is_none() && self.standing.better_summary().is_some() {
+                let mut status = observed.status(OffsetDateTime::now_utc());
+                if self.note.is_none() && observed.better_summary().is_some() {
                     status.notes.push(format!(
                         "{TOO_SHORT} `producer status` without --watch shows the summary"
                     ));

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use strum::{AsRefStr, Display, VariantArray};
 use time::OffsetDateTime;
+use time::macros::format_description;
 
 use crate::fault::FaultKind;
 use crate::ids::{JobKey, RunId};
@@ -185,9 +186,63 @@ pub struct RunSummary {
     pub failures: Vec<Failure>,
     /// Jobs without an outcome. Empty in a closed run.
     pub open: Vec<String>,
+    /// Why workers started no jobs when the run ended.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paused: Vec<PausedWorkers>,
+    /// Hosts that were still to be left alone then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts_paused: Vec<PausedHost>,
+}
+
+/// Workers that start no jobs, because machine or store are at fault.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PausedWorkers {
+    /// The fault, in one clause.
+    pub reason: String,
+    /// How many.
+    pub workers: u64,
+}
+
+/// A host that rate-limited the fleet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PausedHost {
+    /// The host, with its port unless it is the scheme's.
+    pub host: String,
+    /// When the fleet asks it again.
+    #[serde(with = "time::serde::rfc3339")]
+    pub until: OffsetDateTime,
+}
+
+/// Why workers wait: `3 workers paused: disk full`, `github.com rate-limited until 14:05 UTC`.
+pub fn pauses(workers: &[PausedWorkers], hosts: &[PausedHost]) -> Vec<String> {
+    let workers = workers.iter().map(|paused| {
+        let many = if paused.workers == 1 { "" } else { "s" };
+        let count = thousands(paused.workers);
+        format!("{count} worker{many} paused: {}", paused.reason)
+    });
+    let hosts = hosts.iter().map(|paused| {
+        let format = format_description!("[hour]:[minute] UTC");
+        let until = paused.until.to_offset(time::UtcOffset::UTC).format(&format);
+        let until = until.expect("every time has hours and minutes");
+        format!("{} rate-limited until {until}", paused.host)
+    });
+    workers.chain(hosts).collect()
+}
+
+/// `10 transient, 30 gone`.
+pub fn by_class(failures: &BTreeMap<FaultKind, u64>) -> String {
+    let classes = failures.iter();
+    let classes = classes.map(|(class, count)| format!("{} {class}", thousands(*count)));
+    classes.collect::<Vec<_>>().join(", ")
 }
 
 impl RunSummary {
+    /// `3,000 failed: 2,999 refused, 1 gone`; `None` if none did.
+    pub fn failures_sentence(&self) -> Option<String> {
+        let classes = by_class(&self.failures_by_class);
+        (self.failed > 0).then(|| format!("{} failed: {classes}", thousands(self.failed)))
+    }
+
     /// `Pipeline complete: 21,000 total, 19,000 cached (90.5%), 1,800 processed, 200 failed,
     /// completed in 5h 47m`; `Pipeline incomplete: … 3 open, stopped after 5m` if it did not close.
     pub fn sentence(&self) -> String {

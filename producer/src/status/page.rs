@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use common::run::documents::by_class;
 use common::text::printable;
 use common::text::{format_duration, thousands};
 
-use super::standing::{Source, State, Status};
+use super::observed::{RunState, Source, Status};
 
 /// How a line looks on a terminal that can show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,35 +92,35 @@ impl Page {
     }
 
     fn head(&mut self, status: &Status) {
-        let elapsed = status.elapsed_seconds.map(duration);
+        let elapsed = status.run.elapsed_seconds.map(duration);
         let elapsed = elapsed.as_deref().unwrap_or("a time unknown");
         let (state, look) = match status.state {
-            State::Running => (format!("running for {elapsed}"), Look::Title),
-            State::Closed => (format!("closed after {elapsed}"), Look::Good),
-            State::Stopped => (format!("stopped; began {elapsed} ago"), Look::Bad),
+            RunState::Running => (format!("running for {elapsed}"), Look::Title),
+            RunState::Closed => (format!("closed after {elapsed}"), Look::Good),
+            RunState::Stopped => (format!("stopped; began {elapsed} ago"), Look::Bad),
         };
         let state = match (status.state, status.source) {
-            (State::Stopped, Source::Summary) => format!("stopped after {elapsed}"),
+            (RunState::Stopped, Source::Summary) => format!("stopped after {elapsed}"),
             _ => state,
         };
-        self.add(look, &format!("Run {}: {state}", status.run_id));
+        self.add(look, &format!("Run {}: {state}", status.run.run_id));
         if let Some(feed) = &status.feed {
             self.add(Look::Plain, &format!("Feed {feed}"));
         }
         self.add(Look::Plain, "");
         // Rounded down, so that 100% is all of it.
-        let tenths = status
-            .done()
+        let done = status.run.done();
+        let tenths = done
             .saturating_mul(1000)
-            .checked_div(status.total_repos);
+            .checked_div(status.run.total_repos);
         let share = tenths.unwrap_or(1000) as f64 / 10.0;
         let length = LONGEST_BAR.min(self.width.saturating_sub(30));
         let numbers = format!(
             "{}/{} ({share:.1}%)",
-            thousands(status.done()),
-            thousands(status.total_repos)
+            thousands(done),
+            thousands(status.run.total_repos)
         );
-        let look = if status.open == 0 {
+        let look = if status.run.open == 0 {
             Look::Good
         } else {
             Look::Title
@@ -128,8 +129,8 @@ impl Page {
             look,
             format!("{}  {numbers}", bar(share, length)).trim_start(),
         );
-        if let Some(rate) = status.outcomes_per_minute {
-            let eta = status.eta_seconds.map(duration);
+        if let Some(rate) = status.run.outcomes_per_minute {
+            let eta = status.run.eta_seconds.map(duration);
             let eta = eta.as_deref().unwrap_or("unknown");
             self.add(
                 Look::Plain,
@@ -140,33 +141,29 @@ impl Page {
     }
 
     fn counts(&mut self, status: &Status) {
-        let rate = format!("hit rate {:.1}%", status.cache_hit_rate);
-        self.count("cached", status.cached, &rate);
+        let rate = format!("hit rate {:.1}%", status.run.cache_hit_rate);
+        self.count("cached", status.run.cached, &rate);
         let unchanged = [
-            (status.unchanged, "unchanged"),
-            (status.superseded, "superseded"),
+            (status.run.unchanged, "unchanged"),
+            (status.run.superseded, "superseded"),
         ];
         let unchanged: Vec<_> = unchanged
             .into_iter()
             .filter(|(count, _)| *count > 0)
             .map(|(count, name)| format!("{} {name}", thousands(count)))
             .collect();
-        self.count("processed", status.processed, &unchanged.join(", "));
-        let classes: Vec<_> = status
-            .failures_by_class
-            .iter()
-            .map(|(class, count)| format!("{} {class}", thousands(*count)))
-            .collect();
-        self.count("failed", status.failed, &classes.join(", "));
-        let adopted = match status.adopted {
+        self.count("processed", status.run.processed, &unchanged.join(", "));
+        let classes = by_class(&status.run.failures_by_class);
+        self.count("failed", status.run.failed, &classes);
+        let adopted = match status.run.adopted {
             0 => String::new(),
             adopted => format!("{} jobs are of earlier runs", thousands(adopted)),
         };
-        self.count("open", status.open, &adopted);
+        self.count("open", status.run.open, &adopted);
     }
 
     fn queue(&mut self, status: &Status) {
-        if status.open == 0 {
+        if status.run.open == 0 {
             return;
         }
         for (name, count) in [
@@ -178,13 +175,16 @@ impl Page {
                 self.count(name, count, "");
             }
         }
-        if let (Some(repo), Some(age)) = (&status.oldest_open_repo, status.oldest_open_seconds) {
+        if let (Some(repo), Some(age)) =
+            (&status.run.oldest_open_repo, status.run.oldest_open_seconds)
+        {
             self.row("oldest open job", &format!("{repo}, {}", duration(age)));
         }
     }
 
     fn fleet(&mut self, status: &Status) {
         let seen = status
+            .run
             .workers_seen
             .map(|seen| format!("{} seen in the last minute", thousands(seen)));
         let connected = status
@@ -203,7 +203,10 @@ impl Page {
                 self.row("dead letters", &format!("{dead}, see `producer dead list`"));
             }
         }
-        let idle = status.open > 0 && status.workers_connected == Some(0);
+        for pause in status.run.pauses() {
+            self.sentence(Look::Bad, &pause);
+        }
+        let idle = status.run.open > 0 && status.workers_connected == Some(0);
         if idle {
             self.add(
                 Look::Bad,
@@ -241,15 +244,15 @@ pub fn cut(text: &str, width: usize) -> String {
 mod tests {
     use common::fault::FaultKind;
     use common::ids::RunId;
-    use common::run::documents::RunSummary;
+    use common::run::documents::{PausedHost, PausedWorkers, RunSummary};
+    use common::run::view::RunSnapshot;
+    use time::macros::datetime;
 
-    use super::super::standing::Documents;
     use super::*;
 
     fn status() -> Status {
-        let run_id = RunId::try_from("run-1".to_owned()).unwrap();
         let summary = RunSummary {
-            run_id: run_id.clone(),
+            run_id: RunId::try_from("run-1".to_owned()).unwrap(),
             closed: false,
             total_repos: 21_000,
             cached: 18_000,
@@ -266,28 +269,28 @@ mod tests {
             bytes_fetched: 0,
             failures: Vec::new(),
             open: vec![String::new(); 1460],
+            paused: Vec::new(),
+            hosts_paused: Vec::new(),
         };
-        let documents = Documents {
-            run: run_id,
-            manifest: None,
-            jobs: None,
-            summary: None,
-        };
-        Status {
-            state: State::Running,
-            source: Source::Ledger,
-            feed: Some("https://example.org/repos.json".to_owned()),
+        let run = RunSnapshot {
             outcomes_per_minute: Some(24.3),
             eta_seconds: Some(3600),
             oldest_open_repo: Some("alphagov/whitehall".to_owned()),
             oldest_open_seconds: Some(750),
+            workers_seen: Some(39),
+            ..RunSnapshot::from(&summary)
+        };
+        Status {
+            state: RunState::Running,
+            source: Source::Ledger,
+            feed: Some("https://example.org/repos.json".to_owned()),
+            run,
             waiting: Some(1400),
             waiting_retry: Some(20),
             in_work_or_lost: Some(40),
             dead_letters: Some(3),
             workers_connected: Some(40),
-            workers_seen: Some(39),
-            ..Status::of_summary(&documents, &summary)
+            notes: Vec::new(),
         }
     }
 
@@ -317,16 +320,16 @@ Feed https://example.org/repos.json
 
     #[test]
     fn a_closed_run_is_short_and_green() {
-        let closed = Status {
-            state: State::Closed,
+        let mut closed = Status {
+            state: RunState::Closed,
             source: Source::Summary,
-            open: 0,
-            outcomes_per_minute: None,
             workers_connected: None,
-            workers_seen: None,
             dead_letters: None,
             ..status()
         };
+        closed.run.open = 0;
+        closed.run.outcomes_per_minute = None;
+        closed.run.workers_seen = None;
         let page = page(&closed, 80);
         assert_eq!(page[0].text, "Run run-1: closed after 1h 2m");
         let looks = [page[0].look, page[3].look];
@@ -341,7 +344,8 @@ Feed https://example.org/repos.json
     #[test]
     fn a_hundred_percent_is_all_of_it() {
         let numbers = |open| {
-            let status = Status { open, ..status() };
+            let mut status = status();
+            status.run.open = open;
             page(&status, 80)[3].text.clone()
         };
         assert!(numbers(1).ends_with(" 20,999/21,000 (99.9%)"));
@@ -357,6 +361,22 @@ Feed https://example.org/repos.json
         let said = |status| text(&page(status, 80)).contains("start some");
         assert!(said(&idle));
         assert!(!said(&status()));
+    }
+
+    #[test]
+    fn pauses_are_shown() {
+        let mut status = status();
+        status.run.paused = vec![PausedWorkers {
+            reason: "access denied to bucket x".to_owned(),
+            workers: 3,
+        }];
+        status.run.hosts_paused = vec![PausedHost {
+            host: "github.com".to_owned(),
+            until: datetime!(2026-11-23 15:05 +1),
+        }];
+        let page = text(&page(&status, 80));
+        let ending = "3 workers paused: access denied to bucket x\ngithub.com rate-limited until 14:05 UTC\n";
+        assert!(page.ends_with(ending), "{page}");
     }
 
     #[test]
