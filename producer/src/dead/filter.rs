@@ -139,11 +139,21 @@ mod tests {
         };
         for (filter, id, age, expected) in [
             (&all, "", None, true),
-            (&owner("nhs*"), "run-1/NHSdigital/a@1", None, true),
-            (&owner("nhs"), "run-1/NHSdigital/a@1", None, false),
+            (
+                &owner("nhs*"),
+                "run-1/NHSdigital/a@2026-01-01T00:00:00Z",
+                None,
+                true,
+            ),
+            (
+                &owner("nhs"),
+                "run-1/NHSdigital/a@2026-01-01T00:00:00Z",
+                None,
+                false,
+            ),
             (&owner("*"), "no id", None, false),
-            (&run, "run-1/a/b@1", None, true),
-            (&run, "run-2/a/b@1", None, false),
+            (&run, "run-1/a/b@2026-01-01T00:00:00Z", None, true),
+            (&run, "run-2/a/b@2026-01-01T00:00:00Z", None, false),
             (&run, "", None, false),
             (&old, "", Some(61), true),
             (&old, "", Some(60), false),

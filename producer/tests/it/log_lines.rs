@@ -174,11 +174,12 @@ fn lines_for_people_are_sentences() {
         "{sentences:?}"
     );
     let at_end = |back: usize| sentences[sentences.len() - back];
-    assert!(at_end(3).contains("Digests: "), "{sentences:?}");
+    assert!(at_end(4).contains("Digests: "), "{sentences:?}");
     assert!(
-        at_end(2).starts_with("WARN Failed: p/b (gone): "),
+        at_end(3).starts_with("WARN Failed: p/b (gone): "),
         "{sentences:?}"
     );
+    assert_eq!(at_end(2), "WARN 1 failed: 1 gone");
     assert!(
         at_end(1)
             .starts_with("Pipeline complete: 2 total, 0 cached (0.0%), 1 processed, 1 failed,"),
