@@ -5,5 +5,3 @@ pub mod logs;
 pub mod registry;
 
 pub mod http;
-
-pub mod fleet;

@@ -13,9 +13,9 @@ use tracing::warn;
 
 use crate::dead::DeadConfig;
 use crate::observe::ObserveConfig;
-use crate::report::Bar;
 use crate::run::RunConfig;
 use crate::status::StatusConfig;
+use crate::terminal::bar::Bar;
 
 /// Turns a feed of git repositories into an always-fresh store of digests.
 #[derive(Debug, Parser)]
@@ -97,7 +97,8 @@ Members of --json; null is not known, or no longer to the point:
   oldest_open_repo, oldest_open_seconds
   waiting, waiting_retry, dead_letters     of all runs on this broker
   in_work_or_lost       open jobs beyond those that wait
-  workers_connected, workers_seen (with an outcome within the last minute)
+  workers_connected, workers_seen (a record within the last minute)
+  paused [{reason, workers}], hosts_paused [{host, until}]: why workers wait
   notes                 sentences about what limits these numbers
 
 Exit codes:

@@ -4,7 +4,7 @@
 //!
 //! In reading order: [`run`] goes from the [`feed`] through the [`cache`] (with its [`index`]) to
 //! [`publish`] and [`follow`], and [`report`]s. [`status`] shows how far a run has got, [`observe`]
-//! serves the same as metrics, and [`dead`] handles dead letters.
+//! serves the same as metrics, and [`dead`] handles dead letters. [`terminal`] draws.
 
 pub mod run;
 
@@ -31,5 +31,7 @@ pub mod status;
 pub mod observe;
 
 pub mod dead;
+
+pub mod terminal;
 
 pub mod cli;

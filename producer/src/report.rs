@@ -1,6 +1,5 @@
-//! What a run says while it goes on and when it ends: progress, the bar, the summary.
+//! What a run reports: cache check, progress, summary.
 
-use std::io::{self, Write};
 use std::time::Duration;
 
 use common::broker::{Event, LedgerEntry};
@@ -8,17 +7,17 @@ use common::outcome::{Outcome, OutcomeRecord};
 use common::run::documents::{CacheReason, RunSummary, pauses};
 use common::run::view::RunView;
 use common::text::{percent, thousands};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use time::OffsetDateTime;
 use tracing::{error, info, warn};
 
 use crate::cache::{Checked, counts};
+use crate::terminal::bar::Bar;
 
 /// Settled repositories from one progress sentence to the next.
 const EVERY_REPOS: u64 = 100;
 /// Longest silence while anything is open.
 const EVERY: Duration = Duration::from_secs(30);
-/// How often the bar moves although nothing happened: its elapsed time goes on.
+/// The bar moves at least this often, so that its elapsed time goes on.
 const BAR_TICK: Duration = Duration::from_secs(1);
 /// The bar moves no more often than this.
 const BAR_PAUSE: Duration = Duration::from_millis(100);
@@ -53,7 +52,7 @@ pub fn cache_checked(checked: &[Checked]) {
     );
 }
 
-/// Logs why each repository is, or is not, to be digested (`--explain`).
+/// Logs for each repository why it will be digested or not (`--explain`).
 pub fn explain(checked: &[Checked]) {
     for checked in checked {
         info!(
@@ -141,7 +140,7 @@ pub fn completed(summary: &RunSummary) {
     );
 }
 
-/// Logs which repositories failed, and why, as far as it is not too many; `all` says where the others are.
+/// Logs which repositories failed and why, up to a limit; `all` says where the others are.
 fn list_failures(summary: &RunSummary, all: &str) {
     for failure in summary.failures.iter().take(FAILURES_LISTED) {
         warn!(
@@ -209,7 +208,7 @@ impl Reporter {
                 0 => String::new(),
                 failed => format!(", failed: {}", thousands(failed)),
             };
-            // The bar says that word; without it the time that is left fits into 80 columns.
+            // The bar replaces that word, so that the ETA fits into 80 columns.
             let sentence = sentence.trim_start_matches("Processed ");
             let message = format!("{sentence}{failed}");
             self.bar.set(snapshot.done(), snapshot.total_repos, message);
@@ -230,7 +229,7 @@ impl Reporter {
 impl Drop for Reporter {
     /// Whatever ends the run, the terminal is left tidy.
     fn drop(&mut self) {
-        self.bar.0.finish_and_clear();
+        self.bar.clear();
     }
 }
 
@@ -264,119 +263,11 @@ impl Cadence {
     }
 }
 
-/// A progress bar on stderr, or nothing where that is no terminal. Clones are the same bar.
-///
-/// It shows from the start of a [`Reporter`] to its end.
-#[derive(Clone, Debug)]
-pub struct Bar(ProgressBar, Target);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Target {
-    Stderr,
-    /// None, or one that was set already.
-    Other,
-}
-
-impl Bar {
-    /// A bar on this process's terminal.
-    pub fn on_terminal() -> Self {
-        Self(ProgressBar::hidden(), Target::Stderr)
-    }
-
-    /// A bar that is never drawn.
-    pub fn hidden() -> Self {
-        Self(ProgressBar::hidden(), Target::Other)
-    }
-
-    /// Lets `writer` write to the terminal without tearing the bar. For the log: give the
-    /// subscriber `move || bar.writer(io::stdout())`.
-    pub fn writer<W: Write>(&self, writer: W) -> BarWriter<W> {
-        BarWriter {
-            bar: self.0.clone(),
-            writer,
-            pending: Vec::new(),
-        }
-    }
-
-    fn show(&self) {
-        // Not earlier: while a log line is written, a bar with a target would draw itself.
-        if self.1 == Target::Stderr {
-            self.0.set_draw_target(ProgressDrawTarget::stderr());
-        }
-        let style = ProgressStyle::with_template("{bar:10} {wide_msg}");
-        self.0
-            .set_style(style.expect("the template is one of indicatif's"));
-    }
-
-    fn is_drawn(&self) -> bool {
-        !self.0.is_hidden()
-    }
-
-    fn set(&self, done: u64, total: u64, message: String) {
-        self.0.set_length(total);
-        self.0.set_position(done);
-        self.0.set_message(message);
-    }
-}
-
-/// Writes whole lines, with the bar out of the way. What is left of a line is written when the
-/// writer is flushed or dropped. A pipe that nobody reads any more swallows what is written.
-#[derive(Debug)]
-pub struct BarWriter<W: Write> {
-    bar: ProgressBar,
-    writer: W,
-    /// The beginning of a line: written at once, the bar would come back in the middle of it.
-    pending: Vec<u8>,
-}
-
-impl<W: Write> BarWriter<W> {
-    fn write_pending(&mut self) -> io::Result<()> {
-        if self.pending.is_empty() {
-            return Ok(());
-        }
-        let pending = std::mem::take(&mut self.pending);
-        unless_closed(self.bar.suspend(|| {
-            self.writer.write_all(&pending)?;
-            self.writer.flush()
-        }))
-    }
-}
-
-impl<W: Write> Write for BarWriter<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.pending.extend_from_slice(bytes);
-        if self.pending.ends_with(b"\n") {
-            self.write_pending()?;
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.write_pending()?;
-        unless_closed(self.writer.flush())
-    }
-}
-
-impl<W: Write> Drop for BarWriter<W> {
-    fn drop(&mut self) {
-        // Nobody is left to tell.
-        _ = self.write_pending();
-    }
-}
-
-/// Nobody reads any more, as after `| head`: no reason to complain of each line that follows.
-fn unless_closed(written: io::Result<()>) -> io::Result<()> {
-    match written {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => written,
-    }
-}
-
 fn json(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).expect("maps with names as keys")
 }
 
-/// `1,234` if `count` is that much over `limit`.
+/// Returns `1,234` if `count` exceeds `limit` by that much.
 fn more_than(count: usize, limit: usize) -> Option<String> {
     let more = count.checked_sub(limit).filter(|more| *more > 0)?;
     Some(thousands(more as u64))
@@ -384,6 +275,7 @@ fn more_than(count: usize, limit: usize) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{self, Write};
     use std::sync::{Arc, Mutex};
 
     use common::fault::FaultKind;
@@ -562,16 +454,6 @@ mod tests {
         }
     }
 
-    impl Bar {
-        fn on(screen: &Screen) -> Self {
-            let target = ProgressDrawTarget::term_like(Box::new(screen.clone()));
-            Self(
-                ProgressBar::with_draw_target(Some(0), target),
-                Target::Other,
-            )
-        }
-    }
-
     /// What `log` logs, a line for each event.
     fn logged(log: impl FnOnce()) -> Vec<String> {
         let screen = Arc::new(Mutex::new(Vec::new()));
@@ -732,7 +614,7 @@ mod tests {
     #[test]
     fn log_lines_do_not_tear_the_bar() {
         let screen = Screen::default();
-        let bar = Bar::on(&screen);
+        let bar = Bar::on(screen.clone());
         let all: Vec<_> = (0..4)
             .map(|i| checked(&format!("a/r{i}"), CacheReason::Miss))
             .collect();

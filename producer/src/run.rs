@@ -40,7 +40,8 @@ use crate::folder_lock::FolderLock;
 use crate::follow::{Ended, follow};
 use crate::index::Index;
 use crate::publish::publish;
-use crate::report::{self, Bar, Reporter};
+use crate::report::{self, Reporter};
+use crate::terminal::bar::Bar;
 
 /// How long the broker has to confirm what was published when a stop was asked for.
 const LAST_CONFIRMS: Duration = Duration::from_secs(10);

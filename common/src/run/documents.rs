@@ -1,4 +1,4 @@
-//! The documents of runs: the JSON in the store below `runs/`.
+//! The JSON documents of runs, in the store below `runs/`.
 
 use std::collections::BTreeMap;
 
@@ -71,8 +71,8 @@ pub struct Manifest {
     pub adopted: u64,
 }
 
-/// What a run waits for: `runs/{run}/jobs.json`, written before its manifest. With it and the
-/// ledger, everybody can tell how far the run has got.
+/// The jobs of a run: `runs/{run}/jobs.json`, written before its manifest. With it, any reader of
+/// the ledger can tell how far the run has got.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobList {
     /// [`JobList::VERSION`] of the program that wrote it; 0 before versions were written, when
@@ -104,15 +104,15 @@ pub struct ExpectedJob {
     pub adopted_from: Vec<RunId>,
 }
 
-/// Which run was begun last: `runs/latest.json`.
+/// The latest run: `runs/latest.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LatestRun {
     /// Its id.
     pub run: RunId,
 }
 
-/// Which run closed last, and which before it: `runs/last-closed.json`. It says how fresh the
-/// digests are while the latest run goes on.
+/// The two runs that closed last: `runs/last-closed.json`. Tells how fresh the digests are while
+/// the latest run goes on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LastClosed {
@@ -174,7 +174,7 @@ pub struct RunSummary {
     pub cache_hit_rate: f64,
     /// Seconds from the start of the run.
     pub elapsed_seconds: f64,
-    /// The same in words.
+    /// The same for a person.
     pub elapsed_formatted: String,
     /// How many failed of each class.
     pub failures_by_class: BTreeMap<FaultKind, u64>,
@@ -189,7 +189,7 @@ pub struct RunSummary {
     /// Why workers started no jobs when the run ended.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub paused: Vec<PausedWorkers>,
-    /// Hosts that were still to be left alone then.
+    /// Hosts that were rate-limiting the fleet then.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hosts_paused: Vec<PausedHost>,
 }

@@ -1,4 +1,4 @@
-//! Which dead letters are meant.
+//! The filter options of `producer dead`.
 
 use std::time::Duration;
 
@@ -19,29 +19,29 @@ use crate::status::parse_run;
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Filter")]
 pub struct LetterFilter {
-    /// Only those that failed so; repeatable. `killed` is what the broker gave up, `poison` what is
-    /// no job.
+    /// Only letters of this failure class; repeatable. `killed`: given up by the broker; `poison`: an
+    /// undecodable message.
     #[arg(long, value_name = "CLASS", value_parser = class_parser())]
     class: Vec<FaultKind>,
-    /// Only those whose owner matches, such as `alphagov` or `nhs*`. Case does not matter.
+    /// Only letters whose owner matches, such as `alphagov` or `nhs*`; letter case is ignored.
     #[arg(long, value_name = "GLOB", value_parser = parse_owner)]
     owner: Option<GlobMatcher>,
-    /// Only those of this run.
+    /// Only letters of this run.
     #[arg(long, value_name = "RUN", value_parser = parse_run)]
     run: Option<RunId>,
-    /// Only those whose job was enqueued longer ago than this: 90s, 15m, 2h, 3d.
+    /// Only letters whose job was queued longer ago than this: 90s, 15m, 2h, 3d.
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     older_than: Option<Duration>,
-    /// Only those whose job was enqueued more recently than this.
+    /// Only letters whose job was queued more recently than this.
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     newer_than: Option<Duration>,
-    /// At most this many, the oldest first.
+    /// At most this many, from the head of the queue.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
 }
 
 impl LetterFilter {
-    /// Whether what the letter itself says fits. What it does not say fits no condition.
+    /// Whether the letter fits, apart from its class. A value that it does not name fits no condition.
     pub(super) fn fits(&self, letter: &DeadLetter, now: OffsetDateTime) -> bool {
         let said = said(letter);
         let owner = said.as_ref().map(|(_, key)| key.repo.owner());
@@ -52,7 +52,7 @@ impl LetterFilter {
             && fits(&self.newer_than, age, |limit, age| age < *limit)
     }
 
-    /// Whether a letter of this class fits; `None` is one of which the class is not known.
+    /// Whether a letter of this class fits; `None` is an unknown class.
     pub(super) fn takes_class(&self, class: Option<FaultKind>) -> bool {
         self.class.is_empty() || class.is_some_and(|class| self.class.contains(&class))
     }
@@ -77,7 +77,7 @@ fn fits<C, V>(condition: &Option<C>, value: Option<V>, holds: impl Fn(&C, V) -> 
     }
 }
 
-/// Run and repository of a letter: its job's, or what its id says of a message that is no job.
+/// Returns a letter's run, repository and push: its job's, or those that its id names.
 pub(super) fn said(letter: &DeadLetter) -> Option<(RunId, JobKey)> {
     match &letter.job {
         Ok(job) => Some((job.run.clone(), job.key())),

@@ -3,216 +3,156 @@
 use std::time::Duration;
 
 use common::run::documents::by_class;
-use common::text::printable;
 use common::text::{format_duration, thousands};
 
 use super::observed::{RunState, Source, Status};
+use crate::terminal::page::{Line, Page, Tone};
 
-/// How a line looks on a terminal that can show it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Look {
-    /// As everything else.
-    Plain,
-    /// To be seen first.
-    Title,
-    /// All is well.
-    Good,
-    /// Something is not.
-    Bad,
-}
-
-/// A line of the page, without control characters, and no wider than asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Line {
-    /// What it says.
-    pub text: String,
-    /// How it looks.
-    pub look: Look,
-}
-
-/// The widest bar that is still taken in at a glance.
+/// A wider bar is harder to read, not more precise.
 const LONGEST_BAR: usize = 60;
 
-/// The page, in lines of at most `width` characters.
+/// Lays out the page in lines of at most `width` characters.
 pub fn page(status: &Status, width: usize) -> Vec<Line> {
-    let mut page = Page {
-        lines: Vec::new(),
-        width,
-    };
-    page.head(status);
-    page.counts(status);
-    page.queue(status);
-    page.fleet(status);
+    let mut page = Page::new(width);
+    head(&mut page, status);
+    counts(&mut page, status);
+    queue(&mut page, status);
+    fleet(&mut page, status);
     for note in &status.notes {
-        page.sentence(Look::Bad, &format!("Note: {note}"));
+        page.sentence(Tone::Bad, &format!("Note: {note}"));
     }
-    page.lines
+    page.into_lines()
 }
 
-/// The page as text, a line each.
-pub fn text(lines: &[Line]) -> String {
-    lines.iter().map(|line| line.text.clone() + "\n").collect()
+fn count(page: &mut Page, name: &str, count: u64, remark: &str) {
+    page.row(name, &format!("{:>9}  {remark}", thousands(count)));
 }
 
-struct Page {
-    lines: Vec<Line>,
-    width: usize,
-}
-
-impl Page {
-    fn add(&mut self, look: Look, text: &str) {
-        let text = cut(&printable(text), self.width);
-        self.lines.push(Line { text, look });
+fn head(page: &mut Page, status: &Status) {
+    let elapsed = status.run.elapsed_seconds.map(duration);
+    let elapsed = elapsed.as_deref().unwrap_or("a time unknown");
+    let (state, tone) = match status.state {
+        RunState::Running => (format!("running for {elapsed}"), Tone::Title),
+        RunState::Closed => (format!("closed after {elapsed}"), Tone::Good),
+        RunState::Stopped => (format!("stopped; began {elapsed} ago"), Tone::Bad),
+    };
+    let state = match (status.state, status.source) {
+        (RunState::Stopped, Source::Summary) => format!("stopped after {elapsed}"),
+        _ => state,
+    };
+    page.add(tone, &format!("Run {}: {state}", status.run.run_id));
+    if let Some(feed) = &status.feed {
+        page.add(Tone::Plain, &format!("Feed {feed}"));
     }
-
-    /// On as many lines as it takes: what to do comes at the end of a sentence.
-    fn sentence(&mut self, look: Look, text: &str) {
-        const INDENT: &str = "      ";
-        let text = printable(text);
-        let mut line = String::new();
-        for word in text.split(' ') {
-            let longer = line.chars().count() + 1 + word.chars().count();
-            if longer > self.width && line.trim() != "" {
-                self.add(look, &line);
-                line = INDENT.to_owned() + word;
-            } else {
-                line += if line.is_empty() { "" } else { " " };
-                line += word;
-            }
-        }
-        self.add(look, &line);
-    }
-
-    fn row(&mut self, name: &str, value: &str) {
-        self.add(Look::Plain, format!("  {name:<22}{value}").trim_end());
-    }
-
-    fn count(&mut self, name: &str, count: u64, remark: &str) {
-        self.row(name, &format!("{:>9}  {remark}", thousands(count)));
-    }
-
-    fn head(&mut self, status: &Status) {
-        let elapsed = status.run.elapsed_seconds.map(duration);
-        let elapsed = elapsed.as_deref().unwrap_or("a time unknown");
-        let (state, look) = match status.state {
-            RunState::Running => (format!("running for {elapsed}"), Look::Title),
-            RunState::Closed => (format!("closed after {elapsed}"), Look::Good),
-            RunState::Stopped => (format!("stopped; began {elapsed} ago"), Look::Bad),
-        };
-        let state = match (status.state, status.source) {
-            (RunState::Stopped, Source::Summary) => format!("stopped after {elapsed}"),
-            _ => state,
-        };
-        self.add(look, &format!("Run {}: {state}", status.run.run_id));
-        if let Some(feed) = &status.feed {
-            self.add(Look::Plain, &format!("Feed {feed}"));
-        }
-        self.add(Look::Plain, "");
-        // Rounded down, so that 100% is all of it.
-        let done = status.run.done();
-        let tenths = done
-            .saturating_mul(1000)
-            .checked_div(status.run.total_repos);
-        let share = tenths.unwrap_or(1000) as f64 / 10.0;
-        let length = LONGEST_BAR.min(self.width.saturating_sub(30));
-        let numbers = format!(
-            "{}/{} ({share:.1}%)",
-            thousands(done),
-            thousands(status.run.total_repos)
+    page.add(Tone::Plain, "");
+    // Rounded down, so that 100% is all of it.
+    let done = status.run.done();
+    let tenths = done
+        .saturating_mul(1000)
+        .checked_div(status.run.total_repos);
+    let share = tenths.unwrap_or(1000) as f64 / 10.0;
+    let length = LONGEST_BAR.min(page.width().saturating_sub(30));
+    let numbers = format!(
+        "{}/{} ({share:.1}%)",
+        thousands(done),
+        thousands(status.run.total_repos)
+    );
+    let tone = if status.run.open == 0 {
+        Tone::Good
+    } else {
+        Tone::Title
+    };
+    page.add(
+        tone,
+        format!("{}  {numbers}", bar(share, length)).trim_start(),
+    );
+    if let Some(rate) = status.run.outcomes_per_minute {
+        let eta = status.run.eta_seconds.map(duration);
+        let eta = eta.as_deref().unwrap_or("unknown");
+        page.add(
+            Tone::Plain,
+            &format!("{rate:.1} a minute over the last 5 minutes, ETA: {eta}"),
         );
-        let look = if status.run.open == 0 {
-            Look::Good
-        } else {
-            Look::Title
-        };
-        self.add(
-            look,
-            format!("{}  {numbers}", bar(share, length)).trim_start(),
+    }
+    page.add(Tone::Plain, "");
+}
+
+fn counts(page: &mut Page, status: &Status) {
+    let rate = format!("hit rate {:.1}%", status.run.cache_hit_rate);
+    count(page, "cached", status.run.cached, &rate);
+    let unchanged = [
+        (status.run.unchanged, "unchanged"),
+        (status.run.superseded, "superseded"),
+    ];
+    let unchanged: Vec<_> = unchanged
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, name)| format!("{} {name}", thousands(count)))
+        .collect();
+    count(
+        page,
+        "processed",
+        status.run.processed,
+        &unchanged.join(", "),
+    );
+    let classes = by_class(&status.run.failures_by_class);
+    count(page, "failed", status.run.failed, &classes);
+    let adopted = match status.run.adopted {
+        0 => String::new(),
+        adopted => format!("{} jobs are of earlier runs", thousands(adopted)),
+    };
+    count(page, "open", status.run.open, &adopted);
+}
+
+fn queue(page: &mut Page, status: &Status) {
+    if status.run.open == 0 {
+        return;
+    }
+    for (name, jobs) in [
+        ("  wait for a worker", status.waiting),
+        ("  wait for a retry", status.waiting_retry),
+        ("  in work or lost", status.in_work_or_lost),
+    ] {
+        if let Some(jobs) = jobs {
+            count(page, name, jobs, "");
+        }
+    }
+    if let (Some(repo), Some(age)) = (&status.run.oldest_open_repo, status.run.oldest_open_seconds)
+    {
+        page.row("oldest open job", &format!("{repo}, {}", duration(age)));
+    }
+}
+
+fn fleet(page: &mut Page, status: &Status) {
+    let seen = status
+        .run
+        .workers_seen
+        .map(|seen| format!("{} seen in the last minute", thousands(seen)));
+    let connected = status
+        .workers_connected
+        .map(|connected| format!("{} connected", thousands(connected)));
+    let workers: Vec<_> = connected.into_iter().chain(seen).collect();
+    if !workers.is_empty() {
+        page.add(Tone::Plain, "");
+        page.row("workers", &workers.join(", "));
+    }
+    match status.dead_letters {
+        None => {}
+        Some(0) => page.row("dead letters", "none"),
+        Some(dead) => {
+            let dead = thousands(dead);
+            page.row("dead letters", &format!("{dead}, see `producer dead list`"));
+        }
+    }
+    for pause in status.run.pauses() {
+        page.sentence(Tone::Bad, &pause);
+    }
+    let idle = status.run.open > 0 && status.workers_connected == Some(0);
+    if idle {
+        page.add(
+            Tone::Bad,
+            "No worker is connected: start some with `worker run`.",
         );
-        if let Some(rate) = status.run.outcomes_per_minute {
-            let eta = status.run.eta_seconds.map(duration);
-            let eta = eta.as_deref().unwrap_or("unknown");
-            self.add(
-                Look::Plain,
-                &format!("{rate:.1} a minute over the last 5 minutes, ETA: {eta}"),
-            );
-        }
-        self.add(Look::Plain, "");
-    }
-
-    fn counts(&mut self, status: &Status) {
-        let rate = format!("hit rate {:.1}%", status.run.cache_hit_rate);
-        self.count("cached", status.run.cached, &rate);
-        let unchanged = [
-            (status.run.unchanged, "unchanged"),
-            (status.run.superseded, "superseded"),
-        ];
-        let unchanged: Vec<_> = unchanged
-            .into_iter()
-            .filter(|(count, _)| *count > 0)
-            .map(|(count, name)| format!("{} {name}", thousands(count)))
-            .collect();
-        self.count("processed", status.run.processed, &unchanged.join(", "));
-        let classes = by_class(&status.run.failures_by_class);
-        self.count("failed", status.run.failed, &classes);
-        let adopted = match status.run.adopted {
-            0 => String::new(),
-            adopted => format!("{} jobs are of earlier runs", thousands(adopted)),
-        };
-        self.count("open", status.run.open, &adopted);
-    }
-
-    fn queue(&mut self, status: &Status) {
-        if status.run.open == 0 {
-            return;
-        }
-        for (name, count) in [
-            ("  wait for a worker", status.waiting),
-            ("  wait for a retry", status.waiting_retry),
-            ("  in work or lost", status.in_work_or_lost),
-        ] {
-            if let Some(count) = count {
-                self.count(name, count, "");
-            }
-        }
-        if let (Some(repo), Some(age)) =
-            (&status.run.oldest_open_repo, status.run.oldest_open_seconds)
-        {
-            self.row("oldest open job", &format!("{repo}, {}", duration(age)));
-        }
-    }
-
-    fn fleet(&mut self, status: &Status) {
-        let seen = status
-            .run
-            .workers_seen
-            .map(|seen| format!("{} seen in the last minute", thousands(seen)));
-        let connected = status
-            .workers_connected
-            .map(|connected| format!("{} connected", thousands(connected)));
-        let workers: Vec<_> = connected.into_iter().chain(seen).collect();
-        if !workers.is_empty() {
-            self.add(Look::Plain, "");
-            self.row("workers", &workers.join(", "));
-        }
-        match status.dead_letters {
-            None => {}
-            Some(0) => self.row("dead letters", "none"),
-            Some(dead) => {
-                let dead = thousands(dead);
-                self.row("dead letters", &format!("{dead}, see `producer dead list`"));
-            }
-        }
-        for pause in status.run.pauses() {
-            self.sentence(Look::Bad, &pause);
-        }
-        let idle = status.run.open > 0 && status.workers_connected == Some(0);
-        if idle {
-            self.add(
-                Look::Bad,
-                "No worker is connected: start some with `worker run`.",
-            );
-        }
     }
 }
 
@@ -220,24 +160,12 @@ fn duration(seconds: u64) -> String {
     format_duration(Duration::from_secs(seconds))
 }
 
-/// `length` characters of which `share` percent are full. Full only when all is done.
+/// Returns `length` characters, `share` percent of them full. Rounds down, so that a full bar is done.
 fn bar(share: f64, length: usize) -> String {
     // A share is 0 to 100, so this is 0 to `length`.
     let full = (share * length as f64 / 100.0).floor() as usize;
     let full = full.min(length);
     "█".repeat(full) + &"░".repeat(length - full)
-}
-
-/// The text, or as much of it as fits with a sign that there is more.
-pub fn cut(text: &str, width: usize) -> String {
-    if text.chars().count() <= width {
-        return text.to_owned();
-    }
-    let mut cut: String = text.chars().take(width.saturating_sub(1)).collect();
-    if width > 0 {
-        cut.push('…');
-    }
-    cut
 }
 
 #[cfg(test)]
@@ -249,6 +177,7 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
+    use crate::terminal::page::text;
 
     fn status() -> Status {
         let summary = RunSummary {
@@ -332,8 +261,8 @@ Feed https://example.org/repos.json
         closed.run.workers_seen = None;
         let page = page(&closed, 80);
         assert_eq!(page[0].text, "Run run-1: closed after 1h 2m");
-        let looks = [page[0].look, page[3].look];
-        assert_eq!(looks, [Look::Good, Look::Good]);
+        let tones = [page[0].tone, page[3].tone];
+        assert_eq!(tones, [Tone::Good, Tone::Good]);
         assert!(
             page[3].text.ends_with("█  21,000/21,000 (100.0%)"),
             "{page:#?}"
@@ -415,7 +344,5 @@ Feed https://example.org/repos.json
         assert_eq!(bar(99.9, 4), "███░");
         assert_eq!(bar(100.0, 4), "████");
         assert_eq!(bar(50.0, 0), "");
-        assert_eq!(cut("abc", 3), "abc");
-        assert_eq!(cut("abcd", 3), "ab…");
     }
 }

@@ -186,7 +186,6 @@ async fn letters_are_listed_by_what_is_known_about_them() {
             &["later", "one", "three"],
         ),
         (&["--class", "killed", "--limit", "1"], &["one"]),
-        (&["--limit", "2"], &["later", "one"]),
         (&["--run", later], &["later"]),
         (&["--run", run, "--owner", "other"], &["three"]),
         (&["--newer-than", "1d"], &["later", "one", "two", "three"]),
@@ -194,6 +193,8 @@ async fn letters_are_listed_by_what_is_known_about_them() {
     ] {
         assert_eq!(letters.listed(4, filter).await, expected, "{filter:?}");
     }
+    let two = letters.listed(4, &["--limit", "2"]).await;
+    assert_eq!(two.len(), 2, "{two:?}");
     let none = letters
         .dead(4, &["list", "--older-than", "1d"])
         .await
@@ -233,6 +234,14 @@ async fn a_letter_is_shown_with_all_that_is_known() {
         "{odd}"
     );
     assert!(odd.contains(" bytes, \"{"), "how it begins: {odd}");
+    let listed = letters
+        .dead(4, &["list", "--json", "--class", "poison"])
+        .await;
+    let poison: Value = serde_json::from_str(&listed.with(0).stdout).unwrap();
+    let payload = poison["payload"].as_str().unwrap();
+    assert!(payload.starts_with("{\"version\":99,"), "{payload}");
+    let id = poison["id"].as_str().unwrap();
+    assert_eq!(letters.dead(4, &["show", id]).await.with(0).stdout, odd);
     let none = letters.dead(4, &["show", "acme/none"]).await.with(2);
     assert!(
         none.stderr
@@ -464,4 +473,19 @@ fn without_a_broker_there_are_no_letters() {
     let ended = Running::start(&mut command).wait().with(2);
     assert!(ended.stderr.contains("set BROKER_URL"), "{}", ended.stderr);
     assert_eq!(ended.stdout, "");
+}
+
+/// Others see the letters that it has no use for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_more_letters_are_taken_than_asked_for() {
+    let letters = Letters::new().await;
+    // The first is replayed at once, the second held.
+    let arguments = ["replay", "--limit", "2", "--rate", "0.001"];
+    let replay = Running::start(&mut letters.command(&arguments));
+    letters
+        .wait(|waiting| waiting.ready == 1 && waiting.dead > 0)
+        .await;
+    replay.signal(Signal::TERM);
+    block_in_place(|| replay.wait()).with(0);
+    letters.wait(|waiting| waiting.dead == 3).await;
 }

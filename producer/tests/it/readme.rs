@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use clap::{Arg, Command, CommandFactory};
-use common::telemetry::fleet::FleetMetrics;
 use common::telemetry::registry::Expose;
+use producer::observe::metrics::FleetMetrics;
 use worker::metrics::Metrics;
 
 const PRODUCER: &str = "producer/README.md";

@@ -1,18 +1,17 @@
-//! What is known of a fleet as a whole, by one who watches it from outside.
+//! The state of a fleet and of its latest run as metrics.
 
+use common::broker::Waiting;
+use common::fault::FaultKind;
+use common::run::documents::CacheReason;
+use common::run::view::RunSnapshot;
+use common::telemetry::registry::{self, Expose, new_registry, register};
 use prometheus::{Gauge, GaugeVec, Opts, Registry};
-
 use strum::VariantArray;
 
-use super::registry::{self, Expose, new_registry, register};
-use crate::broker::Waiting;
-use crate::fault::FaultKind;
-use crate::run::documents::CacheReason;
-
-/// Not known: no comparison with it holds, so no alert fires, and a graph has a gap.
+/// An unknown value: no comparison with it holds, so no alert fires; graphs show a gap.
 pub const UNKNOWN: f64 = f64::NAN;
 
-/// The state of a fleet and of its latest run. [`UNKNOWN`] until it was looked at.
+/// The metrics of a fleet and of its latest run, [`UNKNOWN`] until they are set.
 #[derive(Clone, Debug)]
 pub struct FleetMetrics {
     registry: Registry,
@@ -20,42 +19,27 @@ pub struct FleetMetrics {
     queue_jobs: GaugeVec,
     dead_letters: Gauge,
     workers_connected: Gauge,
-    /// Workers that recorded an outcome within the last minute.
+    /// Workers that recorded anything within the last minute.
     pub workers_seen: Gauge,
+    workers_paused: Gauge,
+    hosts_paused: Gauge,
     run_info: GaugeVec,
     /// When the latest run began.
     pub run_started: Gauge,
-    /// Whether it has closed: 0 or 1.
-    pub run_closed: Gauge,
+    run_closed: Gauge,
     /// Its total.
     pub run_total: Gauge,
     run_repositories: GaugeVec,
     run_failed: GaugeVec,
     run_cache: GaugeVec,
     run_hit_ratio: GaugeVec,
-    /// What is missing for its identity to hold.
-    pub run_residual: Gauge,
-    /// How fast it is.
-    pub run_rate: Gauge,
-    /// The age of its oldest open job.
-    pub run_oldest_open: Gauge,
+    run_residual: Gauge,
+    run_rate: Gauge,
+    run_oldest_open: Gauge,
     /// When a run closed last.
     pub last_closed: Gauge,
     /// How long that run took.
     pub last_closed_took: Gauge,
-}
-
-/// Parts of a run's identity.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RunCounts {
-    /// Digests that were there already.
-    pub cached: u64,
-    /// Jobs that ended with a digest in the store.
-    pub processed: u64,
-    /// Jobs and entries that ended without a digest.
-    pub failed: u64,
-    /// Jobs without an outcome.
-    pub open: u64,
 }
 
 impl Default for FleetMetrics {
@@ -65,7 +49,7 @@ impl Default for FleetMetrics {
 }
 
 impl FleetMetrics {
-    /// With nothing known.
+    /// Registers all metrics, with unknown values.
     pub fn new() -> Self {
         let registry = new_registry();
         let one = |name: &str, help: &str| {
@@ -91,7 +75,15 @@ impl FleetMetrics {
             workers_connected: one("workers_connected", "Workers that take jobs now"),
             workers_seen: one(
                 "workers_seen",
-                "Workers that recorded an outcome within the last minute",
+                "Workers that recorded anything within the last minute",
+            ),
+            workers_paused: one(
+                "workers_paused",
+                "Workers that start no jobs because machine or store are at fault",
+            ),
+            hosts_paused: one(
+                "hosts_paused",
+                "Hosts that rate-limited the fleet and are left alone for now",
             ),
             run_info: several("run_info", "1 for the run that was begun last", "run_id"),
             run_started: one(
@@ -152,10 +144,7 @@ impl FleetMetrics {
             metrics.reached.with_label_values(&[what]).set(UNKNOWN);
         }
         metrics.set_waiting(None);
-        metrics.set_counts(None);
-        for &class in FaultKind::VARIANTS {
-            metrics.set_failed(class, UNKNOWN);
-        }
+        metrics.set_snapshot(None);
         for &reason in CacheReason::VARIANTS {
             metrics.set_cache(reason, UNKNOWN);
         }
@@ -164,19 +153,19 @@ impl FleetMetrics {
         metrics
     }
 
-    /// Whether the store answers.
+    /// Sets whether the store answers.
     pub fn set_store_reached(&self, reached: bool) {
         let gauge = self.reached.with_label_values(&["store"]);
         gauge.set(reached.into());
     }
 
-    /// Whether the broker answers.
+    /// Sets whether the broker answers.
     pub fn set_broker_reached(&self, reached: bool) {
         let gauge = self.reached.with_label_values(&["broker"]);
         gauge.set(reached.into());
     }
 
-    /// What the broker says of its queues.
+    /// Sets the lengths of the queues.
     pub fn set_waiting(&self, waiting: Option<Waiting>) {
         // Counts are far below 2^52, so nothing is lost.
         let number = |of: fn(Waiting) -> u64| waiting.map_or(UNKNOWN, |w| of(w) as f64);
@@ -187,39 +176,59 @@ impl FleetMetrics {
         self.workers_connected.set(number(|w| w.workers));
     }
 
-    /// Which run is the latest; none where `run_id` is empty.
+    /// Names the latest run; an empty `run_id` is none.
     pub fn set_run(&self, run_id: &str) {
         self.run_info.reset();
         let there = !run_id.is_empty();
         self.run_info.with_label_values(&[run_id]).set(there.into());
     }
 
-    /// How far it has got.
-    pub fn set_counts(&self, counts: Option<RunCounts>) {
-        let number = |of: fn(RunCounts) -> u64| counts.map_or(UNKNOWN, |c| of(c) as f64);
+    /// Sets the latest run's numbers; `None` if they are not known.
+    pub fn set_snapshot(&self, run: Option<&RunSnapshot>) {
+        // Counts are far below 2^52, so nothing is lost.
+        let number = |of: fn(&RunSnapshot) -> u64| run.map_or(UNKNOWN, |run| of(run) as f64);
         let repositories = |state: &str| self.run_repositories.with_label_values(&[state]);
-        repositories("cached").set(number(|c| c.cached));
-        repositories("processed").set(number(|c| c.processed));
-        repositories("failed").set(number(|c| c.failed));
-        repositories("open").set(number(|c| c.open));
+        repositories("cached").set(number(|run| run.cached));
+        repositories("processed").set(number(|run| run.processed));
+        repositories("failed").set(number(|run| run.failed));
+        repositories("open").set(number(|run| run.open));
+        for class in FaultKind::VARIANTS {
+            let count = |run: &RunSnapshot| run.failures_by_class.get(class).copied();
+            let count = run.map_or(UNKNOWN, |run| count(run).unwrap_or(0) as f64);
+            self.run_failed.with_label_values(&[class]).set(count);
+        }
+        self.run_closed
+            .set(number(|run| (residual(run) == 0.0).into()));
+        self.run_residual.set(run.map_or(UNKNOWN, residual));
+        let rate = |run: &RunSnapshot| run.outcomes_per_minute.unwrap_or(0.0);
+        self.run_rate.set(run.map_or(UNKNOWN, rate));
+        let oldest = number(|run| run.oldest_open_seconds.unwrap_or(0));
+        self.run_oldest_open.set(oldest);
+        let paused = number(|run| run.paused.iter().map(|paused| paused.workers).sum());
+        self.workers_paused.set(paused);
+        self.hosts_paused
+            .set(number(|run| run.hosts_paused.len() as u64));
+        if let Some(run) = run {
+            self.run_total.set(run.total_repos as f64);
+        }
     }
 
-    /// How many of it failed so.
-    pub fn set_failed(&self, class: FaultKind, count: f64) {
-        self.run_failed.with_label_values(&[class]).set(count);
-    }
-
-    /// Of how many of its repositories the cache said so.
+    /// Sets how many repositories the cache gave this reason for.
     pub fn set_cache(&self, reason: CacheReason, count: f64) {
         self.run_cache.with_label_values(&[reason]).set(count);
     }
 
-    /// Which share was cached, 0 to 1.
+    /// Sets the cached share, 0 to 1, of the latest run and the closed one before it.
     pub fn set_hit_ratios(&self, latest: f64, previous: f64) {
         let ratio = |run: &str| self.run_hit_ratio.with_label_values(&[run]);
         ratio("latest").set(latest);
         ratio("previous").set(previous);
     }
+}
+
+/// What is missing for the run's identity to hold.
+pub fn residual(run: &RunSnapshot) -> f64 {
+    run.total_repos as f64 - (run.cached + run.processed + run.failed) as f64
 }
 
 impl Expose for FleetMetrics {
