@@ -1,52 +1,37 @@
 //! The consuming loop: takes deliveries, has them worked on, and does what the verdict on each says.
 
-use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use common::broker::{
-    Delivery, Event, HostPause, InHand, Notice, Settlement, SharedBroker, WorkerState,
-};
+use common::broker::{Delivery, Event, Settlement, SharedBroker};
 use common::failpoint;
 use common::fault::{Fault, FaultKind};
 use common::outcome::{Outcome, OutcomeRecord};
-use common::retry;
 use common::shutdown::Shutdown;
 use common::store::SharedStore;
 use common::text::format_duration;
 use futures::StreamExt;
-use time::OffsetDateTime;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, error, error_span, info, warn};
 use url::Url;
 
 use crate::fetch::policy::authority;
-use crate::host_throttle::{HostPermit, HostThrottle};
+use crate::host_throttle::{HostPermit, HostThrottle, stretch};
 use crate::infra_gate::InfraGate;
 use crate::job::{Attempt, attempt};
 use crate::metrics::Metrics;
+use crate::notices::{Notices, Taken};
 use crate::resolver::Resolver;
 use crate::slot::SlotError;
 use crate::slot::slots::Slots;
 use crate::verdict::{Pause, Progress, State, verdict};
 
-/// The longest pause of a host that is taken from another worker's word: clocks differ.
-const LONGEST_HEARSAY: Duration = Duration::from_secs(3600);
-/// How long announcing something to the other processes may take.
-const ANNOUNCING: Duration = Duration::from_secs(5);
 /// How long the broker has to take what is left to say once the drain is over …
 pub(crate) const LAST_WORDS: Duration = Duration::from_secs(5);
 /// … and after a second signal.
 const LAST_WORD_AT_ONCE: Duration = Duration::from_millis(300);
-/// How often a worker that waits says so again, for those who did not hear it before.
-const STILL_WAITING: Duration = Duration::from_secs(60);
-/// Pauses before it is tried again to say or hear something.
-const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-
 /// What a worker works with. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Worker {
@@ -123,10 +108,10 @@ impl Worker {
         let shift = Arc::new(Shift::new(self, gate, shutdown));
         self.metrics.show(&shift.throttle, &shift.gate);
         let mut beside = JoinSet::new();
-        let this = Arc::clone(&shift);
-        beside.spawn(async move { this.listen().await });
-        let this = Arc::clone(&shift);
-        beside.spawn(async move { this.tell().await });
+        let notices = Arc::clone(&shift.notices);
+        beside.spawn(async move { notices.listen().await });
+        let notices = Arc::clone(&shift.notices);
+        beside.spawn(async move { notices.tell().await });
         let this = Arc::clone(&shift);
         beside.spawn(async move {
             let patience = this.worker.patience;
@@ -143,7 +128,10 @@ impl Worker {
         shift.stop.cancel();
         finished(&mut jobs).await;
         beside.shutdown().await;
-        shift.tell_the_end().await;
+        tokio::select! {
+            () = shift.notices.tell_the_end() => {}
+            () = shift.last_words() => {}
+        }
         match shift.gate.watch().borrow().given_up() {
             Some(fault) => Err(fault.clone()),
             None => consumed,
@@ -159,10 +147,7 @@ struct Shift {
     throttle: Arc<HostThrottle>,
     resolver: Resolver,
     loan: Loan,
-    /// [`Job::id`](common::job::Job::id) of each delivery that is not settled yet.
-    in_hand: Mutex<VecDeque<String>>,
-    /// What was last recorded says that the worker waits.
-    told_waiting: AtomicBool,
+    notices: Arc<Notices>,
     /// Take no more jobs.
     soft: CancellationToken,
     /// End slots: the drain is over.
@@ -171,24 +156,9 @@ struct Shift {
     hard: CancellationToken,
 }
 
-/// A delivery that is listed as in hand until this is dropped.
-struct Taken {
-    shift: Arc<Shift>,
-    id: String,
-}
-
-impl Drop for Taken {
-    fn drop(&mut self) {
-        let mut in_hand = self.shift.in_hand();
-        // Two copies of a job have the same id.
-        if let Some(place) = in_hand.iter().position(|id| *id == self.id) {
-            in_hand.swap_remove_back(place);
-        }
-    }
-}
-
 /// What a worker remembers of a delivery while it holds it.
 struct Held {
+    _taken: Taken,
     start: Instant,
     host: String,
     /// When the last attempt began.
@@ -205,20 +175,6 @@ struct Held {
 }
 
 impl Held {
-    fn new(delivery: &Delivery) -> Self {
-        let start = Instant::now();
-        Self {
-            start,
-            host: host_of(&delivery.job.url),
-            attempted: start,
-            waited: Duration::ZERO,
-            infra_failures: 0,
-            closed_gate: false,
-            last_fault: None,
-            bytes: None,
-        }
-    }
-
     fn state(&self, delivery: &Delivery) -> State {
         State {
             attempt: delivery.attempt,
@@ -232,22 +188,18 @@ impl Held {
 
 impl Shift {
     fn new(worker: &Worker, gate: Arc<InfraGate>, shutdown: &Shutdown) -> Self {
+        let throttle = Arc::default();
         Self {
+            notices: Notices::new(&worker.name, &worker.broker, &gate, &throttle),
             gate,
-            throttle: Arc::default(),
+            throttle,
             resolver: Resolver::new(worker.slots.policy().names()),
             loan: Loan::of(worker.broker.loan_limit()),
-            in_hand: Mutex::default(),
-            told_waiting: AtomicBool::new(false),
             soft: shutdown.soft.clone(),
             stop: shutdown.hard.child_token(),
             hard: shutdown.hard.clone(),
             worker: worker.clone(),
         }
-    }
-
-    fn in_hand(&self) -> MutexGuard<'_, VecDeque<String>> {
-        self.in_hand.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes jobs until the worker is to stop.
@@ -281,19 +233,18 @@ impl Shift {
                     delivery = deliveries.next() => delivery,
                 };
                 match delivery {
-                    Some(delivery) if delivery.returns > 0 => break self.take(delivery),
+                    Some(delivery) if delivery.returns > 0 => {
+                        break (self.hold(&delivery), delivery);
+                    }
                     Some(delivery) => self.start(delivery, jobs),
                     None => return Err(Fault::infra("the broker delivers no more")),
                 }
             };
             until.cancel();
             while let Some(delivery) = deliveries.next().await {
-                let (delivery, taken) = self.take(delivery);
-                let this = Arc::clone(self);
+                let (this, held) = (Arc::clone(self), self.hold(&delivery));
                 jobs.spawn(async move {
-                    let held = Held::new(&delivery);
                     this.conclude(delivery, Progress::MadeWay, held).await;
-                    drop(taken);
                 });
             }
             self.alone(suspect, jobs).await;
@@ -301,7 +252,7 @@ impl Shift {
     }
 
     /// Works on a job once no other is in hand.
-    async fn alone(self: &Arc<Self>, (delivery, taken): (Delivery, Taken), jobs: &mut JoinSet<()>) {
+    async fn alone(self: &Arc<Self>, (held, delivery): (Held, Delivery), jobs: &mut JoinSet<()>) {
         info!(
             operation = "suspect",
             repo = %delivery.job.repo,
@@ -315,7 +266,7 @@ impl Shift {
             _ = self.gate.given_up() => {}
         }
         let this = Arc::clone(self);
-        jobs.spawn(async move { this.handle(delivery, taken).await });
+        jobs.spawn(async move { this.handle(delivery, held).await });
         tokio::select! {
             () = finished(jobs) => {}
             () = self.soft.cancelled() => {}
@@ -323,24 +274,30 @@ impl Shift {
         }
     }
 
-    fn take(self: &Arc<Self>, delivery: Delivery) -> (Delivery, Taken) {
-        let id = delivery.job.id();
-        self.in_hand().push_back(id.clone());
-        let shift = Arc::clone(self);
-        (delivery, Taken { shift, id })
+    fn start(self: &Arc<Self>, delivery: Delivery, jobs: &mut JoinSet<()>) {
+        let (this, held) = (Arc::clone(self), self.hold(&delivery));
+        jobs.spawn(async move { this.handle(delivery, held).await });
     }
 
-    fn start(self: &Arc<Self>, delivery: Delivery, jobs: &mut JoinSet<()>) {
-        let (delivery, taken) = self.take(delivery);
-        let this = Arc::clone(self);
-        jobs.spawn(async move { this.handle(delivery, taken).await });
+    fn hold(&self, delivery: &Delivery) -> Held {
+        let start = Instant::now();
+        Held {
+            _taken: self.notices.take(delivery.job.id()),
+            start,
+            host: host_of(&delivery.job.url),
+            attempted: start,
+            waited: Duration::ZERO,
+            infra_failures: 0,
+            closed_gate: false,
+            last_fault: None,
+            bytes: None,
+        }
     }
 
     /// Takes one delivery to its settlement. Dropped unsettled, it goes back.
-    async fn handle(&self, delivery: Delivery, _taken: Taken) {
+    async fn handle(&self, delivery: Delivery, held: Held) {
         let job = &delivery.job;
         let span = error_span!("job", id = job.id(), repo = %job.repo, attempt = delivery.attempt);
-        let held = Held::new(&delivery);
         let handling = async {
             let mut kept = Some((delivery, held));
             while let Some((delivery, mut held)) = kept {
@@ -528,24 +485,9 @@ impl Shift {
             "{host} rate-limited {repo}; pausing {what} for {}",
             format_duration(pause)
         );
-        if !paused {
-            return;
-        }
-        let until = (OffsetDateTime::now_utc() + pause).unix_timestamp_nanos() / 1_000_000;
-        self.announce(Notice::HostPause(HostPause {
-            host: host.to_owned(),
-            until_millis: i64::try_from(until).unwrap_or(i64::MAX),
-            worker: self.worker.name.clone(),
-        }))
-        .await;
-    }
-
-    /// Tells the other processes something that they can do without.
-    async fn announce(&self, notice: Notice) {
-        let announced = timeout(ANNOUNCING, self.worker.broker.announce(&notice));
-        let announced = self.stop.run_until_cancelled(announced).await;
-        if !matches!(announced, Some(Ok(Ok(())))) {
-            debug!(operation = "announce", "not announced: {notice:?}");
+        if paused {
+            let announcing = self.notices.host_paused(host, pause);
+            self.stop.run_until_cancelled(announcing).await;
         }
     }
 
@@ -638,130 +580,6 @@ impl Shift {
     fn piece_of(&self, rest: Duration) -> Duration {
         piece(rest, |wish| self.worker.broker.retry_after(wish))
     }
-
-    /// Heeds other workers' pauses, and answers roll calls.
-    async fn listen(&self) {
-        let mut pauses = retry::pauses(SHORTEST_PAUSE, LONGEST_PAUSE);
-        loop {
-            match self.worker.broker.announcements().await {
-                Ok(mut announcements) => {
-                    while let Some(notice) = announcements.next().await {
-                        self.heed(notice).await;
-                    }
-                    // The broker was closed.
-                    return;
-                }
-                Err(fault) => {
-                    debug!(
-                        operation = "announce",
-                        "not listening to other workers: {fault}"
-                    );
-                }
-            }
-            sleep(pauses.next().unwrap_or(LONGEST_PAUSE)).await;
-        }
-    }
-
-    async fn heed(&self, notice: Notice) {
-        match notice {
-            Notice::RollCall(call) => {
-                let jobs = self.in_hand().iter().cloned().collect();
-                let (answers, worker) = (call.roll_call, self.worker.name.clone());
-                let answer = Notice::InHand(InHand {
-                    answers,
-                    worker,
-                    jobs,
-                });
-                self.announce(answer).await;
-            }
-            Notice::HostPause(pause) if pause.worker != self.worker.name => {
-                let now = OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000;
-                let left = u64::try_from(i128::from(pause.until_millis) - now).unwrap_or(0);
-                let left = Duration::from_millis(left).min(LONGEST_HEARSAY);
-                let left = left.mul_f64(stretch());
-                if self.throttle.heard(&pause.host, left, Instant::now()) {
-                    info!(
-                        operation = "throttled",
-                        host = pause.host,
-                        host_paused = true,
-                        pause_seconds = left.as_secs(),
-                        "{} rate-limited {}; pausing it here too for {}",
-                        pause.host,
-                        pause.worker,
-                        format_duration(left)
-                    );
-                }
-            }
-            Notice::HostPause(_) | Notice::InHand(_) => {}
-        }
-    }
-
-    /// Records why this worker waits, whenever that changes.
-    async fn tell(&self) {
-        let (mut gate, mut hosts) = (self.gate.watch(), self.throttle.watch());
-        let mut told = WorkerState::default();
-        let mut pauses = retry::pauses(SHORTEST_PAUSE, LONGEST_PAUSE);
-        loop {
-            let now = Instant::now();
-            gate.mark_unchanged();
-            hosts.mark_unchanged();
-            let state = self.state(now);
-            let waits = state != WorkerState::default();
-            let mut next = now + STILL_WAITING;
-            if waits || told != state {
-                match self.record_state(&state).await {
-                    Ok(()) => told = state,
-                    Err(fault) => {
-                        debug!(
-                            operation = "record",
-                            "a worker's state is not recorded: {fault}"
-                        );
-                        next = now + pauses.next().unwrap_or(LONGEST_PAUSE);
-                    }
-                }
-            }
-            if let Some(end) = self.throttle.next_end(now) {
-                next = next.min(end);
-            }
-            tokio::select! {
-                _ = gate.changed() => {}
-                _ = hosts.changed() => {}
-                () = sleep_until(next) => {}
-            }
-        }
-    }
-
-    /// Records that a worker that ends does not wait any more.
-    async fn tell_the_end(&self) {
-        if self.told_waiting.load(Ordering::Relaxed) {
-            let works = WorkerState::default();
-            tokio::select! {
-                _ = self.record_state(&works) => {}
-                () = self.last_words() => {}
-            }
-        }
-    }
-
-    fn state(&self, now: Instant) -> WorkerState {
-        WorkerState {
-            worker: String::new(),
-            infra: self.gate.watch().borrow().reason().map(str::to_owned),
-            hosts: self.throttle.paused(now),
-        }
-    }
-
-    async fn record_state(&self, state: &WorkerState) -> Result<(), Fault> {
-        let waits = *state != WorkerState::default();
-        let worker = self.worker.name.clone();
-        let state = WorkerState {
-            worker,
-            ..state.clone()
-        };
-        self.told_waiting.fetch_or(waits, Ordering::Relaxed);
-        self.worker.broker.record(&Event::Worker(state)).await?;
-        self.told_waiting.store(waits, Ordering::Relaxed);
-        Ok(())
-    }
 }
 
 fn log_outcome(record: &OutcomeRecord) {
@@ -790,11 +608,6 @@ fn host_of(url: &str) -> String {
     Url::parse(url)
         .map(|url| authority(&url))
         .unwrap_or_default()
-}
-
-/// 1 to 1.25, so that those who wait for the same host don't come back all at once.
-fn stretch() -> f64 {
-    1.0 + fastrand::f64() / 4.0
 }
 
 /// Halves a wait until the broker's pause for it is less than four times as long as the whole.

@@ -170,6 +170,12 @@ impl HostThrottle {
     }
 }
 
+/// 1 to 1.25: stretches a pause, so that those who wait for the same host don't come back all at
+/// once.
+pub fn stretch() -> f64 {
+    1.0 + fastrand::f64() / 4.0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,6 +14,8 @@ pub mod infra_gate;
 
 pub mod host_throttle;
 
+mod notices;
+
 pub mod metrics;
 
 pub mod resolver;
