@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::broker::{Delivery, Event, Settlement, SharedBroker};
+use common::broker::{DELIVERY_LIMIT, Delivery, Event, Settlement, SharedBroker};
 use common::failpoint;
 use common::fault::{Fault, FaultKind};
 use common::outcome::{Outcome, OutcomeRecord};
@@ -310,6 +310,13 @@ impl Shift {
 
     /// Makes an attempt, if the job's host and this machine allow one.
     async fn progress(&self, delivery: &Delivery, held: &mut Held) -> Progress {
+        // The broker's own count begins anew each time that the job is handed back.
+        if delivery.returns > DELIVERY_LIMIT {
+            return Progress::KillsWorkers(Fault::killed(format!(
+                "came back unsettled {} times: it may kill its worker",
+                delivery.returns
+            )));
+        }
         let host = &held.host;
         match self.throttle.permit(host, Instant::now()) {
             HostPermit::Granted => {}

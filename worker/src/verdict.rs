@@ -51,6 +51,8 @@ pub enum Progress {
     Done(Outcome),
     /// An attempt failed.
     Failed(Fault),
+    /// Nowhere: it came back unsettled too often, with whatever worker had it.
+    KillsWorkers(Fault),
     /// Its host is paused for this much longer.
     HostPaused(Duration),
     /// Its host has rate-limited everybody for too long to wait for it.
@@ -72,16 +74,17 @@ impl Progress {
             Self::HeldTooLong(_) => Some(HandedBack::Infra),
             Self::MadeWay => Some(HandedBack::Suspect),
             Self::Stopping => Some(HandedBack::Stopping),
-            Self::Done(_) | Self::Failed(_) | Self::HostGivenUp(_) => None,
+            Self::Done(_) | Self::Failed(_) | Self::KillsWorkers(_) | Self::HostGivenUp(_) => None,
         }
     }
 
     /// What went wrong with the job or its host.
     pub fn fault(&self) -> Option<&Fault> {
         match self {
-            Self::Failed(fault) | Self::HostGivenUp(fault) | Self::HeldTooLong(Some(fault)) => {
-                Some(fault)
-            }
+            Self::Failed(fault)
+            | Self::KillsWorkers(fault)
+            | Self::HostGivenUp(fault)
+            | Self::HeldTooLong(Some(fault)) => Some(fault),
             _ => None,
         }
     }
@@ -117,6 +120,7 @@ pub fn verdict(state: &State, progress: &Progress) -> Verdict {
     match progress {
         Progress::Done(outcome) => Verdict::end(*outcome),
         Progress::Failed(fault) => failed(state, fault),
+        Progress::KillsWorkers(fault) => Verdict::dead_letter(fault),
         Progress::HostGivenUp(fault) => Verdict::end(Outcome::Failed(fault.kind)),
         Progress::HostPaused(rest) => Verdict::untried(state, *rest),
         Progress::HeldTooLong(Some(fault)) if state.waits >= HELD_AND_FAILED => {
@@ -148,10 +152,7 @@ fn failed(state: &State, fault: &Fault) -> Verdict {
             record: None,
             settle: None,
         },
-        FaultKind::Poison => Verdict {
-            settle: Some(Settlement::Dead),
-            ..Verdict::end(Outcome::Failed(fault.kind))
-        },
+        FaultKind::Poison => Verdict::dead_letter(fault),
         FaultKind::Transient
         | FaultKind::Killed
         | FaultKind::Throttled
@@ -169,6 +170,13 @@ impl Verdict {
             pause: None,
             record: Some(outcome),
             settle: Some(Settlement::Done),
+        }
+    }
+
+    fn dead_letter(fault: &Fault) -> Self {
+        Self {
+            settle: Some(Settlement::Dead),
+            ..Self::end(Outcome::Failed(fault.kind))
         }
     }
 
@@ -275,6 +283,16 @@ mod tests {
             let verdict = verdict(&state(attempt, waits), &Progress::Failed(fault));
             assert_eq!(verdict, expected, "{kind} {attempt} {waits}");
         }
+    }
+
+    #[test]
+    fn a_job_that_comes_back_too_often_is_dead_lettered() {
+        let fault = Fault::killed("why");
+        let expected = Verdict::dead_letter(&fault);
+        let progress = Progress::KillsWorkers(fault);
+        assert_eq!(verdict(&state(0, 0), &progress), expected);
+        assert_eq!(expected.record, Some(Outcome::Failed(FaultKind::Killed)));
+        assert_eq!(expected.settle, Some(Settlement::Dead));
     }
 
     #[test]
