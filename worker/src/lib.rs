@@ -2,9 +2,10 @@
 //!
 //! # Modules
 //!
-//! In reading order: [`run`] is a worker of a fleet. [`consume`] takes a delivery and settles it,
-//! [`job`] does the work in one of the [`slot`]s, where [`fetch`] makes a [`source`] of the
-//! repository and [`digest`] its text.
+//! In reading order: [`run`] is a worker of a fleet. [`consume`] takes a delivery, [`job`] makes one
+//! attempt at it in one of the [`slot`]s, where [`fetch`] makes a [`source`] of the repository and
+//! [`digest`] its text; [`verdict`] decides what to record and how to settle. [`infra_gate`] and
+//! [`host_throttle`] decide when jobs may start.
 
 pub mod consume;
 
