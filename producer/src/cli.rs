@@ -40,12 +40,13 @@ Exit codes:
   1    a fault of this program
   2    the command line is wrong
   3    the run closed, but more repositories failed than --max-failures allows
-  65   the feed is no JSON array, too large, empty, or without a usable entry; nothing was touched
+  65   the feed is not a JSON array, too large, empty, or without a usable entry; nothing was touched
   69   store, broker or disk could not be used for longer than --patience, the feed could not be
        fetched, or --metrics-addr is taken
   70   the run did not close
   75   another run is at work on the same folder, or another producer on the same queues
-  130  SIGINT stopped the run and left jobs open (143: SIGTERM)";
+  130  SIGINT stopped the run and left jobs open
+  143  SIGTERM stopped the run and left jobs open";
 
 #[derive(Debug, Subcommand)]
 enum Command {
