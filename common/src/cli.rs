@@ -1,4 +1,4 @@
-//! The command line and its environment variables, read as a scheduler or a compose file sets them.
+//! The command line and its environment variables, as schedulers and compose files set them.
 
 use std::io::Write;
 
@@ -6,11 +6,10 @@ use clap::builder::BoolishValueParser;
 use clap::error::{ContextKind, ContextValue};
 use clap::{Arg, ArgAction, Command, Error, Parser};
 
-/// Reads this process's command line; ends it with a message where that is wrong.
+/// Parses this process's command line; ends the process with a message if it is invalid.
 ///
-/// An environment variable that is empty counts as not set, and a flag's may be `1`, `yes` or `on`
-/// as well as `true`, and their opposites. clap itself takes an empty one as a value, and knows
-/// `true` and `false` only.
+/// Unlike clap alone, it ignores empty environment variables, and takes `1`, `yes`, `on` and their
+/// opposites as well as `true` and `false` for flags.
 pub fn parse<P: Parser>() -> P {
     let command = lenient(P::command());
     let matches = command.clone().try_get_matches().unwrap_or_else(|error| {
@@ -30,8 +29,8 @@ pub fn parse<P: Parser>() -> P {
     P::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
 }
 
-/// The environment variable that the value came from which `error` is about, if it came from one: clap names only
-/// the option, which nobody gave.
+/// Returns the environment variable that the invalid value came from, if it did: clap names only the
+/// option.
 fn variable_of(
     error: &Error,
     command: &Command,

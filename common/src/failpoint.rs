@@ -1,6 +1,6 @@
 //! Labelled places at which a test kills the process.
 //!
-//! To show that a crash anywhere is safe, tests crash there: with
+//! Tests crash there to show that a crash anywhere is safe: with
 //! `REPOFLEET_FAILPOINT=after-put:3` in its environment, a program sends itself SIGKILL the third
 //! time it reaches `after-put`. Only builds with the feature `failpoints` do so; in all others the
 //! calls compile to nothing.

@@ -1,16 +1,16 @@
-//! A job: one repository at one `pushedAt`, as it travels on the wire.
+//! A job, one repository at one `pushedAt`, as a message.
 
 use serde::{Deserialize, Serialize};
 
 use crate::fault::Fault;
 use crate::ids::{JobKey, PushedAt, RepoRef, RunId};
 
-/// Version of the wire format that this program writes, and the only one that it reads.
+/// The only version of the wire format that this program writes and reads.
 pub const WIRE_VERSION: u32 = 1;
 
-/// What a digest is made by; part of its metadata. A digest of another format is made anew.
+/// The format of digests, part of their metadata: a digest in another format is made anew.
 ///
-/// To be changed whenever the text made of one and the same commit changes.
+/// Change it whenever the digest of an unchanged commit changes.
 pub const DIGEST_FORMAT: &str = "gitingest-0.3.1/1";
 
 /// One repository to digest.
@@ -19,29 +19,29 @@ pub const DIGEST_FORMAT: &str = "gitingest-0.3.1/1";
 pub struct Job {
     /// [`WIRE_VERSION`] of the program that wrote it.
     pub version: u32,
-    /// The run that it was published for.
+    /// The run that published it.
     pub run: RunId,
     /// What to digest.
     pub repo: RepoRef,
-    /// Where to fetch it from: `https://…`, or a path where the worker allows local sources.
+    /// Where to fetch it from: `https://…`, or a path if the worker allows local sources.
     pub url: String,
     /// The push that the digest will cover.
     pub pushed_at: PushedAt,
-    /// Digest it although the store may hold this `pushedAt` already (`--force`).
+    /// Digest it even if the store has this `pushedAt` already (`--force`).
     #[serde(default)]
     pub force: bool,
-    /// [`Job::id`] of the dead letter that it was made of, where it was made of one.
+    /// [`Job::id`] of the dead letter that it replays, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay_of: Option<String>,
 }
 
 impl Job {
-    /// `{run}/{owner}/{name}@{pushedAt}`: the same for every copy of the message.
+    /// Returns `{run}/{owner}/{name}@{pushedAt}`, which is the same for every copy of the message.
     pub fn id(&self) -> String {
         format!("{}/{}@{}", self.run, self.repo, self.pushed_at)
     }
 
-    /// What a [`Job::id`] says of its job.
+    /// Parses a [`Job::id`].
     pub fn parse_id(id: &str) -> Option<(RunId, JobKey)> {
         let (run, rest) = id.split_once('/')?;
         let (repo, pushed_at) = rest.split_once('@')?;
@@ -54,7 +54,7 @@ impl Job {
         ))
     }
 
-    /// What a run counts it by.
+    /// Returns the repository and push, which identify the job in any run.
     pub fn key(&self) -> JobKey {
         JobKey {
             repo: self.repo.clone(),
@@ -62,12 +62,12 @@ impl Job {
         }
     }
 
-    /// The message's body.
+    /// Serializes the message's body.
     pub fn encode(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("a job has only strings and numbers")
     }
 
-    /// Reads a message's body. Unknown fields are ignored.
+    /// Parses a message's body. Unknown fields are ignored.
     ///
     /// # Errors
     /// [`FaultKind::Poison`](crate::fault::FaultKind::Poison) for anything that is not a job of a
@@ -80,7 +80,7 @@ impl Job {
         let Version { version } = serde_json::from_slice(body).map_err(Fault::poison)?;
         if version != WIRE_VERSION {
             return Err(Fault::poison(format!(
-                "wire version {version} is not known here, only {WIRE_VERSION}"
+                "wire version {version} is unknown; this program reads {WIRE_VERSION}"
             )));
         }
         serde_json::from_slice(body).map_err(Fault::poison)
@@ -92,7 +92,7 @@ mod tests {
     use super::*;
     use crate::fault::FaultKind;
 
-    /// The wire format is a contract: this is version 1 as it was first published.
+    /// The wire format is a contract: version 1 as first published.
     const GOLDEN_V1: &str = r#"{"version":1,"run":"20261123T130000Z-0a1b2c","repo":"alphagov/whitehall","url":"https://github.com/alphagov/whitehall","pushedAt":"2026-11-22T10:00:00Z","force":false}"#;
 
     #[test]

@@ -8,18 +8,18 @@ use strum::AsRefStr;
 use crate::fault::FaultKind;
 use crate::ids::{JobKey, PushedAt, RepoRef, RunId};
 
-/// The one final word on a job.
+/// How a job ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, AsRefStr)]
 #[serde(tag = "outcome", content = "class", rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum Outcome {
     /// A digest was made and stored.
     Processed,
-    /// The store already held this `pushedAt`.
+    /// The store already had this `pushedAt`.
     Unchanged,
-    /// The store holds a newer `pushedAt`.
+    /// The store has a newer `pushedAt`.
     Superseded,
-    /// No digest, for this class of reason.
+    /// No digest, because of a fault of this class.
     Failed(FaultKind),
 }
 
@@ -32,7 +32,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// An [`Outcome`] with what is worth knowing about it: a record of the ledger.
+/// An [`Outcome`] with its circumstances: a record of the ledger.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct OutcomeRecord {
@@ -40,29 +40,29 @@ pub struct OutcomeRecord {
     pub run: RunId,
     /// The repository.
     pub repo: RepoRef,
-    /// The push that the job was for.
+    /// The push that was to be digested.
     pub pushed_at: PushedAt,
-    /// What became of it.
+    /// How the job ended.
     #[serde(flatten)]
     pub outcome: Outcome,
-    /// Why it failed, for a person. Empty where it did not.
+    /// Why it failed, for a person; empty if it did not.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
     /// Attempts before the last one.
     pub attempt: u32,
     /// Wall-clock milliseconds of the last attempt, from delivery to stored digest.
     pub millis: u64,
-    /// Bytes that came over the network.
+    /// Bytes fetched over the network.
     pub fetched_bytes: u64,
-    /// Bytes of the stored digest; 0 where none was stored.
+    /// Size of the stored digest; 0 if none was stored.
     pub stored_bytes: u64,
-    /// Who worked on it: a name that no other worker has. Empty where nobody did.
+    /// The worker, by its unique name; empty if none worked on it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub worker: String,
 }
 
 impl OutcomeRecord {
-    /// Of a job that nobody worked on.
+    /// Returns a record of a job that no worker worked on.
     pub fn without_work(key: JobKey, run: RunId, outcome: Outcome, message: &str) -> Self {
         Self {
             run,
@@ -78,7 +78,7 @@ impl OutcomeRecord {
         }
     }
 
-    /// What a run's tally counts by: the repository at its `pushedAt`, whatever run published it.
+    /// Returns the repository and push, which identify the job in any run.
     pub fn key(&self) -> JobKey {
         JobKey {
             repo: self.repo.clone(),
@@ -91,7 +91,7 @@ impl OutcomeRecord {
 mod tests {
     use super::*;
 
-    /// The ledger's records are a contract too: version 1 as first published.
+    /// Ledger records are a contract: version 1 as first published.
     #[test]
     fn record_reads_and_writes_as_published() {
         let golden = r#"{"run":"20261123T130000Z-0a1b2c","repo":"a/b","pushedAt":"2026-11-22T10:00:00Z","outcome":"failed","class":"too_large","message":"over 1 GiB","attempt":1,"millis":20,"fetchedBytes":3,"storedBytes":0}"#;
