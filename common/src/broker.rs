@@ -136,7 +136,7 @@ impl BrokerConfig {
         let Some(url) = &self.broker_url else {
             return Ok(None);
         };
-        let mut options = amqp::Options::new(&url.0, &self.queue_prefix)
+        let mut options = amqp::options::Options::new(&url.0, &self.queue_prefix)
             .map_err(|fault| ExitError::new(exit::USAGE, fault))?;
         options.patience = patience;
         let broker = AmqpBroker::connect(options)

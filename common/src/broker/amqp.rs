@@ -11,22 +11,29 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
-use lapin::types::{AMQPValue, FieldTable, ShortString};
-use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
+use self::options::Options;
+use self::properties::json;
 use self::publish::Message;
-use self::session::{Link, Outage, Server};
-use self::topology::{Names, PAUSES, QueueDepth, key, kind};
+use self::session::Link;
+use self::shared::Shared;
+use self::topology::{PAUSES, key, kind};
 use super::{
     Broker, DeadLetter, Delivery, Enqueued, Entries, Event, Notice, Position, ProducerLock, Waiting,
 };
 use crate::fault::Fault;
 use crate::job::Job;
 
+pub mod options;
+
 mod topology;
 
 mod session;
+
+mod shared;
+
+mod properties;
 
 mod subscription;
 
@@ -42,67 +49,10 @@ mod announce;
 
 mod lock;
 
-/// Names of headers.
-mod header {
-    pub(super) const ATTEMPT: &str = "attempt";
-    pub(super) const WAITS: &str = "waits";
-    /// How often the job had come back before it was last set aside.
-    pub(super) const RETURNS: &str = "returns";
-    /// Set by quorum queues: how often the message came back since then.
-    pub(super) const DELIVERY_COUNT: &str = "x-delivery-count";
-}
-
-/// How to use a RabbitMQ.
-#[derive(Clone, Debug)]
-pub struct Options {
-    server: Server,
-    names: Names,
-    /// How long to wait for a broker that is away, or full, before a call fails. Streams wait for
-    /// ever.
-    pub patience: Duration,
-    /// How long the broker may take to answer one call. An answer can be lost for ever.
-    pub call_limit: Duration,
-    /// How long a producer that lost its connection asks for its lock again when it is refused:
-    /// until the broker has noticed the loss, it is the lost connection that holds the lock.
-    pub lock_grace: Duration,
-    /// The broker's `consumer_timeout`, RabbitMQ's default of 30 minutes unless set. It cannot be
-    /// read over AMQP: a server with a lower one takes jobs back while they are worked on.
-    pub loan_limit: Duration,
-}
-
-impl Options {
-    /// For the broker at `url`, with names that begin with `prefix`.
-    ///
-    /// # Errors
-    /// If either is malformed. No error repeats the URL.
-    pub fn new(url: &str, prefix: &str) -> Result<Self, Fault> {
-        let server = Server::parse(url)?;
-        Ok(Self {
-            names: Names::new(prefix)?,
-            patience: Duration::from_secs(300),
-            call_limit: Duration::from_secs(10),
-            lock_grace: server.notices_within(),
-            loan_limit: AmqpBroker::LOAN_LIMIT,
-            server,
-        })
-    }
-}
-
 /// A [`Broker`] on RabbitMQ.
 #[derive(Debug)]
 pub struct AmqpBroker {
     shared: Arc<Shared>,
-}
-
-/// What streams, deliveries and the broker itself share.
-#[derive(Debug)]
-struct Shared {
-    options: Options,
-    publishing: Link,
-    consuming: Arc<Link>,
-    outage: Arc<Outage>,
-    /// Cancelled by [`Broker::close`], and when the broker is dropped.
-    closed: CancellationToken,
 }
 
 impl AmqpBroker {
@@ -217,11 +167,6 @@ impl Broker for AmqpBroker {
 }
 
 impl Shared {
-    /// When a call that begins now must have ended.
-    fn deadline(&self) -> Instant {
-        Instant::now() + self.options.patience
-    }
-
     /// Counts in the order in which a job moves on: one that moves meanwhile is counted twice rather
     /// than not at all.
     async fn waiting(&self) -> Result<Waiting, Fault> {
@@ -238,13 +183,6 @@ impl Shared {
             dead: dead.ready,
             workers: jobs.consumers,
         })
-    }
-
-    /// The depth of `queue`, asked by the publishing connection: if the question breaks the
-    /// connection, the loans of the other one stay.
-    async fn depth(&self, queue: &ShortString, deadline: Instant) -> Result<QueueDepth, Fault> {
-        let asking = async |session: Arc<session::Session>| session.depth(deadline, queue).await;
-        self.publishing.call(deadline, asking).await
     }
 
     fn event_message(&self, event: &Event) -> Result<Message, Fault> {
@@ -265,43 +203,4 @@ impl Shared {
             }
         })
     }
-}
-
-fn json(value: &impl serde::Serialize) -> Result<Vec<u8>, Fault> {
-    serde_json::to_vec(value).map_err(Fault::infra)
-}
-
-/// A header that is a count; absent or odd ones count as 0.
-fn count_of(headers: Option<&FieldTable>, name: &str) -> u32 {
-    let value = headers.and_then(|headers| headers.inner().get(name));
-    value
-        .and_then(integer)
-        .map_or(0, |count| u32::try_from(count.max(0)).unwrap_or(u32::MAX))
-}
-
-/// An integer of whatever width the broker sent it in.
-fn integer(value: &AMQPValue) -> Option<i64> {
-    Some(match value {
-        AMQPValue::ShortShortInt(n) => i64::from(*n),
-        AMQPValue::ShortShortUInt(n) => i64::from(*n),
-        AMQPValue::ShortInt(n) => i64::from(*n),
-        AMQPValue::ShortUInt(n) => i64::from(*n),
-        AMQPValue::LongInt(n) => i64::from(*n),
-        AMQPValue::LongUInt(n) => i64::from(*n),
-        AMQPValue::LongLongInt(n) => *n,
-        _ => return None,
-    })
-}
-
-/// The property `timestamp`.
-fn time_of(properties: &lapin::BasicProperties) -> Option<OffsetDateTime> {
-    let seconds = (*properties.timestamp())?;
-    OffsetDateTime::from_unix_timestamp(i64::try_from(seconds).ok()?).ok()
-}
-
-fn id_of(properties: &lapin::BasicProperties) -> &str {
-    properties
-        .message_id()
-        .as_ref()
-        .map_or("", |id| id.as_str())
 }

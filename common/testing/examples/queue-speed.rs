@@ -6,7 +6,8 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use common::broker::amqp::{AmqpBroker, Options};
+use common::broker::amqp::AmqpBroker;
+use common::broker::amqp::options::Options;
 use common::broker::{Broker, Position, Settlement};
 use common::ids::RunId;
 use common::outcome::Outcome;

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use common::broker::SharedBroker;
-use common::broker::amqp::{AmqpBroker, Options};
+use common::broker::amqp::AmqpBroker;
+use common::broker::amqp::options::Options;
 use common::broker::memory::MemoryBroker;
 use testing::{broker_contract, rabbitmq};
 

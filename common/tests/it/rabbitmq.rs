@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::broker::amqp::{AmqpBroker, Options};
+use common::broker::amqp::AmqpBroker;
+use common::broker::amqp::options::Options;
 use common::broker::{
     Broker, BrokerConfig, DELIVERY_LIMIT, DeadJob, DeadLetter, DeathCause, Entries, Event,
     Position, Settlement, Waiting,

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use common::broker::amqp::{AmqpBroker, Options};
+use common::broker::amqp::AmqpBroker;
+use common::broker::amqp::options::Options;
 use common::broker::{LedgerEntry, Position, SharedBroker, Waiting};
 use futures::TryStreamExt;
 use testing::rabbitmq::fresh_prefix;

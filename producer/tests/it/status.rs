@@ -6,7 +6,8 @@ use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::broker::amqp::{AmqpBroker, Options};
+use common::broker::amqp::AmqpBroker;
+use common::broker::amqp::options::Options;
 use common::broker::{Broker, Delivery, Event, Settlement, WorkerState};
 use common::fault::FaultKind;
 use common::outcome::Outcome;

@@ -6,10 +6,11 @@ use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use tracing::debug;
 
+use super::properties::json;
 use super::publish::Message;
+use super::shared::Shared;
 use super::subscription::{Queue, Subscription};
 use super::topology::kind;
-use super::{Shared, json};
 use crate::broker::Notice;
 use crate::fault::Fault;
 

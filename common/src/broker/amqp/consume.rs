@@ -16,11 +16,12 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
+use super::properties::{count_of, header, id_of, time_of};
 use super::publish::Message;
 use super::session::within;
+use super::shared::Shared;
 use super::subscription::{Queue, Subscription};
 use super::topology::{kind, pause_for};
-use super::{Shared, count_of, header, id_of, time_of};
 use crate::broker::{Delivery, Event, Receipt, Settlement};
 use crate::failpoint;
 use crate::fault::{Fault, FaultKind};

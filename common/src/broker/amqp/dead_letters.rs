@@ -9,8 +9,9 @@ use futures::stream::{self, BoxStream};
 use lapin::options::{BasicAckOptions, BasicGetOptions, BasicQosOptions};
 use lapin::{Acker, Channel};
 
+use super::properties::{count_of, header, id_of, time_of};
 use super::session::{Session, within};
-use super::{Shared, count_of, header, id_of, time_of};
+use super::shared::Shared;
 use crate::broker::{DeadLetter, Receipt, Settlement};
 use crate::fault::Fault;
 use crate::job::Job;

@@ -13,11 +13,12 @@ use lapin::types::{AMQPValue, FieldTable};
 use time::OffsetDateTime;
 use tracing::{debug, warn};
 
+use super::properties::{id_of, integer, time_of};
 use super::publish::Message;
 use super::session::within;
+use super::shared::Shared;
 use super::subscription::{Queue, Subscription, Unattached};
 use super::topology::{Names, key, kind};
-use super::{Shared, id_of, integer, time_of};
 use crate::broker::{DeadJob, DeathCause, Entries, Event, LedgerEntry, Position, WorkerState};
 use crate::fault::Fault;
 use crate::job::Job;

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
-use super::Shared;
 use super::session::Link;
+use super::shared::Shared;
 use super::subscription::{Queue, Subscription, Unattached};
 use crate::broker::ProducerLock;
 use crate::fault::Fault;

@@ -13,9 +13,10 @@ use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
 use time::OffsetDateTime;
 use tracing::warn;
 
+use super::properties::header;
 use super::session::{CallError, Failure, Session};
+use super::shared::Shared;
 use super::topology::{key, kind};
-use super::{Shared, header};
 use crate::broker::Enqueued;
 use crate::failpoint;
 use crate::fault::Fault;

@@ -11,7 +11,6 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::future::Future;
 use std::pin::pin;
-use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,21 +18,18 @@ use std::time::{Duration, Instant};
 use lapin::options::ConfirmSelectOptions;
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 use lapin::types::ShortString;
-use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Channel, Connection, ConnectionProperties, ErrorKind};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use super::Options;
+use super::options::{Options, Server};
 use super::topology::{self, QueueDepth};
 use crate::fault::Fault;
 use crate::retry;
 use crate::text::format_duration;
 
-/// Seconds between heartbeats; a peer that is silent for two of them is gone.
-const HEARTBEAT: u16 = 20;
 /// Pauses between attempts to connect grow from this …
 const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
 /// … to this.
@@ -49,84 +45,6 @@ const REPORT_EVERY: Duration = Duration::from_secs(60);
 const IDLE_CHANNELS: usize = 64;
 /// How long closing may take.
 const CLOSING: Duration = Duration::from_secs(5);
-
-/// The broker's address and credentials.
-#[derive(Clone, PartialEq, Eq)]
-pub(super) struct Server {
-    uri: AMQPUri,
-}
-
-impl Server {
-    /// Parses `amqp://…` or `amqps://…`. No error repeats any of it, since it holds a password.
-    pub(super) fn parse(url: &str) -> Result<Self, Fault> {
-        let wrong = || {
-            Fault::infra(
-                "the broker's URL is not of the form amqp://USER:PASSWORD@HOST:PORT/VHOST (or amqps://…); it is not shown here, since it may hold a password. Characters such as @ / : # % in user or password must be written as %40 %2F %3A %23 %25",
-            )
-        };
-        // lapin takes such an address for localhost without a word.
-        if url.contains("@[") || url.contains("//[") {
-            return Err(Fault::infra(
-                "the broker's URL names its host by an IPv6 address, which is not supported: use a host name",
-            ));
-        }
-        let mut uri = AMQPUri::from_str(url).map_err(|_| wrong())?;
-        if uri.authority.host.is_empty() {
-            return Err(wrong());
-        }
-        if uri.vhost.is_empty() {
-            "/".clone_into(&mut uri.vhost);
-        }
-        uri.query.heartbeat.get_or_insert(HEARTBEAT);
-        Ok(Self { uri })
-    }
-
-    /// How long the broker may take to notice that a connection is gone: at most three heartbeats,
-    /// and a margin.
-    pub(super) fn notices_within(&self) -> Duration {
-        let heartbeat = self.uri.query.heartbeat.unwrap_or(HEARTBEAT);
-        Duration::from_secs(10) + 4 * Duration::from_secs(heartbeat.into())
-    }
-
-    /// The fault of a broker that cannot be used.
-    pub(super) fn unreachable(&self, why: impl fmt::Display) -> Fault {
-        let why = self.scrub(&why.to_string());
-        Fault::infra(format!("the broker {self} cannot be used: {why}"))
-    }
-
-    /// Removes user name and password from an error.
-    fn scrub(&self, text: &str) -> String {
-        let user = &self.uri.authority.userinfo;
-        // As RabbitMQ writes it; elsewhere the word may be part of a queue's name.
-        let text = text.replace(&format!("user '{}'", user.username), "user (hidden)");
-        // One of a letter or two would only garble the text.
-        if user.password.len() > 2 {
-            return text.replace(&user.password, "(hidden)");
-        }
-        text
-    }
-}
-
-impl fmt::Display for Server {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = match self.uri.scheme {
-            AMQPScheme::AMQP => "amqp",
-            AMQPScheme::AMQPS => "amqps",
-        };
-        let authority = &self.uri.authority;
-        write!(f, "{scheme}://{}:{}", authority.host, authority.port)?;
-        match self.uri.vhost.as_str() {
-            "/" => Ok(()),
-            vhost => write!(f, "/{vhost}"),
-        }
-    }
-}
-
-impl fmt::Debug for Server {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Server({self})")
-    }
-}
 
 /// Why a call failed, sorted by what helps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -767,47 +685,6 @@ impl Outage {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_shown_of_an_address_holds_no_secret() {
-        for (url, shown) in [
-            (
-                "amqp://user:s3cr3t@rabbit:5671/fleet",
-                "amqp://rabbit:5671/fleet",
-            ),
-            ("amqps://user:s3cr3t@rabbit", "amqps://rabbit:5671"),
-            ("amqp://rabbit/", "amqp://rabbit:5672"),
-            (
-                "amqp://us%40er:s3cr3t@rabbit/%2f?heartbeat=5",
-                "amqp://rabbit:5672",
-            ),
-        ] {
-            let server = Server::parse(url).unwrap();
-            assert_eq!(server.to_string(), shown);
-            assert_eq!(format!("{server:?}"), format!("Server({shown})"));
-            let fault = server.unreachable("user 'user' with s3cr3t was refused");
-            let repeated = fault.message.contains("s3cr3t");
-            assert!(!repeated || !url.contains("s3cr3t"), "{fault}");
-        }
-    }
-
-    #[test]
-    fn what_is_no_address_is_refused_without_being_repeated() {
-        for url in [
-            "",
-            "rabbit",
-            "http://user:s3cr3t@rabbit",
-            "amqp:s3cr3t",
-            "amqp://user:s3cr3t@",
-            "amqp://user:s3cr3t@rabbit:port",
-            "amqp://user:s3cr3t/x@rabbit",
-            "amqp://user:s3cr3t@[::1]:5672",
-            "amqp://user:s3cr3t@rabbit?heartbeat=often",
-        ] {
-            let fault = Server::parse(url).unwrap_err();
-            assert!(!fault.message.contains("s3cr3t"), "{url}: {fault}");
-        }
-    }
 
     #[test]
     fn an_outage_is_reported_once_a_minute_whoever_meets_it() {

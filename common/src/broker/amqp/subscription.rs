@@ -12,8 +12,8 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Consumer};
 use tracing::debug;
 
-use super::Shared;
 use super::session::{CallError, Failure, Link, Session, within};
+use super::shared::Shared;
 use super::topology::Names;
 use crate::fault::Fault;
 use crate::retry;
