@@ -3,7 +3,8 @@
 //! # Modules
 //!
 //! In reading order: [`run`] goes from the [`feed`] through the [`cache`] (with its [`index`]) to
-//! [`publish`] and [`follow`], and [`report`]s. [`status`] shows how far a run has got, [`observe`]
+//! [`publish`] and [`follow`], and [`report`]s. Its [`engine`] is one process or a fleet, and the
+//! [`watchdog`] looks after what is followed. [`status`] shows how far a run has got, [`observe`]
 //! serves the same as metrics, and [`dead`] handles dead letters. [`terminal`] draws.
 
 pub mod run;
@@ -20,9 +21,9 @@ pub mod follow;
 
 pub mod report;
 
-pub mod embedded;
+pub mod engine;
 
-pub mod fleet;
+pub mod watchdog;
 
 pub mod folder_lock;
 

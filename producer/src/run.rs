@@ -1,18 +1,16 @@
 //! One run, from the feed to its summary.
 
-use std::collections::HashMap;
 use std::fmt;
-use std::pin::pin;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
-use common::broker::{BrokerConfig, Entries, Position, SharedBroker};
+use common::broker::{Entries, Position, SharedBroker};
 use common::exit::{self, ExitError};
 use common::failpoint;
 use common::fault::Fault;
-use common::ids::{DIGEST_PATTERN, JobKey, RunId};
+use common::ids::{DIGEST_PATTERN, RunId};
 use common::retry;
 use common::run::documents::{
     ClosedRun, ExpectedJob, JobList, LastClosed, LatestRun, Manifest, RunSummary,
@@ -25,26 +23,21 @@ use common::text::{self, format_duration, thousands};
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use worker::metrics::Metrics;
-use worker::run::probe_at_start;
 
 use crate::cache::{self, CacheConfig, Checked};
-use crate::embedded::{Embedded, EmbeddedConfig};
+use crate::engine::{Engine, EngineConfig};
 use crate::feed::fetch::{FeedConfig, FeedSource};
 use crate::feed::filter::FilterConfig;
 use crate::feed::{self, Feed};
-use crate::fleet::{Fleet, FleetConfig, FleetRun};
 use crate::folder_lock::FolderLock;
-use crate::follow::{Ended, follow};
+use crate::follow::{Ended, Following};
 use crate::index::Index;
-use crate::publish::publish;
+use crate::publish::{self, Adopted};
 use crate::report::{self, Reporter};
 use crate::terminal::bar::Bar;
-
-/// How long the broker has to confirm what was published when a stop was asked for.
-const LAST_CONFIRMS: Duration = Duration::from_secs(10);
+use crate::watchdog::{Watchdog, WatchdogConfig};
 
 /// How long the last writes to the store may take.
 const LAST_WRITES: Duration = Duration::from_secs(10);
@@ -52,10 +45,10 @@ const LAST_WRITES: Duration = Duration::from_secs(10);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(500);
 /// … to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// How often a wait is mentioned.
+/// How often a wait at the start is mentioned.
 const SAY_EVERY: Duration = Duration::from_secs(60);
 
-/// Everything about a run.
+/// The options of a run.
 #[derive(Args, Clone, Debug)]
 pub struct RunConfig {
     #[command(flatten)]
@@ -67,16 +60,17 @@ pub struct RunConfig {
     #[command(flatten)]
     store: StoreConfig,
     #[command(flatten)]
-    broker: BrokerConfig,
+    engine: EngineConfig,
     #[command(flatten)]
-    fleet: FleetConfig,
-    #[command(flatten)]
-    embedded: EmbeddedConfig,
+    watchdog: WatchdogConfig,
     #[command(flatten)]
     metrics: MetricsConfig,
     /// Fetch the feed and check the cache, say what would be done, and write nothing.
     #[arg(long, env = "DRY_RUN", help_heading = "Cache")]
     dry_run: bool,
+    /// With a broker: exit after queueing; follow with `producer status`.
+    #[arg(long, env = "DETACH", requires = "broker_url", help_heading = "Broker")]
+    detach: bool,
     /// Most repositories that may fail: a number, or a percentage of what was attempted (jobs and
     /// unusable entries). A run that closes with more ends with exit code 3.
     #[arg(
@@ -87,16 +81,6 @@ pub struct RunConfig {
         help_heading = "Stopping"
     )]
     max_failures: MaxFailures,
-    /// Seconds to wait for a store, a broker or a full disk, at the start and at any later time,
-    /// before the run ends with exit code 69.
-    #[arg(
-        long,
-        env = "PATIENCE",
-        value_name = "SECONDS",
-        default_value_t = 300,
-        help_heading = "Stopping"
-    )]
-    patience: u64,
 }
 
 /// How many repositories may fail.
@@ -114,6 +98,23 @@ impl MaxFailures {
             Self::Count(count) => failed <= count,
             Self::Percent(percent) => text::percent(failed, attempted) <= percent,
         }
+    }
+
+    /// Returns the exit code of a run that closed.
+    fn exit_code(self, summary: &RunSummary) -> u8 {
+        let attempted = summary.total_repos - summary.cached;
+        if self.allows(summary.failed, attempted) {
+            return exit::OK;
+        }
+        error!(
+            operation = "max-failures",
+            failed = summary.failed,
+            attempted,
+            "{} of {} attempted repositories failed, more than --max-failures {self} allows",
+            thousands(summary.failed),
+            thousands(attempted)
+        );
+        exit::TOO_MANY_FAILED
     }
 }
 
@@ -142,6 +143,13 @@ impl fmt::Display for MaxFailures {
     }
 }
 
+/// A run that has just begun.
+#[derive(Debug)]
+struct Start {
+    run: RunId,
+    at: OffsetDateTime,
+}
+
 /// What is known before the first job.
 #[derive(Debug)]
 struct Plan {
@@ -152,7 +160,7 @@ struct Plan {
 }
 
 impl Plan {
-    /// What the run sets out to do, for the store.
+    /// Returns what the run sets out to do, for the store.
     fn documents(&self, start: &Start, adopted: &Adopted) -> Result<(Manifest, JobList)> {
         let invalid: Vec<_> = self.feed.invalid.iter().map(|e| e.failure()).collect();
         let manifest = Manifest {
@@ -182,32 +190,16 @@ impl Plan {
     }
 }
 
-/// Jobs that wait already, each with the runs that published it.
-pub type Adopted = HashMap<JobKey, Vec<RunId>>;
-
-/// A run that has just begun.
-#[derive(Debug)]
-struct Start {
-    run: RunId,
-    at: OffsetDateTime,
-}
-
-impl Start {
-    fn now() -> Self {
-        Self {
-            run: RunId::new(),
-            at: OffsetDateTime::now_utc(),
-        }
-    }
-}
-
 impl RunConfig {
-    /// Runs, and gives the exit code.
+    /// Does the run and returns the exit code.
     ///
     /// # Errors
-    /// With an [`ExitError`] where there is a code for what went wrong.
+    /// With an [`ExitError`] if there is an exit code for what went wrong.
     pub async fn run(&self, bar: Bar, shutdown: &Shutdown) -> Result<u8> {
-        let start = Start::now();
+        let start = Start {
+            run: RunId::new(),
+            at: OffsetDateTime::now_utc(),
+        };
         let metrics = Metrics::new();
         let store = self.store.open()?;
         // First of all: a second run ends at once, and has touched nothing.
@@ -217,130 +209,75 @@ impl RunConfig {
         };
         let _server = self.metrics.serve(&metrics, &always_ready()).await?;
         if self.dry_run {
-            return self.dry_run(&start, &store, &metrics, shutdown).await;
+            let Some(plan) = unless_stopped(self.plan(&store, &metrics), shutdown).await? else {
+                return Ok(shutdown.unfinished());
+            };
+            let (manifest, jobs) = plan.documents(&start, &Adopted::new())?;
+            let mut view = RunView::new(start.run, Some(&manifest), Some(jobs));
+            report::dry_run(&mut view, &plan.checked, OffsetDateTime::now_utc());
+            return Ok(exit::OK);
         }
-        let fleet = tokio::select! {
-            fleet = Fleet::connect(&self.broker, &self.fleet, self.patience()) => fleet?,
-            () = shutdown.soft.cancelled() => return Ok(stopped(shutdown)),
-        };
-        let Some(fleet) = fleet else {
-            return self.run_here(start, &store, metrics, bar, shutdown).await;
+        let local_feed = matches!(self.feed.feed, FeedSource::File(_));
+        let patience = self.watchdog.patience;
+        let engine = self.engine.connect(&store, &metrics, patience, local_feed);
+        let Some(engine) = unless_stopped(async { Ok(engine.await?) }, shutdown).await? else {
+            return Ok(shutdown.unfinished());
         };
         let ended = self
-            .run_on(&fleet, start, &store, &metrics, bar, shutdown)
+            .run_on(&engine, start, &store, &metrics, bar, shutdown)
             .await;
-        fleet.close().await;
+        engine.broker.close().await;
         ended
     }
 
-    async fn dry_run(
-        &self,
-        start: &Start,
-        store: &SharedStore,
-        metrics: &Metrics,
-        shutdown: &Shutdown,
-    ) -> Result<u8> {
-        let Some(plan) = self.plan_unless(store, metrics, shutdown).await? else {
-            return Ok(shutdown.unfinished());
-        };
-        let (manifest, jobs) = plan.documents(&start, &Adopted::new())?;
-        let mut view = RunView::new(start.run.clone(), Some(&manifest), Some(jobs));
-        report::dry_run(&mut view, &plan.checked, OffsetDateTime::now_utc());
-        Ok(exit::OK)
-    }
-
-    /// The whole job in this process.
-    async fn run_here(
-        &self,
-        start: Start,
-        store: &SharedStore,
-        metrics: Metrics,
-        bar: Bar,
-        shutdown: &Shutdown,
-    ) -> Result<u8> {
-        EmbeddedConfig::warn_of_proxy();
-        let Some(plan) = self.plan_unless(store, &metrics, shutdown).await? else {
-            return Ok(shutdown.unfinished());
-        };
-        let local_feed = matches!(self.feed.feed, FeedSource::File(_));
-        let slots = self.embedded.slots(local_feed, &metrics)?;
-        let nothing = Adopted::new();
-        let begun = self.begin(start, store, &plan, &nothing, bar).await?;
-        let has_jobs = plan.checked.iter().any(|checked| !checked.is_cached());
-        let probing = has_jobs.then(|| {
-            let (store, stop) = (SharedStore::clone(store), shutdown.hard.clone());
-            tokio::spawn(probe_at_start(store, stop))
-        });
-        let embedded = self.embedded.start(
-            slots,
-            SharedStore::clone(store),
-            metrics,
-            self.patience(),
-            shutdown,
-        );
-        let finished = begun.finish_here(&plan.checked, embedded, shutdown).await;
-        if let Some(probing) = probing {
-            // Not broken off, so that it leaves nothing behind.
-            probing.await.ok();
-        }
-        finished
-    }
-
-    /// Jobs for workers elsewhere.
     async fn run_on(
         &self,
-        fleet: &Fleet,
+        engine: &Engine,
         start: Start,
         store: &SharedStore,
         metrics: &Metrics,
         bar: Bar,
         shutdown: &Shutdown,
     ) -> Result<u8> {
-        let Some(plan) = self.plan_unless(store, metrics, shutdown).await? else {
+        let preparing = async {
+            let plan = self.plan(store, metrics).await?;
+            // In this order, so that no outcome of a job that waits is missed.
+            let events = self.patiently("the broker", async || {
+                engine.broker.events(Position::Now).await
+            });
+            let events = events.await?;
+            Ok((events, self.adopt(engine, &plan.checked).await, plan))
+        };
+        let Some((events, adopted, plan)) = unless_stopped(preparing, shutdown).await? else {
             return Ok(shutdown.unfinished());
         };
-        // In this order: what ends after the look at what waits is heard of.
-        let since = OffsetDateTime::now_utc();
-        let asked = async {
-            let events = fleet.attach().await?;
-            Ok::<_, ExitError>((events, fleet.waiting_already(&plan.checked).await))
+        let begun = self.begin(engine, start, store, plan, adopted, bar);
+        let Some(mut begun) = unless_stopped(begun, shutdown).await? else {
+            return Ok(shutdown.unfinished());
         };
-        let (events, adopted) = tokio::select! {
-            asked = asked => asked?,
-            () = shutdown.soft.cancelled() => return Ok(stopped(shutdown)),
-        };
-        let begun = self.begin(start, store, &plan, &adopted, bar).await?;
         failpoint::hit("after-manifest");
-        begun
-            .finish_on(fleet, &plan.checked, &adopted, (events, since), shutdown)
-            .await
-    }
-
-    /// Steps 2 and 3: what the feed asks for and what the cache makes of it. `None` where a signal
-    /// came first.
-    async fn plan_unless(
-        &self,
-        store: &SharedStore,
-        metrics: &Metrics,
-        shutdown: &Shutdown,
-    ) -> Result<Option<Plan>> {
-        tokio::select! {
-            plan = self.plan(store, metrics) => plan.map(Some),
-            () = shutdown.soft.cancelled() => {
-                stopped(shutdown);
-                Ok(None)
-            }
+        let ended = self.work(&mut begun, engine, events, shutdown).await?;
+        if let Ok(Ended::Detached) = ended {
+            let run = begun.view.run();
+            info!(
+                operation = "detach",
+                run_id = run.as_str(),
+                "Run {run} goes on without this process: see `producer status {run}`"
+            );
+            return Ok(exit::OK);
         }
+        let code = exit_code(ended, engine, shutdown);
+        let closed = self.conclude(begun).await;
+        Ok(closed.unwrap_or(code))
     }
 
+    /// Fetches the feed and asks the cache.
     async fn plan(&self, store: &SharedStore, metrics: &Metrics) -> Result<Plan> {
         self.patiently("the store", async || {
-            let reachable = store.reachable().await;
-            // A folder does not come back by itself.
-            reachable.map_err(|fault| fault.lasting(!store.is_remote()))
+            in_place(store, store.reachable().await)
         })
         .await?;
-        let mut feed = feed::load(&self.feed, self.embedded.local_paths()).await?;
+        let mut feed = feed::load(&self.feed, self.engine.local_paths()).await?;
         let selected = self.filter.select(std::mem::take(&mut feed.repositories));
         feed.invalid
             .retain(|entry| self.filter.takes_unusable(entry, &selected));
@@ -359,17 +296,33 @@ impl RunConfig {
         })
     }
 
-    /// Step 4: says in the store what is going to be done.
+    /// Finds out which jobs still wait from earlier runs; if that cannot be known, all are
+    /// published, which does no harm.
+    async fn adopt(&self, engine: &Engine, checked: &[Checked]) -> Adopted {
+        let adopting = self.patiently("the broker", async || {
+            publish::adopt(&engine.broker, checked).await
+        });
+        adopting.await.unwrap_or_else(|fault| {
+            warn!(
+                operation = "adopt",
+                "what waits from earlier runs is not known, so all jobs are published: {fault}"
+            );
+            Adopted::new()
+        })
+    }
+
+    /// Writes to the store what is going to be done.
     async fn begin(
         &self,
+        engine: &Engine,
         start: Start,
         store: &SharedStore,
-        plan: &Plan,
-        adopted: &Adopted,
+        plan: Plan,
+        adopted: Adopted,
         bar: Bar,
-    ) -> Result<Begun> {
-        let run = start.run.clone();
-        let (manifest, jobs) = plan.documents(&start, adopted)?;
+    ) -> Result<Following> {
+        let (manifest, jobs) = plan.documents(&start, &adopted)?;
+        let run = start.run;
         let latest = LatestRun { run: run.clone() };
         self.patiently("the store", async || {
             let written = async {
@@ -377,9 +330,7 @@ impl RunConfig {
                 write(store, &of_run(&run, Document::Manifest), &manifest).await?;
                 write(store, &DocumentKey::Latest, &latest).await
             };
-            written
-                .await
-                .map_err(|fault| fault.lasting(!store.is_remote()))
+            in_place(store, written.await)
         })
         .await?;
         if let Some(index) = &plan.index
@@ -398,17 +349,82 @@ impl RunConfig {
             thousands(view.total()),
             thousands(view.open())
         );
-        Ok(Begun {
-            reporter: Reporter::start(&view, OffsetDateTime::now_utc(), bar),
-            run,
+        Ok(Following {
+            broker: SharedBroker::clone(&engine.broker),
             store: SharedStore::clone(store),
-            max_failures: self.max_failures,
+            checked: plan.checked,
+            adopted,
+            reporter: Reporter::start(&view, OffsetDateTime::now_utc(), bar),
+            watchdog: Watchdog::new(self.watchdog.clone(), Instant::now()),
             view,
         })
     }
 
-    fn patience(&self) -> Duration {
-        Duration::from_secs(self.patience)
+    /// Has the open jobs done. The inner error says why that was given up.
+    async fn work(
+        &self,
+        begun: &mut Following,
+        engine: &Engine,
+        events: Entries,
+        shutdown: &Shutdown,
+    ) -> Result<Result<Ended, Fault>> {
+        if begun.view.closes() {
+            return Ok(Ok(Ended::Closed));
+        }
+        let work = engine.start(shutdown);
+        let ended = match begun.publish(&work.over).await {
+            Err(fault) => Err(fault),
+            Ok(()) if work.over.is_cancelled() => Ok(Ended::Stopped),
+            Ok(()) if self.detach => Ok(Ended::Detached),
+            Ok(()) => begun.follow(events, &work.over, &shutdown.soft).await,
+        };
+        Ok(match (ended, work.end().await?) {
+            (Ok(Ended::Stopped) | Err(_), Err(gave_up)) => Err(gave_up),
+            (ended, _) => ended,
+        })
+    }
+
+    /// Writes the summary to store and log; returns the exit code of a run that closed.
+    async fn conclude(&self, begun: Following) -> Option<u8> {
+        drop(begun.reporter);
+        let (store, run) = (&begun.store, begun.view.run());
+        let summary = begun.view.summary(OffsetDateTime::now_utc());
+        let last_writes = Instant::now() + LAST_WRITES;
+        let store_location = store.location();
+        let key = of_run(run, Document::Summary);
+        let this_run = match until(last_writes, write(store, &key, &summary)).await {
+            Ok(()) => format!("{store_location}/{key}"),
+            // The log has it all; what was digested is stored, and that is what counts.
+            Err(fault) => {
+                warn!(
+                    operation = "run",
+                    "the run's summary could not be stored: {fault}"
+                );
+                "in this log only".to_owned()
+            }
+        };
+        if summary.closed
+            && let Err(fault) = until(last_writes, write_last_closed(store, &summary)).await
+        {
+            // An observer finds the summary, unless the next run begins before that.
+            warn!(
+                operation = "run",
+                "that this run closed could not be noted: {fault}"
+            );
+        }
+        let digests = format!("{store_location}/{DIGEST_PATTERN}");
+        info!(
+            operation = "run",
+            run_id = run.as_str(),
+            digests,
+            summary = this_run,
+            "Digests: {digests}; this run: {this_run}"
+        );
+        let code = summary
+            .closed
+            .then(|| self.max_failures.exit_code(&summary));
+        report::completed(&summary);
+        code
     }
 
     /// Does a step of the start, again and again until it succeeds, waiting will not help, or
@@ -417,7 +433,7 @@ impl RunConfig {
         &self,
         what: &str,
         mut step: impl AsyncFnMut() -> Result<T, Fault>,
-    ) -> Result<T, Fault> {
+    ) -> Result<T, ExitError> {
         let begun = Instant::now();
         let mut said = None::<Instant>;
         let mut pauses = retry::pauses(SHORTEST_PAUSE, LONGEST_PAUSE);
@@ -427,9 +443,9 @@ impl RunConfig {
                 Err(fault) => fault,
             };
             let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
-            let rest = self.patience().saturating_sub(begun.elapsed());
+            let rest = self.watchdog.patience.saturating_sub(begun.elapsed());
             if fault.lasting || rest < pause {
-                return Err(fault);
+                return Err(fault.into());
             }
             if said.is_none_or(|said| said.elapsed() >= SAY_EVERY) {
                 said = Some(Instant::now());
@@ -444,210 +460,60 @@ impl RunConfig {
     }
 }
 
-fn stopped(shutdown: &Shutdown) -> u8 {
-    info!(
-        operation = "shutdown",
-        "stopped before the first job; nothing was written"
-    );
-    shutdown.unfinished()
+/// Returns what `step` gives; `None` if a signal came first.
+async fn unless_stopped<T>(
+    step: impl Future<Output = Result<T>>,
+    shutdown: &Shutdown,
+) -> Result<Option<T>> {
+    tokio::select! {
+        done = step => done.map(Some),
+        () = shutdown.soft.cancelled() => {
+            info!(
+                operation = "shutdown",
+                "stopped before the first job; nothing was published"
+            );
+            Ok(None)
+        }
+    }
 }
 
-/// A run whose manifest is stored: whatever comes now, it says how it ended.
-#[derive(Debug)]
-struct Begun {
-    run: RunId,
-    store: SharedStore,
-    max_failures: MaxFailures,
-    view: RunView,
-    reporter: Reporter,
+/// Marks the fault of a store in a folder as lasting: a folder does not come back by itself.
+fn in_place<T>(store: &SharedStore, answer: Result<T, Fault>) -> Result<T, Fault> {
+    answer.map_err(|fault| match store.is_remote() {
+        true => fault,
+        false => fault.lasting(true),
+    })
 }
 
-impl Begun {
-    /// Has the jobs done in this process, leaves word, and gives the exit code of how that ended.
-    async fn finish_here(
-        mut self,
-        checked: &[Checked],
-        embedded: Embedded,
-        shutdown: &Shutdown,
-    ) -> Result<u8> {
-        let worked = self.work_here(checked, embedded, shutdown).await;
-        let closed = self.conclude().await;
-        worked.map(|code| closed.unwrap_or(code))
-    }
-
-    async fn work_here(
-        &mut self,
-        checked: &[Checked],
-        embedded: Embedded,
-        shutdown: &Shutdown,
-    ) -> Result<u8> {
-        let Embedded {
-            broker,
-            worker,
-            stop,
-        } = embedded;
-        // The worker ends before the run closes when it is told to stop, or gives up.
-        let gone = CancellationToken::new();
-        let worker = {
-            let gone = gone.clone().drop_guard();
-            tokio::spawn(async move {
-                let _gone = gone;
-                worker.await
-            })
-        };
-        let ended = self.publish_and_follow(&broker, checked, &gone).await;
-        stop.cancel();
-        let worker = worker.await?.context("the worker's task")?;
-        Ok(match (ended?, worker) {
-            (Ended::Closed, _) => exit::OK,
-            (_, Err(fault)) => {
-                error!(operation = "run", "gave up: {fault}");
-                exit::UNAVAILABLE
+/// Returns the exit code of a run that did not close, and says why it did not.
+fn exit_code(ended: Result<Ended, Fault>, engine: &Engine, shutdown: &Shutdown) -> u8 {
+    match ended {
+        Ok(Ended::Closed | Ended::Detached) => exit::OK,
+        ended if shutdown.soft.is_cancelled() => {
+            if let Err(fault) = ended {
+                warn!(operation = "shutdown", "{fault}");
             }
-            (Ended::Stopped, Ok(())) if shutdown.soft.is_cancelled() => shutdown.unfinished(),
-            (_, Ok(())) => exit::NOT_CLOSED,
-        })
-    }
-
-    async fn publish_and_follow(
-        &mut self,
-        broker: &SharedBroker,
-        checked: &[Checked],
-        gone: &CancellationToken,
-    ) -> Result<Ended, Fault> {
-        let mut events = broker.events(Position::Now).await?;
-        let jobs = checked.iter().filter(|checked| !checked.is_cached());
-        publish(broker, &self.run, jobs, gone).await?;
-        Ok(follow(&mut events, &mut self.view, &mut self.reporter, gone, None).await)
-    }
-
-    /// Has the jobs done by a fleet, leaves word, and gives the exit code of how that ended.
-    async fn finish_on(
-        mut self,
-        fleet: &Fleet,
-        checked: &[Checked],
-        adopted: &Adopted,
-        (events, since): (Entries, OffsetDateTime),
-        shutdown: &Shutdown,
-    ) -> Result<u8> {
-        let stop = shutdown.soft.child_token();
-        let work = FleetRun {
-            fleet,
-            run: &self.run,
-            store: &self.store,
-            checked,
-            since,
-            adopted,
-            stop: &stop,
-        };
-        let ended = {
-            let mut work = pin!(work.work(events, &mut self.view, &mut self.reporter));
-            // What is on its way gets its confirm, but not from a broker that is away.
-            let stopped = async {
-                tokio::select! {
-                    () = fleet.lost().cancelled() => stop.cancel(),
-                    () = stop.cancelled() => {}
-                }
-                tokio::time::sleep(LAST_CONFIRMS).await;
-            };
-            tokio::select! {
-                ended = &mut work => ended,
-                () = stopped => Ok(Ended::Stopped),
-            }
-        };
-        let run = &self.run;
-        let code = match ended {
-            Ok(Ended::Closed) => Ok(exit::OK),
-            Ok(Ended::Detached) => {
-                info!(
-                    operation = "detach",
-                    run_id = run.as_str(),
-                    "Run {run} goes on without this process: see `producer status {run}`"
-                );
-                return Ok(exit::OK);
-            }
-            Ok(_) if shutdown.soft.is_cancelled() => {
+            if engine.is_fleet() {
                 info!(
                     operation = "shutdown",
-                    "Workers go on with what is published; the next run counts it, and `producer status {run}` shows it"
+                    "Workers go on with what is published; the next run counts it, and `producer status` shows it"
                 );
-                Ok(shutdown.unfinished())
             }
-            Ok(_) if fleet.lost().is_cancelled() => Err(ExitError::new(
-                exit::BUSY,
-                "another producer took over while the broker was away: its run counts the jobs of this one",
-            )
-            .into()),
-            Ok(_) => Ok(exit::NOT_CLOSED),
-            Err(fault) if shutdown.soft.is_cancelled() => {
-                warn!(operation = "shutdown", "{fault}");
-                Ok(shutdown.unfinished())
-            }
-            Err(fault) => Err(ExitError::from(fault).into()),
-        };
-        let closed = self.conclude().await;
-        code.map(|code| closed.unwrap_or(code))
-    }
-
-    /// Writes the summary to store and log; returns the exit code of a run that closed.
-    async fn conclude(self) -> Option<u8> {
-        drop(self.reporter);
-        let summary = self.view.summary(OffsetDateTime::now_utc());
-        let attempted = summary.total_repos - summary.cached;
-        let allowed = self.max_failures.allows(summary.failed, attempted);
-        if summary.closed && !allowed {
-            error!(
-                operation = "max-failures",
-                failed = summary.failed,
-                attempted,
-                "{} of {} attempted repositories failed, more than --max-failures {}",
-                thousands(summary.failed),
-                thousands(attempted),
-                self.max_failures
-            );
+            shutdown.unfinished()
         }
-        conclude(&self.store, &self.run, &summary).await;
-        summary.closed.then_some(match allowed {
-            true => exit::OK,
-            false => exit::TOO_MANY_FAILED,
-        })
-    }
-}
-
-/// Leaves word in the store and in the log.
-async fn conclude(store: &SharedStore, run: &RunId, summary: &RunSummary) {
-    let store_location = store.location();
-    let key = of_run(run, Document::Summary);
-    let last_writes = Instant::now() + LAST_WRITES;
-    let this_run = match until(last_writes, write(store, &key, summary)).await {
-        Ok(()) => format!("{store_location}/{key}"),
-        // The log has it all; what was digested is stored, and that is what counts.
         Err(fault) => {
-            warn!(
-                operation = "run",
-                "the run's summary could not be stored: {fault}"
-            );
-            "in this log only".to_owned()
+            error!(operation = "run", "gave up: {fault}");
+            exit::UNAVAILABLE
         }
-    };
-    if summary.closed
-        && let Err(fault) = until(last_writes, write_last_closed(store, summary)).await
-    {
-        // Who watches finds the summary, unless the next run begins before that.
-        warn!(
-            operation = "run",
-            "that this run closed could not be noted: {fault}"
-        );
+        Ok(Ended::Stopped) if engine.is_taken_over() => {
+            error!(
+                operation = "run",
+                "another producer took over while the broker was away: its run counts the jobs of this one"
+            );
+            exit::BUSY
+        }
+        Ok(Ended::Stopped) => exit::NOT_CLOSED,
     }
-    let digests = format!("{store_location}/{DIGEST_PATTERN}");
-    info!(
-        operation = "run",
-        run_id = run.as_str(),
-        digests,
-        summary = this_run,
-        "Digests: {digests}; this run: {this_run}"
-    );
-    report::completed(summary);
 }
 
 /// Bounds a write: the run has ended, and a store that hangs must not hold up its exit code.
@@ -704,91 +570,25 @@ async fn write<T: Serialize>(
 mod tests {
     use std::sync::Arc;
 
-    use async_trait::async_trait;
-    use common::broker::{
-        Broker, DeadLetter, Delivery, Enqueued, Entries, Event, Notice, ProducerLock, Waiting,
-    };
+    use clap::Parser;
     use common::ids::PushedAt;
-    use common::job::Job;
     use common::run::documents::CacheReason;
     use common::store::fs::FsStore;
-    use futures::stream::BoxStream;
 
     use super::*;
     use crate::feed::entry::FeedRepo;
 
-    /// A broker that goes away before it takes a job.
-    #[derive(Debug)]
-    struct Away;
-
-    #[async_trait]
-    impl Broker for Away {
-        async fn enqueue(&self, _: BoxStream<'_, Job>) -> Result<Enqueued, Fault> {
-            Err(Fault::infra("the broker is away"))
-        }
-
-        async fn deliveries_until(
-            &self,
-            _: u16,
-            _: CancellationToken,
-        ) -> Result<BoxStream<'static, Delivery>, Fault> {
-            unreachable!()
-        }
-
-        async fn record(&self, _: &Event) -> Result<(), Fault> {
-            unreachable!()
-        }
-
-        async fn events(&self, _: Position) -> Result<Entries, Fault> {
-            Ok(Box::pin(futures::stream::pending()))
-        }
-
-        async fn history(&self, _: Position) -> Result<Entries, Fault> {
-            unreachable!()
-        }
-
-        async fn waiting(&self) -> Result<Waiting, Fault> {
-            unreachable!()
-        }
-
-        async fn dead_letters(
-            &self,
-        ) -> Result<BoxStream<'static, Result<DeadLetter, Fault>>, Fault> {
-            unreachable!()
-        }
-
-        async fn announce(&self, _: &Notice) -> Result<(), Fault> {
-            unreachable!()
-        }
-
-        async fn announcements(&self) -> Result<BoxStream<'static, Notice>, Fault> {
-            unreachable!()
-        }
-
-        fn loan_limit(&self) -> Option<Duration> {
-            None
-        }
-
-        fn retry_after(&self, wish: Duration) -> Duration {
-            wish
-        }
-
-        async fn probe(&self) -> Result<(), Fault> {
-            unreachable!()
-        }
-
-        async fn close(&self) {}
-
-        async fn producer_lock(&self) -> Result<Option<ProducerLock>, Fault> {
-            unreachable!()
-        }
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        run: RunConfig,
     }
 
     #[tokio::test]
     async fn a_run_that_breaks_off_says_how_far_it_got() {
         let folder = tempfile::tempdir().unwrap();
         let store: SharedStore = Arc::new(FsStore::new(folder.path()));
-        let checked = [Checked {
+        let checked = Checked {
             entry: FeedRepo {
                 index: 0,
                 repo: "a/b".parse().unwrap(),
@@ -799,44 +599,41 @@ mod tests {
             reason: CacheReason::Miss,
             detail: String::new(),
             force: false,
-        }];
+        };
         let run = RunId::new();
         let list = JobList {
             version: JobList::VERSION,
             invalid: Vec::new(),
             jobs: vec![ExpectedJob {
-                key: checked[0].key(),
+                key: checked.key(),
                 adopted_from: Vec::new(),
             }],
         };
         let view = RunView::new(run.clone(), None, Some(list));
-        let begun = Begun {
-            run: run.clone(),
+        let config = Line::parse_from(["run"]).run;
+        let (metrics, shutdown) = (Metrics::new(), Shutdown::default());
+        let engine = config
+            .engine
+            .connect(&store, &metrics, Duration::ZERO, false);
+        let engine = engine.await.unwrap();
+        let mut begun = Following {
+            broker: SharedBroker::clone(&engine.broker),
             store: SharedStore::clone(&store),
-            max_failures: MaxFailures::Percent(20.0),
+            checked: vec![checked],
+            adopted: Adopted::new(),
             reporter: Reporter::start(&view, OffsetDateTime::now_utc(), Bar::hidden()),
+            watchdog: Watchdog::new(config.watchdog.clone(), Instant::now()),
             view,
         };
-        let stop = CancellationToken::new();
-        let stopped = stop.clone();
-        let embedded = Embedded {
-            broker: Arc::new(Away),
-            worker: tokio::spawn(async move {
-                stopped.cancelled().await;
-                Ok(())
-            }),
-            stop,
-        };
-        let shutdown = Shutdown::default();
-        let error = begun.finish_here(&checked, embedded, &shutdown).await;
-        let error = error.unwrap_err();
-        assert_eq!(exit::code_of(&error), exit::UNAVAILABLE);
-        assert!(error.to_string().contains("the broker is away"), "{error}");
+        let events = engine.broker.events(Position::Now).await.unwrap();
+        // It goes away before it takes a job.
+        engine.broker.close().await;
+        let ended = config.work(&mut begun, &engine, events, &shutdown);
+        let ended = ended.await.unwrap();
+        assert_eq!(exit_code(ended, &engine, &shutdown), exit::UNAVAILABLE);
+        assert_eq!(config.conclude(begun).await, None);
 
-        let key = DocumentKey::OfRun {
-            run,
-            document: Document::Summary,
-        };
+        let key = of_run(&run, Document::Summary);
         let summary = store.document(&key).await.unwrap().unwrap();
         let summary: RunSummary = serde_json::from_slice(&summary).unwrap();
         assert!(!summary.closed);

@@ -10,7 +10,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 
 use super::of_run;
-use crate::fleet::BELIEVED;
+use crate::publish::BELIEVED;
 
 /// A run that this process did not begin. The ledger alone knows some, such as replays of dead
 /// letters; they have no documents.

@@ -6,6 +6,7 @@ use std::os::unix::fs::symlink;
 use std::process::Stdio;
 use std::time::Duration;
 
+use common::exit::TOO_MANY_FAILED;
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::{Map, Value};
@@ -159,7 +160,8 @@ fn every_line_is_json_of_the_prescribed_shape() {
 fn lines_for_people_are_sentences() {
     let fleet = Fleet::of(&["p/a", "p/b"]);
     fleet.server.fault("p/b", Fault::status(404));
-    let run = fleet.run(&["--log", "human"]).with(0);
+    // Half of it failed.
+    let run = fleet.run(&["--log", "human"]).with(TOO_MANY_FAILED);
     let sentences: Vec<_> = run
         .stdout
         .lines()

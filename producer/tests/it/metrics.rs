@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 
-use common::exit::UNAVAILABLE;
+use common::exit::{TERMINATED, UNAVAILABLE};
 use rustix::process::Signal;
 use serde_json::Value;
 use testing::git_server::Fault;
@@ -99,7 +99,7 @@ fn a_run_shows_what_it_has_counted() {
     }
     assert!(!text.contains("m/a"), "never a series per repository");
     run.signal(Signal::TERM);
-    run.wait().with(0);
+    run.wait().with(TERMINATED);
 }
 
 #[test]

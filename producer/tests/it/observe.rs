@@ -85,7 +85,7 @@ async fn a_fleet_is_shown_from_before_its_first_run_to_its_end() {
 
     let mut run = queues.named_to(fleet.producer(&[]));
     let run = block_in_place(|| Running::start(&mut run));
-    block_in_place(|| run.wait_for_line("4 jobs published"));
+    block_in_place(|| run.wait_for_line("Jobs published: 4"));
     shown.wait_for(&[
         r#"repofleet_queue_jobs{state="ready"} 4"#,
         r#"repofleet_run_repositories{state="open"} 4"#,

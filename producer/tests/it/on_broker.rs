@@ -1,15 +1,20 @@
 //! Whole runs of producer and workers as processes, on RabbitMQ and an S3 server.
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use common::broker::{DELIVERY_LIMIT, Event};
 use common::exit;
 use common::store::DigestStore;
 use common::store::s3::S3Store;
 use rustix::process::Signal;
-use testing::rabbitmq::shared_url;
-use testing::s3_server::S3Server;
+use serde_json::Value;
+use testing::rabbitmq::{fresh_prefix, purge, shared_url};
+use testing::s3_server::{Fate, S3Server};
 use testing::seaweedfs::SeaweedFs;
+use testing::tcp_proxy::TcpProxy;
 
 use crate::distributed::Distributed;
 use crate::fleet::{Fleet, PUSHED, PUSHED_LATER, Running, expected_text, wait_until};
@@ -19,6 +24,21 @@ fn fleet_of(repos: &[&str]) -> (Distributed, S3Server) {
     let bucket = S3Server::start();
     let fleet = Distributed::new(Fleet::of(repos), shared_url(), bucket.url());
     (fleet, bucket)
+}
+
+/// Puts a proxy between the fleet and its broker.
+fn proxy_to_broker(fleet: &mut Distributed) -> TcpProxy {
+    let target: SocketAddr = fleet
+        .broker_url
+        .rsplit('@')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    let proxy = TcpProxy::start(target);
+    let (target, address) = (target.to_string(), proxy.address().to_string());
+    fleet.broker_url = fleet.broker_url.replace(&target, &address);
+    proxy
 }
 
 #[test]
@@ -126,7 +146,7 @@ fn four_workers_digest_two_hundred_repositories_and_then_only_what_was_pushed() 
 fn there_is_one_producer_at_a_time_and_the_next_adopts_what_waits() {
     let (fleet, _bucket) = fleet_of(&["a/b", "a/c", "a/d"]);
     let first = Running::start(&mut fleet.producer(&[]));
-    first.wait_for_line("3 jobs published");
+    first.wait_for_line("Jobs published: 3");
     let second = Running::start(&mut fleet.producer(&[]))
         .wait()
         .with(exit::BUSY);
@@ -146,7 +166,7 @@ fn there_is_one_producer_at_a_time_and_the_next_adopts_what_waits() {
     let entries = fleet.fleet.entries(&["a/b", "a/c", "a/d", "a/e"]);
     fleet.fleet.write_feed(&entries);
     let third = Running::start(&mut fleet.producer(&[]));
-    third.wait_for_line("1 jobs published, 3 of earlier runs waited already");
+    third.wait_for_line("Jobs published: 1; of earlier runs, still waiting: 3");
     let worker = fleet.start_worker(&[]);
     let third = third.wait().with(exit::OK);
     let summary = third.summary();
@@ -239,4 +259,162 @@ fn a_worker_says_what_it_lacks() {
     for text in [&wrong.stderr, &wrong.stdout] {
         assert!(!text.contains("s3cret-word"), "{text}");
     }
+}
+
+/// A run counts its own records, and those of jobs that it adopted, and no others: here two runs
+/// that want other work for the same pushes.
+#[test]
+fn a_run_does_not_count_what_another_run_asked_for() {
+    let (fleet, bucket) = fleet_of(&["a/b", "a/c", "a/wrong"]);
+    let right = fleet.fleet.entries(&["a/b", "a/c"]);
+    let mut wrong = right.clone();
+    wrong[0]["url"] = fleet.fleet.entries(&["a/wrong"])[0]["url"].clone();
+    fleet.fleet.write_feed(&wrong);
+    let first = Running::start(&mut fleet.producer(&["--detach"])).wait();
+    first.with(exit::OK);
+
+    // One address is corrected, and the other job still waits.
+    fleet.fleet.write_feed(&right);
+    let second = Running::start(&mut fleet.producer(&[]));
+    second.wait_for_line("Jobs published: 1; of earlier runs, still waiting: 1");
+    second.signal(Signal::TERM);
+    let second = second.wait().with(exit::TERMINATED);
+    assert_eq!(second.summary()["open"], 2);
+
+    // A forced run adopts nothing.
+    let third = Running::start(&mut fleet.producer(&["--force"]));
+    third.wait_for_line("Jobs published: 2; of earlier runs, still waiting: 0");
+    let worker = fleet.start_worker(&["--concurrency", "1"]);
+    let third = third.wait().with(exit::OK);
+    assert_eq!(third.summary()["processed"], 2);
+    let run = third.run_id();
+    for repo in ["a/b", "a/c"] {
+        let object = &bucket.objects()[&format!("gitingest/{repo}/summary.txt")];
+        assert_eq!(object.metadata["run"], run, "{repo}");
+        let text = String::from_utf8_lossy(&object.content);
+        assert!(text.contains(&format!("# {repo}")), "{text}");
+    }
+    let jobs = bucket.objects()[&format!("runs/{}/jobs.json", second.run_id())].clone();
+    let jobs: Value = serde_json::from_slice(&jobs.content).unwrap();
+    let adopted = |job: &Value| job["adoptedFrom"].as_array().map_or(0, Vec::len);
+    let adopted: Vec<_> = jobs["jobs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(adopted)
+        .collect();
+    assert_eq!(adopted.iter().sum::<usize>(), 1, "{jobs}");
+    worker.signal(Signal::TERM);
+    worker.wait().with(exit::OK);
+}
+
+/// Jobs that an operator purged neither wait nor are in anybody's hands: that is said and mended
+/// within two looks, long before `--republish-after`.
+#[test]
+fn purged_jobs_are_published_again() {
+    let (fleet, _bucket) = fleet_of(&["a/b", "a/c", "a/d"]);
+    let run = Running::start(&mut fleet.producer(&["--republish-after", "2"]));
+    run.wait_for_line("Jobs published: 3");
+    let jobs = format!("{}.jobs", fleet.prefix);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(purge(&fleet.broker_url, &jobs));
+    run.wait_for_line("3 open jobs neither wait nor are in a worker's hands");
+    run.wait_for_line("publishing them again");
+    let worker = fleet.start_worker(&[]);
+    let run = run.wait().with(exit::OK);
+    assert_eq!(run.summary()["processed"], 3);
+    // Under the run's own id, or nothing would have counted.
+    let look = fleet.look(&fleet.broker_url);
+    for entry in look.ledger() {
+        if let Event::Job(job) = entry.event {
+            assert_eq!(job.run.as_str(), run.run_id());
+        }
+    }
+    worker.signal(Signal::TERM);
+    worker.wait().with(exit::OK);
+}
+
+/// Jobs in workers' hands are not lost, however long nothing is heard of them.
+#[test]
+fn jobs_in_hand_are_left_alone() {
+    let (fleet, _bucket) = fleet_of(&["a/b", "a/slow"]);
+    fleet.fleet.server.set_held(true);
+    let worker = fleet.start_worker(&["--concurrency", "2"]);
+    let run = Running::start(&mut fleet.producer(&["--republish-after", "1"]));
+    fleet.fleet.server.wait_for_requests("a/slow", 1);
+    // Several looks.
+    thread::sleep(Duration::from_secs(6));
+    fleet.fleet.server.set_held(false);
+    let run = run.wait().with(exit::OK);
+    assert_eq!(run.messages("lost-jobs"), [""; 0]);
+    assert_eq!(fleet.fleet.server.total_fetches(), 2);
+    worker.signal(Signal::TERM);
+    worker.wait().with(exit::OK);
+}
+
+/// A broker that does not come back ends the run, once patience has ended.
+#[test]
+fn a_broker_gone_for_good_is_69() {
+    let (mut fleet, _bucket) = fleet_of(&["a/b"]);
+    let proxy = proxy_to_broker(&mut fleet);
+    let arguments = ["--republish-after", "1", "--patience", "3"];
+    let run = Running::start(&mut fleet.producer(&arguments));
+    run.wait_for_line("Jobs published: 1");
+    proxy.refuse();
+    let run = run.wait().with(exit::UNAVAILABLE);
+    assert_eq!(run.summary()["open"], 1);
+    let said = run.messages("run");
+    let gave_up = said.iter().find(|line| line.starts_with("gave up: "));
+    assert!(
+        gave_up.unwrap().contains("longer than --patience"),
+        "{said:?}"
+    );
+}
+
+/// A store, or its name, that comes back within patience costs the night's run nothing.
+#[test]
+fn a_store_away_at_the_start_is_waited_for() {
+    let (mut fleet, bucket) = fleet_of(&["a/b"]);
+    let proxy = TcpProxy::start(bucket.url().rsplit('/').next().unwrap().parse().unwrap());
+    fleet.bucket_url = format!("http://{}", proxy.address());
+    proxy.refuse();
+    let mut alone = fleet.producer(&["--patience", "1"]);
+    let given_up = Running::start(alone.env_remove("BROKER_URL"));
+    let run = Running::start(
+        &mut fleet
+            .producer(&["--detach"])
+            .env("QUEUE_PREFIX", fresh_prefix()),
+    );
+    let given_up = given_up.wait().with(exit::UNAVAILABLE);
+    assert!(
+        given_up.stderr.contains("s3://digests"),
+        "{}",
+        given_up.stderr
+    );
+    run.wait_for_line("waiting for the store, for ");
+    proxy.flow();
+    run.wait().with(exit::OK);
+}
+
+/// A store that hangs when the run has closed holds its exit code up for seconds, not minutes.
+#[test]
+fn last_writes_that_hang_are_bounded_and_said() {
+    let (fleet, bucket) = fleet_of(&["a/b"]);
+    bucket.decide(|call| match call.key.ends_with("summary.json") {
+        true => Fate::Silence,
+        false => Fate::Answered,
+    });
+    let _worker = fleet.start_worker(&[]);
+    let start = Instant::now();
+    let run = Running::start(&mut fleet.producer(&[]))
+        .wait()
+        .with(exit::OK);
+    assert!(
+        start.elapsed() < Duration::from_secs(60),
+        "{:?}",
+        start.elapsed()
+    );
+    let said = run.messages("run");
+    let bounded = "the run's summary could not be stored: the store did not answer within 10s";
+    assert!(said.iter().any(|line| line == bounded), "{said:?}");
 }

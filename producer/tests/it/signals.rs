@@ -164,7 +164,7 @@ fn a_signal_before_the_first_job_writes_nothing() {
     let last = run.log().pop().unwrap();
     assert_eq!(
         last["message"],
-        "stopped before the first job; nothing was written"
+        "stopped before the first job; nothing was published"
     );
     assert!(!fleet.store_folder().join("runs").exists());
     fleet.assert_nothing_left();
