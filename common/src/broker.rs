@@ -6,22 +6,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use clap::Args;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
-use self::amqp::AmqpBroker;
-
-use crate::exit::{self, ExitError};
 use crate::fault::{Fault, FaultKind};
 use crate::ids::RunId;
 use crate::job::Job;
 use crate::outcome::{Outcome, OutcomeRecord};
 
 pub mod memory;
+
+pub mod config;
 
 pub mod amqp;
 
@@ -101,66 +99,6 @@ pub trait Broker: fmt::Debug + Send + Sync {
 
 /// Entries of the ledger, oldest first.
 pub type Entries = BoxStream<'static, Result<LedgerEntry, Fault>>;
-
-/// Which broker to use.
-#[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Broker")]
-pub struct BrokerConfig {
-    /// RabbitMQ's address, `amqp://USER:PASSWORD@HOST:PORT/VHOST` or `amqps://…`.
-    // Any text is accepted here: clap repeats a value that it refuses, and this holds a password.
-    #[arg(
-        long,
-        env = "BROKER_URL",
-        hide_env_values = true,
-        value_name = "URL",
-        value_parser = Secret::parse
-    )]
-    pub broker_url: Option<Secret>,
-    /// Prefix of the names of exchanges and queues; fleets that share a broker need different ones.
-    #[arg(
-        long,
-        env = "QUEUE_PREFIX",
-        value_name = "PREFIX",
-        default_value = "repofleet"
-    )]
-    pub queue_prefix: String,
-}
-
-impl BrokerConfig {
-    /// Connects to the broker, if one is named; gives up after `patience`.
-    ///
-    /// # Errors
-    /// [`exit::USAGE`] for a malformed URL or prefix, [`exit::UNAVAILABLE`] if the broker cannot be
-    /// reached or refuses.
-    pub async fn connect(&self, patience: Duration) -> Result<Option<SharedBroker>, ExitError> {
-        let Some(url) = &self.broker_url else {
-            return Ok(None);
-        };
-        let mut options = amqp::options::Options::new(&url.0, &self.queue_prefix)
-            .map_err(|fault| ExitError::new(exit::USAGE, fault))?;
-        options.patience = patience;
-        let broker = AmqpBroker::connect(options)
-            .await
-            .map_err(|fault| ExitError::new(exit::UNAVAILABLE, fault))?;
-        Ok(Some(Arc::new(broker)))
-    }
-}
-
-/// A text that no log or error shows.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(pub String);
-
-impl Secret {
-    fn parse(text: &str) -> Result<Self, std::convert::Infallible> {
-        Ok(Self(text.to_owned()))
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("(secret)")
-    }
-}
 
 /// How many jobs a call of [`Broker::enqueue`] took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

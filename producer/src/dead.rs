@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use common::broker::{BrokerConfig, DeadLetter, Position, SharedBroker};
+use common::broker::config::BrokerConfig;
+use common::broker::{DeadLetter, Position, SharedBroker};
 use common::exit::{self, ExitError};
 use common::fault::{Fault, FaultKind};
 use common::ids::RunId;

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use common::broker::config::BrokerConfig;
 use common::broker::memory::MemoryBroker;
-use common::broker::{BrokerConfig, ProducerLock, SharedBroker};
+use common::broker::{ProducerLock, SharedBroker};
 use common::exit::{self, ExitError};
 use common::fault::Fault;
 use common::shutdown::Shutdown;

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
-use common::broker::{BrokerConfig, SharedBroker};
+use common::broker::SharedBroker;
+use common::broker::config::BrokerConfig;
 use common::exit::{self, ExitError};
 use common::fault::Fault;
 use common::ids::RunId;

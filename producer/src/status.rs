@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
-use common::broker::{BrokerConfig, Entries, LedgerEntry, Position, SharedBroker, Waiting};
+use common::broker::config::BrokerConfig;
+use common::broker::{Entries, LedgerEntry, Position, SharedBroker, Waiting};
 use common::exit::{self, ExitError};
 use common::fault::Fault;
 use common::ids::{InvalidRunId, RunId};

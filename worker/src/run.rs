@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
-use common::broker::BrokerConfig;
 use common::broker::amqp::AmqpBroker;
+use common::broker::config::BrokerConfig;
 use common::exit::{self, ExitError};
 use common::fault::Fault;
 use common::shutdown::Shutdown;

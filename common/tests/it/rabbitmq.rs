@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use common::broker::amqp::AmqpBroker;
 use common::broker::amqp::options::Options;
+use common::broker::config::BrokerConfig;
 use common::broker::{
-    Broker, BrokerConfig, DELIVERY_LIMIT, DeadJob, DeadLetter, DeathCause, Entries, Event,
-    Position, Settlement, Waiting,
+    Broker, DELIVERY_LIMIT, DeadJob, DeadLetter, DeathCause, Entries, Event, Position, Settlement,
+    Waiting,
 };
 use common::exit;
 use common::fault::FaultKind;
@@ -1139,7 +1140,7 @@ async fn a_broker_that_is_away_is_waited_for_then_reported() {
     let address = nobody.local_addr().unwrap();
     drop(nobody);
     let config = |url: String, prefix: &str| BrokerConfig {
-        broker_url: Some(common::broker::Secret(url)),
+        broker_url: Some(common::broker::config::Secret(url)),
         queue_prefix: prefix.to_owned(),
     };
     let patience = Duration::from_secs(1);
