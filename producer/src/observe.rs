@@ -239,7 +239,10 @@ impl Observer {
     fn show(&mut self, alone: bool) {
         let now = OffsetDateTime::now_utc();
         if let Some(latest) = &self.latest {
-            let pauses = latest.view.snapshot(now).pauses();
+            let pauses = match latest.view.caught_up() {
+                true => latest.view.snapshot(now).pauses(),
+                false => Vec::new(),
+            };
             for pause in pauses.iter().filter(|pause| !self.pauses.contains(pause)) {
                 warn!(operation = "observe", "{pause}");
             }
