@@ -28,8 +28,8 @@ use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
 use self::metrics::{FleetMetrics, UNKNOWN, residual};
-use crate::status::observed::ObservedRun;
-use crate::status::{Followed, document, following, of_run};
+use crate::status::observed::{ObservedRun, document, of_run};
+use crate::status::{Followed, following};
 
 pub mod metrics;
 

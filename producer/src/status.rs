@@ -19,12 +19,11 @@ use common::store::{Document, DocumentKey, SharedStore, StoreConfig};
 use common::text::format_duration;
 use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt};
-use serde::de::DeserializeOwned;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
-use self::observed::{ObservedRun, Status};
+use self::observed::{ObservedRun, Status, document, of_run};
 use self::page::page;
 use crate::terminal::page::{Screen, text};
 use crate::terminal::{self, is_closed, print};
@@ -481,34 +480,6 @@ fn poll(store: &SharedStore, broker: &SharedBroker, run: &RunId) -> watch::Recei
         }
     });
     receiver
-}
-
-pub(crate) async fn of_run<T: DeserializeOwned>(
-    store: &SharedStore,
-    run: &RunId,
-    document: Document,
-) -> Result<Option<T>, ExitError> {
-    let run = run.clone();
-    self::document(store, &DocumentKey::OfRun { run, document }).await
-}
-
-pub(crate) async fn document<T: DeserializeOwned>(
-    store: &SharedStore,
-    key: &DocumentKey,
-) -> Result<Option<T>, ExitError> {
-    let bytes = store.document(key).await;
-    let bytes = bytes.map_err(|fault| ExitError::new(exit::UNAVAILABLE, fault))?;
-    let Some(bytes) = bytes else {
-        return Ok(None);
-    };
-    let document = serde_json::from_slice(&bytes).map_err(|error| {
-        let location = store.location();
-        ExitError::new(
-            exit::UNAVAILABLE,
-            format!("{location}/{key} cannot be read as what it should be: {error}"),
-        )
-    })?;
-    Ok(Some(document))
 }
 
 fn no_run(store: &SharedStore, run: &RunId) -> ExitError {

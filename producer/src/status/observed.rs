@@ -1,15 +1,15 @@
 //! A run as seen from outside: the store's documents, and the view of its records.
 
 use common::broker::{Position, Waiting};
-use common::exit::ExitError;
+use common::exit::{self, ExitError};
 use common::ids::RunId;
 use common::run::documents::{Manifest, RunSummary};
 use common::run::view::{RunSnapshot, RunView};
-use common::store::{Document, SharedStore};
+use common::store::{Document, DocumentKey, SharedStore};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use time::OffsetDateTime;
 
-use super::of_run;
 use crate::publish::BELIEVED;
 
 /// A run that this process did not begin. The ledger alone knows some, such as replays of dead
@@ -165,6 +165,36 @@ impl Status {
         let waits = waiting.ready + waiting.retry;
         self.in_work_or_lost = Some(self.run.open.saturating_sub(waits));
     }
+}
+
+/// Reads a document of `run`, if the store has it.
+pub(crate) async fn of_run<T: DeserializeOwned>(
+    store: &SharedStore,
+    run: &RunId,
+    document: Document,
+) -> Result<Option<T>, ExitError> {
+    let run = run.clone();
+    self::document(store, &DocumentKey::OfRun { run, document }).await
+}
+
+/// Reads a document, if the store has it.
+pub(crate) async fn document<T: DeserializeOwned>(
+    store: &SharedStore,
+    key: &DocumentKey,
+) -> Result<Option<T>, ExitError> {
+    let bytes = store.document(key).await;
+    let bytes = bytes.map_err(|fault| ExitError::new(exit::UNAVAILABLE, fault))?;
+    let Some(bytes) = bytes else {
+        return Ok(None);
+    };
+    let document = serde_json::from_slice(&bytes).map_err(|error| {
+        let location = store.location();
+        ExitError::new(
+            exit::UNAVAILABLE,
+            format!("{location}/{key} cannot be read as what it should be: {error}"),
+        )
+    })?;
+    Ok(Some(document))
 }
 
 #[cfg(test)]
