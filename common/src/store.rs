@@ -17,8 +17,8 @@ use crate::ids::RunId;
 use crate::store::s3::S3Store;
 use crate::store::s3::config::{S3Config, unsubstituted};
 
+pub mod freshness;
 pub mod fs;
-
 pub mod s3;
 
 /// A store as the programs hold it.

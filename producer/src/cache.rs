@@ -12,12 +12,12 @@ use std::time::Duration;
 use common::exit::{self, ExitError};
 use common::fault::Fault;
 use common::ids::JobKey;
-use common::ids::PushedAt;
 use common::ids::RepoRef;
 use common::job::DIGEST_FORMAT;
 use common::retry::{Attempt, Policy, retry};
 use common::run::documents::CacheReason;
-use common::store::{DigestMeta, DigestStore, DocumentKey, Found};
+use common::store::freshness::{Facts, Freshness, Wanted};
+use common::store::{DigestStore, DocumentKey, Found};
 use common::text::{duration_within, thousands};
 use futures::future::join;
 use futures::stream::{self, StreamExt};
@@ -160,7 +160,7 @@ impl Checked {
 
     /// Whether there is nothing to do.
     pub fn is_cached(&self) -> bool {
-        self.reason == CacheReason::Hit
+        self.reason.is_cached()
     }
 }
 
@@ -227,69 +227,16 @@ pub fn counts(checked: &[Checked]) -> BTreeMap<CacheReason, u64> {
     counts
 }
 
-/// What follows from what the store holds, for a push that the feed speaks of.
-pub fn reason(found: &Found, pushed_at: &PushedAt) -> CacheReason {
-    match found {
-        Found::Absent => CacheReason::Miss,
-        Found::Unreadable { .. } => CacheReason::Unreadable,
-        Found::Stored { meta, .. } => Held::from(meta).reason(pushed_at),
-    }
-}
-
-/// What a digest's metadata say, as far as it matters here.
-#[derive(Clone, Copy, Debug)]
-struct Held<'a> {
-    pushed_at: &'a PushedAt,
-    format: &'a str,
-    bytes: u64,
-}
-
-impl<'a> From<&'a DigestMeta> for Held<'a> {
-    fn from(meta: &'a DigestMeta) -> Self {
-        Self {
-            pushed_at: &meta.pushed_at,
-            format: &meta.format,
-            bytes: meta.bytes,
-        }
-    }
-}
-
-impl<'a> From<&'a Entry> for Held<'a> {
-    fn from(entry: &'a Entry) -> Self {
-        Self {
-            pushed_at: &entry.pushed_at,
-            format: &entry.format,
-            bytes: entry.bytes,
-        }
-    }
-}
-
-impl Held<'_> {
-    /// Another push comes before another format: then the digest is old whoever made it.
-    fn reason(&self, pushed_at: &PushedAt) -> CacheReason {
-        match self {
-            // Even an empty repository's digest has text.
-            Self { bytes: 0, .. } => CacheReason::Unreadable,
-            held if held.pushed_at != pushed_at => CacheReason::Stale,
-            held if held.format != DIGEST_FORMAT => CacheReason::Format,
-            _ => CacheReason::Hit,
-        }
-    }
-
-    fn answer(&self, pushed_at: &PushedAt) -> Answer {
-        let reason = self.reason(pushed_at);
-        let detail = match reason {
-            CacheReason::Stale => {
-                format!("stored {}, the feed says {pushed_at}", self.pushed_at)
-            }
-            CacheReason::Format => format!("stored as {:?}, now {DIGEST_FORMAT:?}", self.format),
-            CacheReason::Unreadable => "it is empty".to_owned(),
-            _ => String::new(),
-        };
-        Answer {
-            detail,
-            ..reason.into()
-        }
+/// Maps a stored digest's freshness to the reason that reports give.
+fn reason(freshness: Freshness) -> CacheReason {
+    match freshness {
+        Freshness::Absent => CacheReason::Miss,
+        Freshness::Unreadable => CacheReason::Unreadable,
+        Freshness::Older => CacheReason::Stale,
+        Freshness::OtherUrl => CacheReason::Url,
+        Freshness::OtherFormat => CacheReason::Format,
+        Freshness::Current => CacheReason::Hit,
+        Freshness::Newer => CacheReason::Newer,
     }
 }
 
@@ -319,14 +266,35 @@ impl Answer {
         }
     }
 
-    fn of_store(found: &Found, pushed_at: &PushedAt) -> Self {
+    /// Reads the reason off what the store holds.
+    fn of_store(found: &Found, entry: &FeedRepo) -> Self {
         match found {
             Found::Absent => CacheReason::Miss.into(),
             Found::Unreadable { why, .. } => Self {
                 detail: why.clone(),
                 ..CacheReason::Unreadable.into()
             },
-            Found::Stored { meta, .. } => Held::from(meta).answer(pushed_at),
+            Found::Stored { meta, .. } => Self::of_facts(meta.into(), entry),
+        }
+    }
+
+    /// Reads the reason off what a stored digest says about itself.
+    fn of_facts(stored: Facts<'_>, entry: &FeedRepo) -> Self {
+        let freshness = stored.freshness(&Wanted::new(&entry.pushed_at, &entry.url));
+        let detail = match freshness {
+            Freshness::Older | Freshness::Newer => {
+                format!("stored {}, the feed says {}", stored.push, entry.pushed_at)
+            }
+            Freshness::OtherUrl => format!("stored from {}, now {}", stored.url, entry.url),
+            Freshness::OtherFormat => {
+                format!("stored as {:?}, now {DIGEST_FORMAT:?}", stored.format)
+            }
+            Freshness::Unreadable => "it is empty".to_owned(),
+            Freshness::Absent | Freshness::Current => String::new(),
+        };
+        Self {
+            detail,
+            ..reason(freshness).into()
         }
     }
 
@@ -389,7 +357,7 @@ async fn ask_index(
             Sight::Unknown => None,
         };
         answers.push(match listed {
-            Some(known) => Held::from(known).answer(&entry.pushed_at),
+            Some(known) => Answer::of_facts(known.facts(), entry),
             None => {
                 unconfirmed.push(place);
                 CacheReason::Miss.into()
@@ -419,6 +387,7 @@ async fn ask_index(
                     modified_millis: listed.modified_millis,
                     bytes: listed.bytes,
                     pushed_at: meta.pushed_at.clone(),
+                    url: meta.url.clone(),
                     format: meta.format.clone(),
                 };
                 learned.insert(repo.clone(), entry);
@@ -451,14 +420,13 @@ async fn look(
         .map(|place| head(store, place, &repositories[place]))
         .buffer_unordered(STORE_WIDTH);
     while let Some((place, found)) = heads.next().await {
-        let FeedRepo {
-            repo, pushed_at, ..
-        } = &repositories[place];
+        let entry = &repositories[place];
+        let repo = &entry.repo;
         answers[place] = match found {
             Ok(found) => {
                 in_a_row = 0;
                 learn(repo, &found);
-                Answer::of_store(&found, pushed_at)
+                Answer::of_store(&found, entry)
             }
             Err(fault) => {
                 failed += 1;
@@ -649,8 +617,8 @@ enum ApiError {
 
 #[cfg(test)]
 mod tests {
-    use common::ids::RunId;
-    use common::store::Version;
+    use common::ids::{PushedAt, RunId};
+    use common::store::{DigestMeta, Version};
 
     use super::*;
 
@@ -659,10 +627,14 @@ mod tests {
     }
 
     fn stored(pushed_at: &str, format: &str, bytes: u64) -> Found {
+        stored_from("https://github.com/a/b", pushed_at, format, bytes)
+    }
+
+    fn stored_from(url: &str, pushed_at: &str, format: &str, bytes: u64) -> Found {
         Found::Stored {
             meta: DigestMeta {
                 pushed_at: pushed(pushed_at),
-                url: "https://github.com/a/b".to_owned(),
+                url: url.to_owned(),
                 processed_at: "2026-11-23T12:00:00Z".to_owned(),
                 commit: None,
                 format: format.to_owned(),
@@ -704,35 +676,41 @@ mod tests {
                 CacheReason::Stale,
                 "a/b: stale (stored 2026-01-01T00:00:00Z, the feed says 2026-01-02T03:04:05Z)",
             ),
-            // Newer in the store, and the same moment in other words: the text decides.
             (
                 stored("2027-01-01T00:00:00Z", DIGEST_FORMAT, 9),
-                CacheReason::Stale,
-                "a/b: stale (stored 2027-01-01T00:00:00Z, the feed says 2026-01-02T03:04:05Z)",
+                CacheReason::Newer,
+                "a/b: newer (stored 2027-01-01T00:00:00Z, the feed says 2026-01-02T03:04:05Z)",
             ),
             (
                 stored("2026-01-02T03:04:05+00:00", DIGEST_FORMAT, 9),
-                CacheReason::Stale,
-                "a/b: stale (stored 2026-01-02T03:04:05+00:00, the feed says 2026-01-02T03:04:05Z)",
+                CacheReason::Hit,
+                "a/b: hit",
+            ),
+            (
+                stored_from("https://github.com/a/c", NOW, DIGEST_FORMAT, 9),
+                CacheReason::Url,
+                "a/b: url (stored from https://github.com/a/c, now https://github.com/a/b)",
             ),
         ] {
-            assert_eq!(reason(&found, &pushed(NOW)), expected, "{found:?}");
-            let answer = Answer::of_store(&found, &pushed(NOW));
+            let entry = FeedRepo {
+                index: 0,
+                repo: "a/b".parse().unwrap(),
+                url: "https://github.com/a/b".to_owned(),
+                pushed_at: pushed(NOW),
+                archived: false,
+            };
+            let answer = Answer::of_store(&found, &entry);
+            assert_eq!(answer.reason, expected, "{found:?}");
             let checked = Checked {
-                entry: FeedRepo {
-                    index: 0,
-                    repo: "a/b".parse().unwrap(),
-                    url: String::new(),
-                    pushed_at: pushed(NOW),
-                    archived: false,
-                },
+                entry,
                 reason: answer.reason,
                 detail: answer.detail,
                 force: answer.force,
             };
             assert!(!checked.force, "the worker may look again");
             assert_eq!(checked.to_string(), line);
-            assert_eq!(checked.is_cached(), expected == CacheReason::Hit);
+            let cached = [CacheReason::Hit, CacheReason::Newer].contains(&expected);
+            assert_eq!(checked.is_cached(), cached);
         }
     }
 

@@ -16,6 +16,7 @@ use std::time::Duration;
 use common::fault::Fault;
 use common::ids::PushedAt;
 use common::ids::RepoRef;
+use common::store::freshness::Facts;
 use common::store::{DigestStore, DocumentKey, Listed};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
@@ -29,7 +30,7 @@ use sha2::{Digest, Sha256};
 pub const SETTLED: Duration = Duration::from_secs(20 * 60);
 
 /// Version of the document. Another one is as good as none.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Repositories that one lane of a listing should have at most: two pages, which have 1,000 each.
 /// Shorter ones would be many more, and each costs at least one request.
 const LANE_REPOSITORIES: usize = 1600;
@@ -57,10 +58,22 @@ pub struct Entry {
     /// What its metadata said.
     pub pushed_at: PushedAt,
     /// What its metadata said.
+    pub url: String,
+    /// What its metadata said.
     pub format: String,
 }
 
 impl Entry {
+    /// What the digest says about itself.
+    pub fn facts(&self) -> Facts<'_> {
+        Facts {
+            push: &self.pushed_at,
+            url: &self.url,
+            format: &self.format,
+            bytes: self.bytes,
+        }
+    }
+
     /// Whether a listing shows the very object that this is about.
     fn is_of(&self, listed: &Listed) -> bool {
         self.etag == listed.etag
@@ -78,7 +91,7 @@ struct Document {
 }
 
 /// An [`Entry`] with its repository, as an array: there are tens of thousands.
-type Row = (RepoRef, String, i64, u64, PushedAt, String);
+type Row = (RepoRef, String, i64, u64, PushedAt, String, String);
 
 impl Index {
     /// How many digests it knows of.
@@ -124,6 +137,7 @@ impl Index {
                     e.modified_millis,
                     e.bytes,
                     e.pushed_at.clone(),
+                    e.url.clone(),
                     e.format.clone(),
                 )
             })
@@ -153,12 +167,13 @@ impl Index {
         }
         let rows: Vec<Row> =
             serde_json::from_str(document.entries.get()).map_err(|error| error.to_string())?;
-        let entry = |(repo, etag, modified_millis, bytes, pushed_at, format)| {
+        let entry = |(repo, etag, modified_millis, bytes, pushed_at, url, format)| {
             let entry = Entry {
                 etag,
                 modified_millis,
                 bytes,
                 pushed_at,
+                url,
                 format,
             };
             (repo, entry)
@@ -313,6 +328,7 @@ mod tests {
             modified_millis: 1_700_000_000_123,
             bytes: 7,
             pushed_at: PushedAt::new("2026-01-01T00:00:00Z").unwrap(),
+            url: "https://github.com/a/b".to_owned(),
             format: "f/1".to_owned(),
         }
     }
@@ -334,17 +350,17 @@ mod tests {
         index
     }
 
-    /// The document is a contract between versions of the producer: version 1 as first published.
+    /// The document is a contract between versions of the producer: version 2, which added the URL.
     #[test]
     fn the_document_is_as_published() {
         let mut index = Index::default();
         index.insert(repo("a/b"), entry("e"));
         let document = String::from_utf8(index.encode()).unwrap();
-        let entries = r#"[["a/b","e",1700000000123,7,"2026-01-01T00:00:00Z","f/1"]]"#;
+        let entries = r#"[["a/b","e",1700000000123,7,"2026-01-01T00:00:00Z","https://github.com/a/b","f/1"]]"#;
         assert_eq!(
             document,
             format!(
-                r#"{{"version":1,"sha256":"{}","entries":{entries}}}"#,
+                r#"{{"version":2,"sha256":"{}","entries":{entries}}}"#,
                 sha256(entries)
             )
         );

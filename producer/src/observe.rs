@@ -276,12 +276,10 @@ impl Observer {
         };
         let previous = self.closed.range(..latest.view.run()).next_back();
         let previous = previous.map_or(UNKNOWN, |(_, run)| run.cache_hit_rate / 100.0);
-        let reasons = latest.manifest.as_ref().map(|m| &m.reasons);
-        let ratio = reasons.map_or(UNKNOWN, |reasons| {
-            let asked: u64 = reasons.values().sum();
-            let hits = reasons.get(&CacheReason::Hit).unwrap_or(&0);
+        let ratio = latest.manifest.as_ref().map_or(UNKNOWN, |manifest| {
+            let asked: u64 = manifest.reasons.values().sum();
             // NaN if nothing was asked.
-            *hits as f64 / asked as f64
+            manifest.cached() as f64 / asked as f64
         });
         self.metrics.set_hit_ratios(ratio, previous);
     }

@@ -1,6 +1,5 @@
 //! One attempt at one job: look, make, store.
 
-use std::cmp::Ordering;
 use std::time::Instant;
 
 use crate::metrics::Metrics;
@@ -8,6 +7,7 @@ use common::failpoint;
 use common::fault::Fault;
 use common::job::{DIGEST_FORMAT, Job};
 use common::outcome::Outcome;
+use common::store::freshness::{Freshness, freshness};
 use common::store::{Digest, DigestMeta, Found, Put, SharedStore};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -43,21 +43,16 @@ impl From<Outcome> for Attempt {
     }
 }
 
-/// What the store's digest makes of a job, if anything: [`Outcome::Unchanged`] or
-/// [`Outcome::Superseded`].
+/// Returns a job's outcome if the store's digest leaves nothing to do.
 ///
-/// A forced job is only content with a digest made for its own run, so that a second delivery of
-/// it is as cheap as of any other.
+/// A forced job accepts only a digest made for its own run: then a second delivery of it is as cheap
+/// as of any other. A newer digest stays even so.
 pub fn settled_by(job: &Job, found: &Found) -> Option<Outcome> {
-    let Found::Stored { meta, .. } = found else {
-        return None;
-    };
-    match meta.pushed_at.cmp(&job.pushed_at) {
-        Ordering::Greater => Some(Outcome::Superseded),
-        Ordering::Less => None,
-        _ if job.force && meta.run != job.run => None,
-        _ if meta.format != DIGEST_FORMAT => None,
-        _ => Some(Outcome::Unchanged),
+    let own_run = matches!(found, Found::Stored { meta, .. } if meta.run == job.run);
+    match freshness(found, &job.into()) {
+        Freshness::Newer => Some(Outcome::Superseded),
+        Freshness::Current if !job.force || own_run => Some(Outcome::Unchanged),
+        _ => None,
     }
 }
 
@@ -170,14 +165,18 @@ mod tests {
     }
 
     fn stored(pushed_at: &str, run: &str, format: &str) -> Found {
+        stored_from("https://github.com/a/b", 1, pushed_at, run, format)
+    }
+
+    fn stored_from(url: &str, bytes: u64, pushed_at: &str, run: &str, format: &str) -> Found {
         Found::Stored {
             meta: DigestMeta {
                 pushed_at: PushedAt::new(pushed_at).unwrap(),
-                url: String::new(),
+                url: url.to_owned(),
                 processed_at: String::new(),
                 commit: None,
                 format: format.to_owned(),
-                bytes: 1,
+                bytes,
                 truncated: false,
                 run: RunId::try_from(run.to_owned()).unwrap(),
             },
@@ -209,9 +208,19 @@ mod tests {
             (
                 job(NEW, false),
                 stored(NEW_ELSEWHERE, "other", DIGEST_FORMAT),
+                unchanged,
+            ),
+            // An empty digest, and one of another repository, are replaced.
+            (
+                job(NEW, false),
+                stored_from("https://github.com/a/b", 0, NEW, "other", DIGEST_FORMAT),
                 None,
             ),
-            (job("odd", false), stored(NEW, "other", DIGEST_FORMAT), None),
+            (
+                job(NEW, false),
+                stored_from("https://github.com/a/c", 1, NEW, "other", DIGEST_FORMAT),
+                None,
+            ),
             (job(NEW, true), stored(NEW, "other", DIGEST_FORMAT), None),
             (
                 job(NEW, true),

@@ -30,18 +30,29 @@ use crate::text::{percent, thousands};
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum CacheReason {
-    /// The store holds a digest of this very `pushedAt`: nothing to do.
+    /// The store holds the digest: nothing to do.
     Hit,
+    /// The store holds a digest of a later `pushedAt`: nothing to do.
+    Newer,
     /// The store holds no digest.
     Miss,
-    /// The store's digest is of another `pushedAt`.
+    /// The store's digest is of an earlier `pushedAt`.
     Stale,
+    /// The store's digest was made from another URL.
+    Url,
     /// The store's digest was made in another format.
     Format,
     /// The store's digest or its metadata could not be read.
     Unreadable,
     /// The cache was not asked (`--force`).
     Forced,
+}
+
+impl CacheReason {
+    /// Whether there is nothing to do.
+    pub fn is_cached(self) -> bool {
+        matches!(self, Self::Hit | Self::Newer)
+    }
 }
 
 /// What a run set out to do: `runs/{run}/manifest.json`, written before its first job.
@@ -69,6 +80,14 @@ pub struct Manifest {
     /// Jobs of earlier runs that still waited: not published again, but counted.
     #[serde(default)]
     pub adopted: u64,
+}
+
+impl Manifest {
+    /// Repositories with nothing to do.
+    pub fn cached(&self) -> u64 {
+        let cached = self.reasons.iter().filter(|(reason, _)| reason.is_cached());
+        cached.map(|(_, count)| count).sum()
+    }
 }
 
 /// The jobs of a run: `runs/{run}/jobs.json`, written before its manifest. With it, any reader of

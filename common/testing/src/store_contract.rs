@@ -240,7 +240,7 @@ async fn readers_never_see_a_mixture(store: SharedStore) {
             .expect("get")
             .expect("always one or the other");
         let n = read.text.split(' ').next().expect("a number first");
-        assert_eq!(read.meta.pushed_at.as_str(), n);
+        assert_eq!(read.meta.pushed_at.as_str(), push_time(n));
         assert_eq!(read.meta.bytes, read.text.len() as u64);
         match store.head(&repo).await.expect("head") {
             Found::Stored { .. } => {}

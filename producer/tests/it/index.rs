@@ -68,8 +68,10 @@ fn digest(text: &str, pushed_at: &str, format: &str) -> Digest {
 }
 
 async fn put(store: &S3Store, repo: &RepoRef, digest: &Digest) {
+    let mut digest = digest.clone();
+    digest.meta.url = format!("https://github.com/{repo}");
     let expected = store.head(repo).await.unwrap().expected();
-    let put = store.put(repo, digest, &expected).await.unwrap();
+    let put = store.put(repo, &digest, &expected).await.unwrap();
     assert_eq!(put, Put::Stored);
 }
 
@@ -126,7 +128,7 @@ async fn what_is_known_is_not_looked_at() {
     server.forget_calls();
     let checked = check(&store, &feed).await;
     assert_eq!(server.calls("HEAD"), 2);
-    assert_eq!(checked[0].reason, CacheReason::Stale);
+    assert_eq!(checked[0].reason, CacheReason::Newer);
     assert_eq!(checked[1].reason, CacheReason::Hit);
     assert_eq!(checked[2].reason, CacheReason::Miss);
     assert_eq!(checked, check_by_looking(&store, &feed).await);
@@ -155,7 +157,7 @@ async fn a_digest_that_could_be_replaced_unseen_is_not_remembered() {
     let mut object = server.remove(&key).unwrap();
     object.modified = modified;
     server.insert(&key, object);
-    assert_eq!(check(&store, &feed).await[0].reason, CacheReason::Stale);
+    assert_eq!(check(&store, &feed).await[0].reason, CacheReason::Newer);
 }
 
 /// Does something to the store that may happen between two runs.
@@ -224,6 +226,7 @@ async fn damage(server: &S3Server, store: &S3Store, old: &[u8], random: &mut fas
                     modified_millis: listed.modified_millis - i64::from(lie == 1),
                     bytes: object.content.len() as u64 + u64::from(lie == 2),
                     pushed_at: PushedAt::new(PUSHED).unwrap(),
+                    url: format!("https://github.com/{repo}"),
                     format: DIGEST_FORMAT.to_owned(),
                 };
                 index.insert(repo, entry);
