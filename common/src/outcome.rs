@@ -56,9 +56,21 @@ pub struct OutcomeRecord {
     pub fetched_bytes: u64,
     /// Size of the stored digest; 0 if none was stored.
     pub stored_bytes: u64,
+    /// What was stored; `None` if nothing was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<StoredDigest>,
     /// The worker, by its unique name; empty if none worked on it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub worker: String,
+}
+
+/// What identifies a digest's text in a listing of the store, and how it was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredDigest {
+    /// [`Listed::etag`](crate::store::Listed::etag).
+    pub etag: String,
+    /// [`DIGEST_FORMAT`](crate::job::DIGEST_FORMAT) of the worker.
+    pub format: String,
 }
 
 impl OutcomeRecord {
@@ -74,6 +86,7 @@ impl OutcomeRecord {
             millis: 0,
             fetched_bytes: 0,
             stored_bytes: 0,
+            digest: None,
             worker: String::new(),
         }
     }

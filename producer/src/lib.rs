@@ -13,8 +13,6 @@ pub mod feed;
 
 pub mod cache;
 
-pub mod index;
-
 pub mod publish;
 
 pub mod follow;

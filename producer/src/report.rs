@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use common::broker::{Event, LedgerEntry};
 use common::outcome::{Outcome, OutcomeRecord};
-use common::run::documents::{CacheReason, RunSummary, pauses};
+use common::run::documents::{RunSummary, pauses};
 use common::run::view::RunView;
 use common::text::{percent, thousands};
 use time::OffsetDateTime;
@@ -39,7 +39,7 @@ pub fn cache_checked(checked: &[Checked]) {
         "Cache check: {}",
         words.join(", ")
     );
-    let cached = counts.get(&CacheReason::Hit).copied().unwrap_or(0);
+    let cached = checked.iter().filter(|checked| checked.is_cached()).count() as u64;
     let hit_rate = percent(cached, checked.len() as u64);
     info!(
         operation = "cache-check",
@@ -346,6 +346,7 @@ mod tests {
             millis: 0,
             fetched_bytes: 10,
             stored_bytes: 20,
+            digest: None,
             worker: String::new(),
         });
         LedgerEntry { at, event }

@@ -17,7 +17,8 @@ use common::run::documents::{
 };
 use common::run::view::RunView;
 use common::shutdown::Shutdown;
-use common::store::{Document, DocumentKey, SharedStore, StoreConfig};
+use common::store::config::StoreConfig;
+use common::store::{Document, DocumentKey, SharedStore};
 use common::telemetry::http::{MetricsConfig, always_ready};
 use common::text::{self, format_duration, thousands};
 use serde::Serialize;
@@ -26,6 +27,7 @@ use time::format_description::well_known::Rfc3339;
 use tracing::{error, info, warn};
 use worker::metrics::Metrics;
 
+use crate::cache::index::Index;
 use crate::cache::{self, CacheConfig, Checked};
 use crate::engine::{Engine, EngineConfig};
 use crate::feed::fetch::{FeedConfig, FeedSource};
@@ -33,7 +35,6 @@ use crate::feed::filter::FilterConfig;
 use crate::feed::{self, Feed};
 use crate::folder_lock::FolderLock;
 use crate::follow::{Ended, Following};
-use crate::index::Index;
 use crate::publish::{self, Adopted};
 use crate::report::{self, Reporter};
 use crate::terminal::bar::Bar;

@@ -344,8 +344,9 @@ impl Shift {
         } = &self.worker;
         match attempt(&delivery.job, store, slots, metrics, &self.stop).await {
             Ok(attempt) => {
+                let outcome = attempt.outcome;
                 held.bytes = Some(attempt);
-                Progress::Done(attempt.outcome)
+                Progress::Done(outcome)
             }
             Err(SlotError::Stopped) => Progress::Stopping,
             Err(SlotError::Fault(fault)) => Progress::Failed(self.charged(fault).await),
@@ -507,7 +508,7 @@ impl Shift {
         held: &Held,
     ) -> Result<(), Fault> {
         let job = &delivery.job;
-        let bytes = held.bytes.unwrap_or(outcome.into());
+        let bytes = held.bytes.clone().unwrap_or(outcome.into());
         let record = OutcomeRecord {
             run: job.run.clone(),
             repo: job.repo.clone(),
@@ -518,6 +519,7 @@ impl Shift {
             millis: u64::try_from(held.start.elapsed().as_millis()).unwrap_or(u64::MAX),
             fetched_bytes: bytes.fetched_bytes,
             stored_bytes: bytes.stored_bytes,
+            digest: bytes.digest,
             worker: self.worker.name.clone(),
         };
         log_outcome(&record);

@@ -6,7 +6,7 @@ use crate::metrics::Metrics;
 use common::failpoint;
 use common::fault::Fault;
 use common::job::{DIGEST_FORMAT, Job};
-use common::outcome::Outcome;
+use common::outcome::{Outcome, StoredDigest};
 use common::store::freshness::{Freshness, freshness};
 use common::store::{Digest, DigestMeta, Found, Put, SharedStore};
 use time::OffsetDateTime;
@@ -23,7 +23,7 @@ use crate::slot::slots::Slots;
 const OFFERS: u32 = 5;
 
 /// What an attempt came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attempt {
     /// The outcome.
     pub outcome: Outcome,
@@ -31,6 +31,8 @@ pub struct Attempt {
     pub fetched_bytes: u64,
     /// Bytes of the digest, if one was stored.
     pub stored_bytes: u64,
+    /// The digest, if one was stored.
+    pub digest: Option<StoredDigest>,
 }
 
 impl From<Outcome> for Attempt {
@@ -39,6 +41,7 @@ impl From<Outcome> for Attempt {
             outcome,
             fetched_bytes: 0,
             stored_bytes: 0,
+            digest: None,
         }
     }
 }
@@ -109,7 +112,7 @@ pub async fn attempt(
     for _ in 0..OFFERS {
         let expected = found.expected();
         let put = store.put(&job.repo, &digest, &expected);
-        if unless_stopped(stop, put).await? == Put::Stored {
+        if let Put::Stored(version) = unless_stopped(stop, put).await? {
             failpoint::hit("after-put");
             metrics.stored_in(start.elapsed());
             metrics.stored_bytes.inc_by(digest.meta.bytes);
@@ -117,6 +120,10 @@ pub async fn attempt(
                 outcome: Outcome::Processed,
                 fetched_bytes,
                 stored_bytes: digest.meta.bytes,
+                digest: Some(StoredDigest {
+                    etag: version.etag().to_owned(),
+                    format: digest.meta.format,
+                }),
             });
         }
         found = unless_stopped(stop, store.head(&job.repo)).await?;

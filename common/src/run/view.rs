@@ -14,7 +14,7 @@ use crate::ids::{JobKey, RunId};
 use crate::job::Job;
 use crate::outcome::{Outcome, OutcomeRecord};
 use crate::run::documents::{
-    CacheReason, Failure, JobList, Manifest, PausedHost, PausedWorkers, RunSummary, pauses,
+    Failure, JobList, Manifest, PausedHost, PausedWorkers, RunSummary, pauses,
 };
 use crate::text::{format_duration, percent, thousands};
 
@@ -173,11 +173,10 @@ impl RunView {
             .into_iter()
             .map(|job| (job.key, JobState::adopted(job.adopted_from)))
             .collect();
-        let hits = manifest.and_then(|m| m.reasons.get(&CacheReason::Hit));
         Self {
             run,
             started,
-            cached: hits.copied().unwrap_or(0),
+            cached: manifest.map_or(0, Manifest::cached),
             adopted: manifest.map_or(0, |m| m.adopted),
             invalid: list.invalid,
             open: jobs.len() as u64,
@@ -623,7 +622,7 @@ mod tests {
     use super::*;
     use crate::ids::PushedAt;
     use crate::job::WIRE_VERSION;
-    use crate::run::documents::ExpectedJob;
+    use crate::run::documents::{CacheReason, ExpectedJob};
 
     const START: OffsetDateTime = datetime!(2026-11-23 13:00:00.7 UTC);
     const GONE: Outcome = Outcome::Failed(FaultKind::Gone);

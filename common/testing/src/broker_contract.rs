@@ -71,6 +71,7 @@ pub fn outcome(job: &Job, outcome: Outcome) -> Event {
         millis: 1,
         fetched_bytes: 2,
         stored_bytes: 3,
+        digest: None,
         worker: "worker-1".to_owned(),
     })
 }

@@ -447,28 +447,43 @@ impl S3 for Backend {
                 Some(last) => Bound::Excluded(last.clone()),
                 None => Bound::Included(prefix.clone()),
             };
-            let mut objects = state
-                .objects
-                .range((start, Bound::Unbounded))
-                .take_while(|(key, _)| key.starts_with(&prefix));
-            let contents: Vec<_> = objects
-                .by_ref()
-                .take(wanted)
-                .map(|(key, object)| s3s::dto::Object {
-                    key: Some(key.clone()),
-                    e_tag: Some(ETag::Strong(object.etag())),
-                    last_modified: Some(Timestamp::from(object.modified)),
-                    size: Some(length(object)),
-                    ..s3s::dto::Object::default()
-                })
-                .collect();
-            let is_truncated = objects.next().is_some();
-            let last = contents.last().and_then(|object| object.key.clone());
+            let (mut contents, mut prefixes) = (Vec::new(), Vec::<String>::new());
+            let (mut last, mut is_truncated) = (None, false);
+            let keys = state.objects.range((start, Bound::Unbounded));
+            for (key, object) in keys.take_while(|(key, _)| key.starts_with(&prefix)) {
+                let common = input.delimiter.as_ref().and_then(|delimiter| {
+                    let end = key[prefix.len()..].find(delimiter.as_str())?;
+                    Some(key[..prefix.len() + end + delimiter.len()].to_owned())
+                });
+                // Shown already, on this page or the one before.
+                if common.is_some() && (common == last || common == input.continuation_token) {
+                    continue;
+                }
+                if contents.len() + prefixes.len() == wanted {
+                    is_truncated = true;
+                    break;
+                }
+                last = Some(common.clone().unwrap_or_else(|| key.clone()));
+                match common {
+                    Some(common) => prefixes.push(common),
+                    None => contents.push(s3s::dto::Object {
+                        key: Some(key.clone()),
+                        e_tag: Some(ETag::Strong(object.etag())),
+                        last_modified: Some(Timestamp::from(object.modified)),
+                        size: Some(length(object)),
+                        ..s3s::dto::Object::default()
+                    }),
+                }
+            }
+            let prefixes = prefixes.into_iter().map(|prefix| s3s::dto::CommonPrefix {
+                prefix: Some(prefix),
+            });
             Ok(S3Response::new(ListObjectsV2Output {
                 is_truncated: Some(is_truncated),
                 next_continuation_token: last.filter(|_| is_truncated),
                 key_count: i32::try_from(contents.len()).ok(),
                 contents: Some(contents),
+                common_prefixes: Some(prefixes.collect()),
                 prefix: Some(prefix),
                 ..ListObjectsV2Output::default()
             }))

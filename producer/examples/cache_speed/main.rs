@@ -21,9 +21,9 @@ use common::run::documents::CacheReason;
 use common::store::DigestStore;
 use common::store::s3::S3Store;
 use futures::TryStreamExt;
+use producer::cache::index::Index;
 use producer::cache::{self, CacheConfig, CacheSource, Check};
 use producer::feed::entry::FeedRepo;
-use producer::index::Index;
 use testing::s3_server::{BUCKET, S3Server, StoredObject, config};
 
 use crate::delay_proxy::DelayProxy;

@@ -102,6 +102,10 @@ where
         unreachable!("a check lists nothing")
     }
 
+    async fn owners(&self) -> Result<Vec<String>, Fault> {
+        Ok(Vec::new())
+    }
+
     async fn put_document(&self, _: &DocumentKey, _: &[u8]) -> Result<(), Fault> {
         unreachable!("a check writes nothing")
     }
@@ -159,7 +163,7 @@ async fn the_store_decides_in_the_feeds_order() {
             text: "Files analyzed: 0".to_owned(),
             meta: DigestMeta {
                 pushed_at: PushedAt::new(pushed_at).unwrap(),
-                url: "https://github.com/a/b".to_owned(),
+                url: format!("https://github.com/example-org/{name}"),
                 processed_at: "2026-01-02T00:00:00Z".to_owned(),
                 commit: None,
                 format: format.to_owned(),
@@ -170,7 +174,7 @@ async fn the_store_decides_in_the_feeds_order() {
         };
         let repo = RepoRef::new("example-org", name).unwrap();
         let put = store.put(&repo, &digest, &Expected::Absent).await;
-        assert_eq!(put.unwrap(), Put::Stored);
+        assert!(put.unwrap().is_stored());
     }
     let unreadable = folder.path().join("gitingest/example-org/unreadable");
     fs::write(unreadable.join("summary.txt"), "someone else's").unwrap();

@@ -9,7 +9,7 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 
 use super::config::{Names, S3Config};
 
-/// How much of what the server says is repeated.
+/// How much of the server's own words is repeated.
 const SAID_MAX_CHARS: usize = 200;
 
 /// A request that failed, after all its attempts.
@@ -34,6 +34,28 @@ pub(super) enum Failure {
     Certificate(String),
     /// No answer, or half of one.
     Broken(String),
+}
+
+/// The status of the answer, if there was one.
+pub(super) fn status<E>(error: &SdkError<E, HttpResponse>) -> Option<u16> {
+    Some(error.raw_response()?.status().as_u16())
+}
+
+/// S3's code for the error, if the server sent one.
+pub(super) fn code<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> Option<&str> {
+    error.as_service_error()?.code()
+}
+
+/// Whether a conditional PUT met something else than it expected.
+///
+/// 412: the condition does not hold; 409: another writer is at it; 404: If-Match, and nothing there.
+/// The last only with S3's own code: proxies, and other servers, answer 404 too.
+pub(super) fn is_conflict<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> bool {
+    match status(error) {
+        Some(412 | 409) => true,
+        Some(404) => code(error) == Some("NoSuchKey"),
+        _ => false,
+    }
 }
 
 impl Failure {
