@@ -31,13 +31,17 @@ pub fn cache_checked(checked: &[Checked]) {
     let counts = counts(checked);
     let words: Vec<_> = counts
         .iter()
+        .filter(|(_, count)| **count > 0)
         .map(|(reason, count)| format!("{} {reason}", thousands(*count)))
         .collect();
+    let words = match words.is_empty() {
+        true => "nothing to look up".to_owned(),
+        false => words.join(", "),
+    };
     info!(
         operation = "cache-check",
         reasons_json = json(&counts),
-        "Cache check: {}",
-        words.join(", ")
+        "Cache check: {words}"
     );
     let cached = checked.iter().filter(|checked| checked.is_cached()).count() as u64;
     let hit_rate = percent(cached, checked.len() as u64);
@@ -58,7 +62,7 @@ pub fn explain(checked: &[Checked]) {
         info!(
             operation = "explain",
             repo = checked.entry.repo.to_string(),
-            reason = %checked.reason,
+            reason = checked.reason.as_ref(),
             "{checked}"
         );
     }
@@ -71,7 +75,7 @@ pub fn dry_run(view: &mut RunView, checked: &[Checked], now: OffsetDateTime) {
         info!(
             operation = "dry-run",
             repo = entry.repo.to_string(),
-            reason = %reason,
+            reason = reason.as_ref(),
             "[DRY RUN] Would process {}: {reason}",
             entry.repo
         );
@@ -146,7 +150,7 @@ fn list_failures(summary: &RunSummary, all: &str) {
         warn!(
             operation = "failed-repository",
             repo = failure.repo,
-            class = %failure.class,
+            class = failure.class.as_ref(),
             "Failed: {} ({}): {}",
             failure.repo,
             failure.class,
@@ -537,7 +541,7 @@ mod tests {
             completed(&view.summary(START + SECOND * 75));
         });
         let expected = [
-            "INFO Cache check: 50 hit, 0 miss, 150 stale, 0 format, 0 unreadable, 0 forced operation=\"cache-check\" reasons_json=\"{\\\"hit\\\":50,",
+            "INFO Cache check: 50 hit, 150 stale operation=\"cache-check\" reasons_json=\"{\\\"hit\\\":50,",
             "INFO Cache hit rate: 25.0% (50/200) operation=\"cache-check\" cache_hit_rate=25.0 cached=50 checked=200",
             "INFO Processed 100/201 (49.8%), cache hit: 25.0%, elapsed: 4s, ETA: 10s operation=\"progress\"",
             "INFO Processed 200/201 (99.5%), cache hit: 25.0%, elapsed: 14s, ETA: 0s operation=\"progress\"",
