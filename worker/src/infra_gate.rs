@@ -98,7 +98,7 @@ impl InfraGate {
                 return fault.clone();
             }
             if state.changed().await.is_err() {
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         }
     }
@@ -148,7 +148,10 @@ impl InfraGate {
             let well = self.until_well(closed.first_pause, &probe);
             let in_time = match patience {
                 Some(patience) => tokio::time::timeout_at(closed.since + patience, well).await,
-                None => Ok(well.await),
+                None => {
+                    well.await;
+                    Ok(())
+                }
             };
             self.state.send_modify(|state| match in_time {
                 Ok(()) => *state = GateState::Open(Some(Instant::now())),

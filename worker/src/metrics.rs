@@ -19,6 +19,9 @@ use tokio::time::Instant;
 use crate::host_throttle::HostThrottle;
 use crate::infra_gate::InfraGate;
 
+/// What decides whether this process works: its hosts and its machine.
+type Paused = (Arc<HostThrottle>, Arc<InfraGate>);
+
 /// Everything that this process counts. Clones count together.
 ///
 /// Never a label per repository: there are tens of thousands.
@@ -45,7 +48,7 @@ pub struct Metrics {
     throttled_hosts: IntGauge,
     infra_paused: IntGauge,
     /// What is shown as paused.
-    paused: Arc<Mutex<Option<(Arc<HostThrottle>, Arc<InfraGate>)>>>,
+    paused: Arc<Mutex<Option<Paused>>>,
     slots_cpu: Counter,
     scratch_free: Gauge,
     scratch_size: Gauge,
@@ -252,7 +255,7 @@ impl Metrics {
         *self.paused() = Some((Arc::clone(throttle), Arc::clone(gate)));
     }
 
-    fn paused(&self) -> MutexGuard<'_, Option<(Arc<HostThrottle>, Arc<InfraGate>)>> {
+    fn paused(&self) -> MutexGuard<'_, Option<Paused>> {
         self.paused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -176,7 +176,8 @@ fn lines_for_people_are_sentences() {
         "{sentences:?}"
     );
     let at_end = |back: usize| sentences[sentences.len() - back];
-    assert!(at_end(4).contains("Digests: "), "{sentences:?}");
+    assert!(at_end(5).contains("Digests: "), "{sentences:?}");
+    assert!(at_end(4).contains("--max-failures"), "{sentences:?}");
     assert!(
         at_end(3).starts_with("WARN Failed: p/b (gone): "),
         "{sentences:?}"

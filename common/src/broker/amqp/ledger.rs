@@ -82,6 +82,10 @@ pub(super) async fn history(shared: &Arc<Shared>, from: Position) -> Result<Entr
 
 /// A record of the ledger.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "each lives for one loop, on the stack"
+)]
 enum Record {
     Entry(LedgerEntry),
     Mark(String),
