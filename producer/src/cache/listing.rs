@@ -56,7 +56,7 @@ impl Listing {
         let owners = match store.owners().await {
             Ok(owners) => owners,
             Err(fault) => {
-                listing.fail(String::new(), fault);
+                listing.fail("", fault);
                 return listing;
             }
         };
@@ -67,13 +67,13 @@ impl Listing {
         while let Some((prefix, listed)) = lists.next().await {
             match listed {
                 Ok(listed) => listed.into_iter().for_each(|listed| listing.insert(listed)),
-                Err(fault) => listing.fail(prefix, fault),
+                Err(fault) => listing.fail(&prefix, fault),
             }
         }
         listing
     }
 
-    fn fail(&mut self, prefix: String, fault: Fault) {
+    fn fail(&mut self, prefix: &str, fault: Fault) {
         self.unlisted.push(prefix.to_ascii_lowercase());
         self.faults.push(fault);
     }
@@ -213,10 +213,10 @@ mod tests {
             assert_eq!(listing.sight(&repo(wanted)), Sight::Absent, "{wanted}");
         }
         assert_eq!(listing.sight(&repo("d/e")), Sight::Unknown);
-        listing.fail("B/".to_owned(), Fault::infra("away"));
+        listing.fail("B/", Fault::infra("away"));
         assert_eq!(listing.sight(&repo("b/c")), Sight::Unknown);
         assert_eq!(listing.sight(&repo("a/x")), Sight::Absent);
-        listing.fail(String::new(), Fault::infra("away"));
+        listing.fail("", Fault::infra("away"));
         assert_eq!(listing.sight(&repo("a/x")), Sight::Unknown);
     }
 
