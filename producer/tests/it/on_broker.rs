@@ -381,7 +381,7 @@ fn a_store_away_at_the_start_is_waited_for() {
     let mut alone = fleet.producer(&["--patience", "1"]);
     let given_up = Running::start(alone.env_remove("BROKER_URL"));
     let run = Running::start(
-        &mut fleet
+        fleet
             .producer(&["--detach"])
             .env("QUEUE_PREFIX", fresh_prefix()),
     );
