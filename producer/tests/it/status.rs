@@ -526,7 +526,7 @@ async fn why_workers_wait_reaches_run_status_and_observer() {
     let (fleet, queues) = (Fleet::of(&["s/a", "s/b"]), Queues::new().await);
     let mut run = queues.named_to(fleet.producer(&[]));
     let run = block_in_place(|| Running::start(&mut run));
-    block_in_place(|| run.wait_for_line("2 jobs published"));
+    block_in_place(|| run.wait_for_line("Jobs published: 2"));
     let mut deliveries = queues.deliveries(1).await;
     let first = next(&mut deliveries).await;
     queues.settle(first, Outcome::Processed).await;

@@ -52,7 +52,7 @@ fn a_second_signal_ends_a_worker_whose_store_hangs() {
         false => Fate::Answered,
     });
     let run = Running::start(&mut fleet.producer(&["--detach", "--force"]));
-    run.wait_for_line("2 jobs published");
+    run.wait_for_line("Jobs published: 2");
     let look = fleet.look(&fleet.broker_url);
     wait_until("both jobs to be in hand", || look.waiting().ready == 0);
     worker.signal(Signal::TERM);
@@ -97,7 +97,7 @@ fn a_job_that_kills_its_workers_is_the_only_dead_letter() {
         server.fault(repo, slow);
     }
     let run = Running::start(&mut fleet.producer(&[]));
-    run.wait_for_line("8 jobs published");
+    run.wait_for_line("Jobs published: 8");
     let look = fleet.look(&fleet.broker_url);
     let mut kills = 0;
     while look.waiting().dead == 0 {
@@ -137,7 +137,7 @@ fn why_workers_wait_is_in_the_ledger() {
         false => Fate::Denied(403, "AccessDenied"),
     };
     let run = Running::start(&mut fleet.producer(&["--force"]));
-    run.wait_for_line("2 jobs published");
+    run.wait_for_line("Jobs published: 2");
     bucket.decide(denied);
     let worker = fleet.start_worker(&[]);
     let says = |wanted: &dyn Fn(&WorkerState) -> bool| states(&fleet).iter().any(wanted);
@@ -283,7 +283,8 @@ fn one_host_that_does_not_resolve_is_its_own_fault() {
         let run = Running::start(&mut machine.there(&command))
             .wait()
             .with(exit::OK);
-        for failure in run.summary()["failures"].as_array().unwrap() {
+        let summary = fleet.document(&run.run_id(), "summary.json");
+        for failure in summary["failures"].as_array().unwrap() {
             assert_eq!(failure["class"], "transient", "{failure}");
             let message = failure["message"].as_str().unwrap();
             assert!(message.contains("cannot resolve github.com"), "{failure}");
@@ -312,7 +313,7 @@ fn a_worker_that_resolves_no_name_is_not_ready_until_it_does() {
         let (fleet, _bucket) = fleet_of(&[]);
         on_github(&fleet.fleet, 3);
         let run = Running::start(&mut fleet.producer(&["--max-failures", "100%"]));
-        run.wait_for_line("3 jobs published");
+        run.wait_for_line("Jobs published: 3");
         let machine = NoNames::new();
         let command = fleet.worker(&["--metrics-addr", "127.0.0.1:0"]);
         let worker = Running::start(&mut machine.there(&command));
