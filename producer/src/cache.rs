@@ -134,6 +134,13 @@ impl fmt::Display for Checked {
     }
 }
 
+impl CacheConfig {
+    /// Whether the producer keeps an index of the digests in `store`.
+    pub fn keeps_index(&self, store: &dyn DigestStore) -> bool {
+        self.cache == CacheSource::Store && self.check == Check::Index && store.is_remote()
+    }
+}
+
 /// Asks about every repository; the answers come in the same order. Also returns what to remember
 /// for the next time, by [`Index::save`], if that has changed.
 ///
@@ -152,7 +159,7 @@ pub async fn check(
     };
     let mut index = None;
     let answers = match source {
-        CacheSource::Store if config.check == Check::Index && store.is_remote() => {
+        CacheSource::Store if config.keeps_index(store) => {
             let (answers, learned) = store::by_index(store, &mut repositories).await?;
             index = learned;
             answers

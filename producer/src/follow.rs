@@ -17,6 +17,7 @@ use tracing::{error, info, warn};
 use worker::job::settled_by;
 
 use crate::cache::Checked;
+use crate::cache::index::Learned;
 use crate::publish::{self, Adopted, publish};
 use crate::report::Reporter;
 use crate::watchdog::{Finding, Watchdog};
@@ -52,6 +53,8 @@ pub struct Following {
     pub adopted: Adopted,
     /// The run's numbers.
     pub view: RunView,
+    /// What its outcomes tell the store's index, if there is one.
+    pub learned: Option<Learned>,
     /// Its progress.
     pub reporter: Reporter,
     /// What keeps watch meanwhile.
@@ -117,7 +120,7 @@ impl Following {
                 () = over.cancelled() => {
                     // What the ledger holds already still counts.
                     while let Some(Some(Ok(entry))) = events.next().now_or_never() {
-                        self.view.apply(&entry);
+                        self.count(&entry);
                     }
                     let closes = self.view.closes();
                     return Ok(if closes { Ended::Closed } else { Ended::Stopped });
@@ -140,10 +143,22 @@ impl Following {
     }
 
     fn apply(&mut self, entry: &LedgerEntry) {
-        if self.view.apply(entry) {
+        if self.count(entry) {
             self.watchdog.hear(Instant::now());
             self.reporter.update(OffsetDateTime::now_utc(), &self.view);
         }
+    }
+
+    /// Returns whether the entry is news of this run.
+    fn count(&mut self, entry: &LedgerEntry) -> bool {
+        let counts = self.view.apply(entry);
+        if counts
+            && let Event::Outcome(record) = &entry.event
+            && let Some(learned) = &mut self.learned
+        {
+            learned.record(record);
+        }
+        counts
     }
 
     /// Reads the ledger again from the start of the run: it is another, or lost its end.

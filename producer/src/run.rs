@@ -27,7 +27,7 @@ use time::format_description::well_known::Rfc3339;
 use tracing::{error, info, warn};
 use worker::metrics::Metrics;
 
-use crate::cache::index::Index;
+use crate::cache::index::{Index, Learned};
 use crate::cache::{self, CacheConfig, Checked};
 use crate::engine::{Engine, EngineConfig};
 use crate::feed::fetch::{FeedConfig, FeedSource};
@@ -337,9 +337,12 @@ impl RunConfig {
         if let Some(index) = &plan.index
             && let Err(fault) = index.save(store.as_ref()).await
         {
-            // The next run has to look at more digests, that is all.
-            warn!(operation = "run", "the index could not be stored: {fault}");
+            warn_of_index(&fault);
         }
+        let learned = self.cache.keeps_index(store.as_ref()).then(|| {
+            let jobs = plan.checked.iter().filter(|checked| !checked.is_cached());
+            Learned::of(jobs.map(|checked| (checked.key(), checked.entry.url.clone())))
+        });
         let view = RunView::new(run.clone(), Some(&manifest), Some(jobs));
         info!(
             operation = "run",
@@ -358,6 +361,7 @@ impl RunConfig {
             reporter: Reporter::start(&view, OffsetDateTime::now_utc(), bar),
             watchdog: Watchdog::new(self.watchdog.clone(), Instant::now()),
             view,
+            learned,
         })
     }
 
@@ -386,7 +390,7 @@ impl RunConfig {
     }
 
     /// Writes the summary to store and log; returns the exit code of a run that closed.
-    async fn conclude(&self, begun: Following) -> Option<u8> {
+    async fn conclude(&self, mut begun: Following) -> Option<u8> {
         drop(begun.reporter);
         let (store, run) = (&begun.store, begun.view.run());
         let summary = begun.view.summary(OffsetDateTime::now_utc());
@@ -412,6 +416,11 @@ impl RunConfig {
                 operation = "run",
                 "that this run closed could not be noted: {fault}"
             );
+        }
+        if let Some(learned) = begun.learned.take()
+            && let Err(fault) = until(last_writes, learned.save(store.as_ref())).await
+        {
+            warn_of_index(&fault);
         }
         let digests = format!("{store_location}/{DIGEST_PATTERN}");
         info!(
@@ -529,6 +538,11 @@ async fn until(
             "the store did not answer within {limit}"
         )))
     })
+}
+
+/// The next run has to look at more digests, that is all.
+fn warn_of_index(fault: &Fault) {
+    warn!(operation = "run", "the index could not be stored: {fault}");
 }
 
 /// Remembers this run beside the one that closed before it.

@@ -15,6 +15,22 @@ use lapin::{BasicProperties, Connection, ConnectionProperties};
 use rustix::process::{Pid, Signal, kill_process_group};
 use tempfile::TempDir;
 
+/// Class and method of what a broker sends, for [`TcpProxy`](crate::tcp_proxy::TcpProxy).
+pub mod frames {
+    /// `channel.open-ok`.
+    pub const OPENED: &[u8] = &[0, 20, 0, 11];
+    /// `queue.declare-ok`.
+    pub const DECLARED: &[u8] = &[0, 50, 0, 11];
+    /// `basic.consume-ok`.
+    pub const CONSUMING: &[u8] = &[0, 60, 0, 21];
+    /// `basic.deliver`.
+    pub const DELIVER: &[u8] = &[0, 60, 0, 60];
+    /// `basic.ack` of a published message.
+    pub const CONFIRMED: &[u8] = &[0, 60, 0, 80];
+    /// What a producer or worker waits for while it starts.
+    pub const START: [&[u8]; 5] = [OPENED, DECLARED, CONSUMING, DELIVER, CONFIRMED];
+}
+
 /// An AMQP URL in this variable is used instead of a node of our own, where one will do.
 pub const URL_VARIABLE: &str = "REPOFLEET_TEST_AMQP_URL";
 

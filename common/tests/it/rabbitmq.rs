@@ -25,6 +25,7 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeleteOptio
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
 use testing::broker_contract::{host_pause, job, outcome};
+use testing::rabbitmq::frames::{CONSUMING, DELIVER, START};
 use testing::rabbitmq::{Node, fresh_prefix, shared_url};
 use testing::tcp_proxy::TcpProxy;
 use time::OffsetDateTime;
@@ -41,17 +42,6 @@ fn options(url: &str, prefix: &str) -> Options {
     options.patience = PROMPTLY;
     options
 }
-
-/// What a broker's every delivery says: class and method of `basic.deliver`.
-const DELIVER: &[u8] = &[0, 60, 0, 60];
-/// `basic.consume-ok`.
-const CONSUMING: &[u8] = &[0, 60, 0, 21];
-/// `channel.open-ok`.
-const OPENED: &[u8] = &[0, 20, 0, 11];
-/// `queue.declare-ok`.
-const DECLARED: &[u8] = &[0, 50, 0, 11];
-/// `basic.ack` of a published message.
-const CONFIRMED: &[u8] = &[0, 60, 0, 80];
 
 /// A proxy in front of the shared broker, and the broker's URL through it.
 fn proxied() -> (TcpProxy, String) {
@@ -600,7 +590,7 @@ async fn retries_wait_as_long_as_they_should_side_by_side() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_that_is_reset_in_a_start_is_made_again() {
     let (proxy, url) = proxied();
-    for bytes in [OPENED, DECLARED, CONSUMING, DELIVER, CONFIRMED] {
+    for bytes in START {
         let prefix = fresh_prefix();
         let one = jobs(&RunId::new(), 0..1).remove(0);
         let recorded = outcome(&one, Outcome::Processed);

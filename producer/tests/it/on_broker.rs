@@ -11,7 +11,7 @@ use common::store::DigestStore;
 use common::store::s3::S3Store;
 use rustix::process::Signal;
 use serde_json::Value;
-use testing::rabbitmq::{fresh_prefix, purge, shared_url};
+use testing::rabbitmq::{frames, fresh_prefix, purge, shared_url};
 use testing::s3_server::{Fate, S3Server};
 use testing::seaweedfs::SeaweedFs;
 use testing::tcp_proxy::TcpProxy;
@@ -91,13 +91,17 @@ fn four_workers_digest_two_hundred_repositories_and_then_only_what_was_pushed() 
         .collect();
     assert_eq!(workers_seen.len(), 4, "each had its share");
 
-    let second = Running::start(&mut fleet.producer(&[]))
+    // What its outcomes say of the digests is what the server's listing says.
+    let second = Running::start(fleet.producer(&[]).env("LOG_LEVEL", "debug"))
         .wait()
         .with(exit::OK);
     assert_eq!(
         second.sentence(),
         "Pipeline complete: 200 total, 200 cached (100.0%), 0 processed, 0 failed"
     );
+    let checked = second.messages("cache-check");
+    let unknown = "read 0 digests that the index did not know";
+    assert!(checked.iter().any(|line| line == unknown), "{checked:?}");
     assert_eq!(fleet.fleet.server.total_fetches(), REPOS as u64);
 
     let pushed = [3, 77, 199];
@@ -334,6 +338,27 @@ fn purged_jobs_are_published_again() {
     worker.wait().with(exit::OK);
 }
 
+/// What a worker has in hand when the rest is purged is not worked on twice.
+#[test]
+fn purged_jobs_are_published_again_beside_what_is_in_hand() {
+    let (fleet, _bucket) = fleet_of(&["a/b", "a/c", "a/d"]);
+    fleet.fleet.server.set_held(true);
+    let worker = fleet.start_worker(&["--concurrency", "1"]);
+    let run = Running::start(&mut fleet.producer(&["--republish-after", "2"]));
+    run.wait_for_line("Jobs published: 3");
+    let look = fleet.look(&fleet.broker_url);
+    wait_until("one job to be in hand", || look.waiting().ready == 2);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(purge(&fleet.broker_url, &format!("{}.jobs", fleet.prefix)));
+    run.wait_for_line("2 open jobs neither wait nor have a digest: publishing them again");
+    fleet.fleet.server.set_held(false);
+    let run = run.wait().with(exit::OK);
+    assert_eq!(run.summary()["processed"], 3);
+    assert_eq!(fleet.fleet.server.total_fetches(), 3);
+    worker.signal(Signal::TERM);
+    worker.wait().with(exit::OK);
+}
+
 /// Jobs in workers' hands are not lost, however long nothing is heard of them.
 #[test]
 fn jobs_in_hand_are_left_alone() {
@@ -369,6 +394,25 @@ fn a_broker_gone_for_good_is_69() {
         gave_up.unwrap().contains("longer than --patience"),
         "{said:?}"
     );
+}
+
+/// A connection that is reset in a start costs nothing but another one, at whatever step it was.
+#[test]
+fn a_connection_that_is_reset_in_a_start_is_made_again() {
+    let (mut fleet, _bucket) = fleet_of(&["a/b"]);
+    let worker = fleet.start_worker(&[]);
+    let proxy = proxy_to_broker(&mut fleet);
+    for frame in frames::START {
+        proxy.cut_once_at(frame);
+        let connections = proxy.connections();
+        let run = Running::start(&mut fleet.producer(&["--force"])).wait();
+        assert_eq!(run.code(), i32::from(exit::OK), "{frame:?}: {run:?}");
+        assert_eq!(run.summary()["processed"], 1, "{frame:?}");
+        let made = proxy.connections() - connections;
+        assert!(made > 1, "{frame:?}: nothing was reset");
+    }
+    worker.signal(Signal::TERM);
+    worker.wait().with(exit::OK);
 }
 
 /// A store, or its name, that comes back within patience costs the night's run nothing.

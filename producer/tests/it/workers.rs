@@ -125,18 +125,21 @@ fn a_job_that_kills_its_workers_is_the_only_dead_letter() {
     assert!(kills <= 12, "{kills} kills");
 }
 
+/// The run that waits for them says so.
 #[test]
 fn why_workers_wait_is_in_the_ledger() {
     let (fleet, bucket) = fleet_of(&["w/a", "w/b"]);
     fleet
         .fleet
         .server
-        .fault("w/a", Fault::retry_after(429, 2).times(1));
+        .fault("w/a", Fault::retry_after(429, 8).times(1));
     let denied = |call: &testing::s3_server::Call| match call.key.starts_with("runs/") {
         true => Fate::Answered,
         false => Fate::Denied(403, "AccessDenied"),
     };
-    let run = Running::start(&mut fleet.producer(&["--force"]));
+    // Looks at the workers each second.
+    let mut run = fleet.producer(&["--force", "--republish-after", "1"]);
+    let run = Running::start(&mut run);
     run.wait_for_line("Jobs published: 2");
     bucket.decide(denied);
     let worker = fleet.start_worker(&[]);
@@ -149,10 +152,13 @@ fn why_workers_wait_is_in_the_ledger() {
                 .is_some_and(|why| why.contains("AccessDenied"))
         })
     });
+    let said = run.wait_for_line("1 worker paused: ");
+    assert!(said.contains("AccessDenied"), "{said}");
     bucket.decide(|_| Fate::Answered);
+    let host = fleet.fleet.server.authority();
+    run.wait_for_line(&format!("{host} rate-limited until "));
     let run = run.wait().with(exit::OK);
     assert_eq!(run.summary()["processed"], 2);
-    let host = fleet.fleet.server.authority();
     assert!(
         says(&|state| state.hosts.contains_key(&host)),
         "{:?}",

@@ -6,6 +6,8 @@
 
 use std::error::Error;
 
+use aws_config::default_provider::credentials::DefaultCredentialsChain;
+use aws_credential_types::provider::{ProvideCredentials, future};
 use aws_sdk_s3::Client as Sdk;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::config::interceptors::InterceptorContext;
@@ -20,12 +22,15 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
 use aws_sdk_s3::primitives::ByteStream;
+use aws_smithy_http_client::tls::Provider;
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_runtime_api::client::dns::{DnsFuture, ResolveDns, ResolveDnsError};
 use futures::Stream;
 use futures::stream;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
-use super::config::S3Config;
+use super::config::{Keys, S3Config};
 use super::errors::{self, Failure, code, status};
 use super::metadata::Seen;
 use crate::fault::Fault;
@@ -55,21 +60,53 @@ impl ClassifyRetry for TooManyRequests {
     }
 }
 
+/// Name resolution as the system does it, whose failures can be told from others by their type.
+#[derive(Clone, Debug)]
+struct SystemResolver;
+
+impl ResolveDns for SystemResolver {
+    fn resolve_dns<'a>(&'a self, name: &'a str) -> DnsFuture<'a> {
+        DnsFuture::new(async move {
+            let found = tokio::net::lookup_host((name, 0)).await;
+            let found = found.map_err(ResolveDnsError::new)?;
+            Ok(found.map(|address| address.ip()).collect())
+        })
+    }
+}
+
+/// The SDK's own sources of credentials: environment, profile, web identity, container, instance.
+/// Set up on first use.
+#[derive(Debug)]
+struct CredentialsChain {
+    region: Region,
+    chain: OnceCell<DefaultCredentialsChain>,
+}
+
+impl ProvideCredentials for CredentialsChain {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        future::ProvideCredentials::new(async {
+            let chain = DefaultCredentialsChain::builder().region(self.region.clone());
+            let chain = self.chain.get_or_init(|| chain.build()).await;
+            chain.provide_credentials().await
+        })
+    }
+}
+
 impl Client {
     /// Sets up a client. Nothing is sent yet.
     pub(super) fn new(config: &S3Config) -> Self {
         let limits = &config.limits;
-        let credentials = Credentials::new(
-            config.access_key(),
-            config.secret_key(),
-            config.session_token().map(str::to_owned),
-            None,
-            "environment",
-        );
+        let region = Region::new(config.region.clone());
+        let http = aws_smithy_http_client::Builder::new()
+            .tls_provider(Provider::Rustls(CryptoMode::AwsLc))
+            .build_with_resolver(SystemResolver);
         let mut builder = aws_sdk_s3::Config::builder()
             .behavior_version(BehaviorVersion::latest())
-            .region(Region::new(config.region.clone()))
-            .credentials_provider(credentials)
+            .http_client(http)
+            .region(region.clone())
             .force_path_style(true)
             // By default the SDK sends a trailing CRC32, which R2 refused for a time.
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
@@ -92,6 +129,23 @@ impl Client {
                     .build(),
             )
             .retry_classifier(TooManyRequests);
+        builder = match config.keys().cloned() {
+            Some(Keys {
+                access,
+                secret,
+                session_token,
+            }) => builder.credentials_provider(Credentials::new(
+                access,
+                secret,
+                session_token,
+                None,
+                "environment",
+            )),
+            None => builder.credentials_provider(CredentialsChain {
+                region,
+                chain: OnceCell::new(),
+            }),
+        };
         if let Some(endpoint) = &config.endpoint {
             builder = builder.endpoint_url(endpoint);
         }

@@ -4,8 +4,10 @@ use std::error::Error;
 use std::io;
 use std::time::Duration;
 
+use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_smithy_runtime_api::client::dns::ResolveDnsError;
 
 use super::config::{Names, S3Config};
 
@@ -32,6 +34,8 @@ pub(super) enum Failure {
     Name(String),
     /// The server's certificate is not one that this machine trusts.
     Certificate(String),
+    /// No source has credentials.
+    NoCredentials(String),
     /// No answer, or half of one.
     Broken(String),
 }
@@ -86,17 +90,20 @@ impl Failure {
     fn without_answer(error: &(dyn Error + 'static)) -> Self {
         let mut next = Some(error);
         while let Some(cause) = next {
-            if let Some(io) = cause.downcast_ref::<io::Error>()
-                && io.kind() == io::ErrorKind::ConnectionRefused
-            {
-                return Self::Refused;
+            if let Some(io) = cause.downcast_ref::<io::Error>() {
+                if io.kind() == io::ErrorKind::ConnectionRefused {
+                    return Self::Refused;
+                }
+                let inner = io.get_ref().and_then(|inner| inner.downcast_ref());
+                if let Some(rustls::Error::InvalidCertificate(why)) = inner {
+                    return Self::Certificate(why.to_string());
+                }
             }
-            let text = cause.to_string();
-            if text.contains("dns error") || text.contains("lookup address") {
+            if cause.is::<ResolveDnsError>() {
                 return Self::Name(innermost(cause).to_string());
             }
-            if text.contains("certificate") {
-                return Self::Certificate(text);
+            if let Some(CredentialsError::CredentialsNotLoaded(_)) = cause.downcast_ref() {
+                return Self::NoCredentials(innermost(cause).to_string());
             }
             next = cause.source();
         }
@@ -107,7 +114,7 @@ impl Failure {
     pub(super) fn is_lasting(&self) -> bool {
         match self {
             Self::Answer { status, .. } => *status < 500 && !matches!(status, 408 | 429),
-            Self::Certificate(_) => true,
+            Self::Certificate(_) | Self::NoCredentials(_) => true,
             _ => false,
         }
     }
@@ -133,6 +140,10 @@ impl Failure {
             }
             Self::Certificate(why) => format!(
                 "its certificate is not trusted ({why}); install ca-certificates, or check {address}"
+            ),
+            Self::NoCredentials(why) => format!(
+                "no credentials ({why}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or check \
+                 the profile, web identity, container or instance role"
             ),
             Self::Broken(why) => format!("{why}; {}", no_s3_server(config)),
             Self::Answer {
