@@ -252,6 +252,8 @@ impl RunConfig {
         let Some((events, adopted, plan)) = unless_stopped(preparing, shutdown).await? else {
             return Ok(shutdown.unfinished());
         };
+        let urls = plan.checked.iter().filter(|checked| !checked.is_cached());
+        engine.warn_without_token(urls.map(|checked| checked.entry.url.as_str()));
         let begun = self.begin(engine, start, store, plan, adopted, bar);
         let Some(mut begun) = unless_stopped(begun, shutdown).await? else {
             return Ok(shutdown.unfinished());
@@ -639,6 +641,7 @@ mod tests {
             reporter: Reporter::start(&view, OffsetDateTime::now_utc(), Bar::hidden()),
             watchdog: Watchdog::new(config.watchdog.clone(), Instant::now()),
             view,
+            learned: None,
         };
         let events = engine.broker.events(Position::Now).await.unwrap();
         // It goes away before it takes a job.

@@ -3,6 +3,8 @@
 //! The only user of git2. Nothing is ever checked out: no filter, hook, symbolic link or submodule of
 //! a repository can do anything.
 
+use std::fs;
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Once};
 
@@ -15,12 +17,21 @@ use crate::fetch::policy::{FetchPolicy, FetchSource};
 
 pub mod policy;
 
+pub mod address;
+
 pub mod http;
+
+pub mod answer;
+
+mod packets;
 
 pub mod objects;
 
 /// The ref in the scratch repository that holds the remote's HEAD.
 const HEAD: &str = "refs/repofleet/head";
+
+/// Bytes without which a disk counts as full.
+const ROOM: u64 = 64 << 10;
 
 /// A fetched repository.
 pub struct Fetched {
@@ -28,6 +39,8 @@ pub struct Fetched {
     pub source: Objects,
     /// Bytes received over the network.
     pub bytes: u64,
+    /// Where redirects led, if that is another path.
+    pub renamed_to: Option<String>,
 }
 
 /// Fetches HEAD of `url` into `scratch`, an empty folder, or opens `url` if it is local.
@@ -45,26 +58,63 @@ pub fn fetch(
         FetchSource::Local(path) => Ok(Fetched {
             source: Objects::open(&path)?.report_to(sink),
             bytes: 0,
+            renamed_to: None,
         }),
         FetchSource::Remote { url, named } => {
             let session = HttpSession::new(url.clone(), named, policy, Arc::clone(&sink))?;
             let result = session.run(|| download(url.as_str(), scratch, Arc::clone(&sink)));
             let (repository, head) = result.map_err(|error| {
                 let fault = session.take_fault();
-                let mut fault = fault.unwrap_or_else(|| objects::fault("git", &error));
-                if fault.kind == FaultKind::Infra {
-                    // libgit2 does not always say where.
-                    fault.message = format!("in {}: {}", scratch.display(), fault.message);
-                }
-                fault
+                fault.unwrap_or_else(|| local_fault(&error, scratch))
             })?;
+            let refs = session.refs();
+            if head.is_none() && !refs.is_empty() {
+                let branch = session.unborn_branch();
+                return Err(answer::unborn_head(branch.as_deref(), &refs));
+            }
             let source = Objects::new(repository, head.map(objects::object_id))?;
             Ok(Fetched {
                 source: source.report_to(sink),
                 bytes: session.received(),
+                renamed_to: session.renamed_to(),
             })
         }
     }
+}
+
+/// Classifies an error of libgit2 that the host did not cause in words.
+///
+/// Only what this machine itself shows counts against it: that the system refused libgit2 room, or that
+/// the scratch folder cannot be written.
+fn local_fault(error: &git2::Error, scratch: &Path) -> Fault {
+    let fault = objects::fault("git", error);
+    if fault.kind != FaultKind::Infra {
+        return fault;
+    }
+    // libgit2 does not always say where, and has removed what did not fit.
+    let found = match objects::is_no_room(error) {
+        true => Some(fault.message.clone()),
+        false => look_at(scratch).err().map(|found| {
+            format!("{found}; make room in the scratch folder or choose another with --scratch")
+        }),
+    };
+    match found {
+        Some(found) => Fault::infra(format!("in {}: {found}", scratch.display())),
+        None => Fault::transient(fault.message),
+    }
+}
+
+/// Finds out whether a folder has room and can be written.
+fn look_at(folder: &Path) -> io::Result<()> {
+    let disk = rustix::fs::statvfs(folder)?;
+    // Some file systems count no files.
+    let no_files = disk.f_files > 0 && disk.f_favail == 0;
+    if disk.f_bavail.saturating_mul(disk.f_frsize) < ROOM || no_files {
+        return Err(rustix::io::Errno::NOSPC.into());
+    }
+    let probe = folder.join("probe");
+    fs::write(&probe, [0; 4096])?;
+    fs::remove_file(&probe)
 }
 
 /// Fetches into a new scratch repository. Returns it and the remote's HEAD, if it has one.

@@ -33,6 +33,8 @@ pub struct Attempt {
     pub stored_bytes: u64,
     /// The digest, if one was stored.
     pub digest: Option<StoredDigest>,
+    /// Where the host said that the repository is now, if that is another path.
+    pub renamed_to: Option<String>,
 }
 
 impl From<Outcome> for Attempt {
@@ -42,6 +44,7 @@ impl From<Outcome> for Attempt {
             fetched_bytes: 0,
             stored_bytes: 0,
             digest: None,
+            renamed_to: None,
         }
     }
 }
@@ -81,7 +84,7 @@ pub async fn attempt(
     metrics.fetched_bytes.inc_by(made.fetched_bytes);
     metrics.fetched_in(made.fetch);
     metrics.digested_in(made.digest);
-    let fetched_bytes = made.fetched_bytes;
+    let (fetched_bytes, renamed_to) = (made.fetched_bytes, made.renamed_to);
 
     let max_text_bytes = slots.limits().max_text_bytes;
     let commit = made.facts.commit.clone();
@@ -124,12 +127,14 @@ pub async fn attempt(
                     etag: version.etag().to_owned(),
                     format: digest.meta.format,
                 }),
+                renamed_to,
             });
         }
         found = unless_stopped(stop, store.head(&job.repo)).await?;
         if let Some(outcome) = settled_by(job, &found) {
             return Ok(Attempt {
                 fetched_bytes,
+                renamed_to,
                 ..outcome.into()
             });
         }

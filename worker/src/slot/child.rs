@@ -15,6 +15,7 @@ use super::protocol::{ARGUMENT, ChildRequest, Frame, MAX_PIECE};
 use crate::digest::Part;
 use crate::digest::write::write;
 use crate::fetch;
+use crate::fetch::answer::TokenRefusal;
 use crate::fetch::http::ProgressSink;
 
 /// Bytes that count as progress: a server that sends a byte a second makes none.
@@ -93,6 +94,7 @@ fn work(request: &ChildRequest, frames: &Arc<FrameWriter>) -> Result<Frame, Faul
     let done = Frame::Fetched {
         fetched_bytes: fetched.bytes,
         millis: millis(start),
+        renamed_to: fetched.renamed_to,
     };
     write_frame(&done, b"")?;
 
@@ -177,6 +179,11 @@ impl ProgressSink for FrameWriter {
 
     fn alive(&self) {
         self.progress(None);
+    }
+
+    fn token_refused(&self, why: TokenRefusal) {
+        // As above.
+        self.write(&Frame::TokenRefused { why }, b"").ok();
     }
 }
 

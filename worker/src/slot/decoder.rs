@@ -15,6 +15,7 @@ use tokio::process::ChildStdout;
 use super::SlotOutput;
 use super::protocol::{Frame, MAX_PIECE};
 use crate::digest::Part;
+use crate::fetch::answer::TokenRefusal;
 
 /// Longest line read from a child, in bytes.
 const MAX_LINE: u64 = 1 << 20;
@@ -30,6 +31,8 @@ pub(super) struct FrameDecoder {
     content: String,
     fetched_bytes: u64,
     max_fetched_bytes: u64,
+    renamed_to: Option<String>,
+    token_refusal: Option<TokenRefusal>,
     /// How long the fetch took, once it is done.
     fetch: Option<Duration>,
     /// Bytes of text that the child may still send; `None` without a limit.
@@ -48,6 +51,8 @@ impl FrameDecoder {
             content: String::new(),
             fetched_bytes: 0,
             max_fetched_bytes,
+            renamed_to: None,
+            token_refusal: None,
             fetch: None,
             // Tree and content may each exceed the limit by one piece.
             room: max_text_bytes.map(|max| 2 * (max + MAX_PIECE as u64)),
@@ -67,11 +72,14 @@ impl FrameDecoder {
         }
         match serde_json::from_slice(&line)? {
             Frame::Progress { fetched_bytes } => self.fetched(fetched_bytes)?,
+            Frame::TokenRefused { why } => self.token_refusal = Some(why),
             Frame::Fetched {
                 fetched_bytes,
                 millis,
+                renamed_to,
             } => {
                 self.fetched(fetched_bytes)?;
+                self.renamed_to = renamed_to.as_deref().map(shown);
                 self.fetch = Some(Duration::from_millis(millis));
             }
             Frame::Text { part, bytes } => self.text(part, bytes).await?,
@@ -86,6 +94,7 @@ impl FrameDecoder {
                     tree: std::mem::take(&mut self.tree),
                     content: std::mem::take(&mut self.content),
                     fetched_bytes: self.fetched_bytes,
+                    renamed_to: self.renamed_to.take(),
                     fetch: self.fetch.unwrap_or_default(),
                     digest: Duration::from_millis(millis),
                 })));
@@ -93,6 +102,11 @@ impl FrameDecoder {
             Frame::Failed(fault) => return checked(fault).map(|fault| Some(Err(fault))),
         }
         Ok(None)
+    }
+
+    /// Takes what the last frame said about the token.
+    pub(super) fn token_refusal(&mut self) -> Option<TokenRefusal> {
+        self.token_refusal.take()
     }
 
     fn fetched(&mut self, bytes: u64) -> io::Result<()> {

@@ -6,6 +6,7 @@ use common::fault::Fault;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{DigestLimits, Facts, Part, Subject};
+use crate::fetch::answer::TokenRefusal;
 use crate::fetch::policy::FetchPolicy;
 
 /// The first argument that makes a binary a slot's child.
@@ -35,10 +36,15 @@ pub(super) enum Frame {
     Progress {
         fetched_bytes: u64,
     },
+    /// The host refused the token.
+    TokenRefused {
+        why: TokenRefusal,
+    },
     /// The repository can be read.
     Fetched {
         fetched_bytes: u64,
         millis: u64,
+        renamed_to: Option<String>,
     },
     /// The text follows the line.
     Text {

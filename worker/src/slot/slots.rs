@@ -20,8 +20,10 @@ use tokio_util::sync::CancellationToken;
 use super::decoder::{FrameDecoder, shown};
 use super::protocol::{ARGUMENT, ChildRequest};
 use super::scratch::Scratch;
+use super::token::TokenWatch;
 use super::{SlotConfig, SlotError, SlotOutput};
 use crate::digest::{DigestLimits, Subject};
+use crate::fetch::answer::TokenRefusal;
 use crate::fetch::policy::{FetchPolicy, FetchSource};
 
 /// For a local repository: its packs are mapped, and the operator chose it.
@@ -44,6 +46,7 @@ pub struct Slots {
     scratch: Scratch,
     free: Semaphore,
     spawner: Spawner,
+    token: TokenWatch,
     metrics: Metrics,
 }
 
@@ -69,6 +72,7 @@ impl Slots {
             scratch,
             free: Semaphore::new(config.slots().into()),
             spawner: Spawner::start().map_err(Fault::infra)?,
+            token: TokenWatch::default(),
             config,
             policy,
             limits,
@@ -148,9 +152,13 @@ impl Slots {
         let child = &self.config.child;
         let mut policy = self.policy.clone();
         let address_space = match source {
-            FetchSource::Local(_) => LOCAL_ADDRESS_SPACE,
+            FetchSource::Local(_) => {
+                policy.token = None;
+                LOCAL_ADDRESS_SPACE
+            }
             FetchSource::Remote { url, .. } => {
-                if policy.token_for(url).is_none() {
+                let now = std::time::Instant::now();
+                if policy.token_for(url).is_none() || !self.token.is_usable(now) {
                     policy.token = None;
                 }
                 policy.max_bytes.saturating_add(child.address_space)
@@ -187,6 +195,7 @@ impl Slots {
                 frame = decoder.next() => match frame {
                     Ok(None) => {
                         alive = Instant::now();
+                        self.note_token(decoder.token_refusal(), request);
                         failpoint::hit("during-fetch");
                     }
                     Ok(Some(result)) => return result,
@@ -204,6 +213,14 @@ impl Slots {
         };
         self.metrics.slot_killed(reason);
         Err(fault)
+    }
+
+    /// Believes a child that had a token.
+    fn note_token(&self, refusal: Option<TokenRefusal>, request: &ChildRequest) {
+        if let (Some(why), Some(token)) = (refusal, &request.policy.token) {
+            let now = std::time::Instant::now();
+            self.token.refused(&token.host, why, now);
+        }
     }
 
     /// Returns a child to start in `scratch`, with as little of this process's environment as it

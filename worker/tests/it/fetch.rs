@@ -4,8 +4,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use common::fault::{Fault, FaultKind};
+use common::text::printable;
 use futures::future::join_all;
-use testing::git_server::{Fault as Trouble, GitServer, Kind, Rule};
+use testing::git_server::{Fault as Trouble, GITHUB_LIMIT, GitServer, Kind, Place, Rule};
 use testing::http_server::{HttpServer, Response};
 use testing::repositories::{Builder, empty};
 use worker::fetch::policy::HostToken;
@@ -76,7 +77,7 @@ async fn a_repository_is_fetched_shallowly_over_one_connection() {
 
 #[tokio::test]
 async fn heads_of_every_kind() {
-    let fixture = Fixture::new();
+    let mut fixture = Fixture::new();
     let root = fixture.root.path();
     empty(root, "owner", "empty");
     let dangling = good(root, "dangling");
@@ -87,9 +88,20 @@ async fn heads_of_every_kind() {
     let elsewhere = good(root, "elsewhere");
     git(&elsewhere, ["branch", "-m", "main", "odd/branch"]);
 
-    for name in ["empty", "dangling"] {
-        let made = fixture.make(name).await.unwrap();
-        assert_eq!((made.facts.commit, made.facts.files), (None, 0), "{name}");
+    let made = fixture.make("empty").await.unwrap();
+    assert_eq!((made.facts.commit, made.facts.files), (None, 0));
+    // Not an empty one, from wherever it is read.
+    fixture.policy.local = true;
+    let remote = fixture.url("dangling");
+    for url in [remote.as_str(), dangling.to_str().unwrap()] {
+        let fault = fixture.make_url(url).await.unwrap_err();
+        assert_eq!(
+            (fault.kind, fault.message.as_str()),
+            (
+                Gone,
+                "HEAD names the branch \"nowhere\", which does not exist; there is \"main\"; make an existing branch the default"
+            )
+        );
     }
     for name in ["detached", "elsewhere"] {
         let made = fixture.make(name).await.unwrap();
@@ -146,8 +158,12 @@ async fn statuses_have_their_class_at_either_request() {
     let fixture = Fixture::new();
     let seconds = |s| Some(Duration::from_secs(s));
     for (trouble, kind, retry_after) in [
-        (Trouble::status(401), Gone, None),
         (Trouble::status(403), Throttled, None),
+        (
+            Trouble::with_body(403, "This repository has been disabled."),
+            Gone,
+            None,
+        ),
         (Trouble::status(404), Gone, None),
         (Trouble::status(410), Gone, None),
         (Trouble::status(429), Throttled, seconds(60)),
@@ -159,6 +175,31 @@ async fn statuses_have_their_class_at_either_request() {
             seconds(3600),
         ),
         (Trouble::status(451), Gone, None),
+        (
+            Trouble::with_body(451, "DMCA \u{1b}[1mtakedown"),
+            Gone,
+            None,
+        ),
+        (
+            Trouble::says(Place::Err, GITHUB_LIMIT),
+            Throttled,
+            seconds(60),
+        ),
+        (
+            Trouble::says(Place::Err, "No space left on device"),
+            Transient,
+            None,
+        ),
+        (
+            Trouble::says(Place::Err, "fatal: File too large"),
+            Transient,
+            None,
+        ),
+        (
+            Trouble::says(Place::Err, "fatal: Cannot allocate memory"),
+            Transient,
+            None,
+        ),
         (Trouble::status(500), Transient, None),
         (Trouble::status(503), Transient, None),
         (Trouble::retry_after(503, 9), Throttled, seconds(9)),
@@ -170,7 +211,110 @@ async fn statuses_have_their_class_at_either_request() {
             if let Trouble::Status { code, .. } = trouble {
                 assert!(fault.message.contains(&code.to_string()), "{fault}");
             }
+            assert_quotes(&fault, &trouble);
         }
+    }
+}
+
+/// The fault says what the host said, as far as that can be printed.
+fn assert_quotes(fault: &Fault, trouble: &Trouble) {
+    let words = match trouble {
+        Trouble::Status { body, .. } => body.trim(),
+        Trouble::Says { words, .. } => words,
+        _ => return,
+    };
+    let words = printable(words);
+    assert!(fault.message.contains(&format!("\"{words}\"")), "{fault}");
+    assert!(!fault.message.contains(char::is_control), "{fault}");
+}
+
+#[tokio::test]
+async fn a_limit_on_anonymous_downloads_is_the_hosts_and_asks_for_a_token() {
+    let fixture = Fixture::new();
+    for trouble in [Trouble::github_limit(7), Trouble::github_limit_in_band(7)] {
+        let fault = fixture.fault_of(trouble.clone(), Throttled).await;
+        assert_eq!(fault.retry_after, Some(Duration::from_secs(7)));
+        for part in [GITHUB_LIMIT, "GITHUB_TOKEN"] {
+            assert!(fault.message.contains(part), "{trouble:?}: {fault}");
+        }
+    }
+    // It is not there for us, if nothing more is said; but whoever shows refs has the repository.
+    for (at, kind) in [(Kind::InfoRefs, Gone), (Kind::UploadPack, Throttled)] {
+        let fault = fixture.fault_of(Trouble::status(401).on(at), kind).await;
+        assert_eq!(fault.retry_after, None);
+    }
+}
+
+#[tokio::test]
+async fn words_in_side_band_3_are_quoted() {
+    let fixture = Fixture::new();
+    let words = "fatal: No space left on device".repeat(20);
+    let trouble = Trouble::says(Place::SideBand3, &words);
+    let fault = fixture.fault_of(trouble, Transient).await;
+    assert!(fault.message.contains(&words[..299]), "{fault}");
+    assert!(!fault.message.contains(&words[..300]), "{fault}");
+}
+
+#[tokio::test]
+async fn what_this_program_cannot_read_is_said_once_and_for_all() {
+    let mut fixture = Fixture::new();
+    let root = fixture.root.path();
+    let sha256 = root.join("owner/sha256.git");
+    for name in ["sha256", "sha256-empty"] {
+        let path = format!("owner/{name}.git");
+        git(root, ["init", "--bare", "--object-format=sha256", &path]);
+    }
+    let tree = git(&sha256, ["write-tree"]);
+    let commit = git(
+        &sha256,
+        [
+            "-c",
+            "user.name=x",
+            "-c",
+            "user.email=x",
+            "commit-tree",
+            "-m",
+            "1",
+            &tree,
+        ],
+    );
+    git(&sha256, ["update-ref", "HEAD", &commit]);
+    let partial = root.join("partial");
+    let from = root.join("owner/good.git");
+    git(&from, ["config", "uploadpack.allowFilter", "true"]);
+    git(
+        root,
+        [
+            "clone",
+            "--quiet",
+            "--bare",
+            "--filter=blob:none",
+            &format!("file://{}", from.display()),
+            "partial",
+        ],
+    );
+    fixture.policy.local = true;
+    let files = HttpServer::start(|request| match request.path.as_str() {
+        "/owner/files/info/refs" => {
+            Response::new(200, format!("{}\trefs/heads/main\n", "1".repeat(40)))
+                .header("content-type", "text/plain")
+        }
+        _ => Response::new(404, ""),
+    });
+    fixture
+        .policy
+        .hosts
+        .push(files.authority().parse().unwrap());
+    for (url, said) in [
+        (fixture.url("sha256"), "SHA-256"),
+        (fixture.url("sha256-empty"), "SHA-256"),
+        (sha256.display().to_string(), "SHA-256"),
+        (format!("{}/owner/files", files.url()), "dumb protocol"),
+        (partial.display().to_string(), "partial clone"),
+    ] {
+        let fault = fixture.make_url(&url).await.unwrap_err();
+        assert_eq!(fault.kind, Gone, "{url}: {fault}");
+        assert!(fault.message.contains(said), "{url}: {fault}");
     }
 }
 
@@ -185,6 +329,17 @@ async fn a_renamed_repository_is_fetched_from_its_new_place() {
     assert_eq!(fixture.server.repo_stats("owner/bad").upload_packs, 0);
     assert_eq!(fixture.server.fetches("owner/new-name"), 1);
     assert_eq!(fixture.server.connections(), 1);
+    assert_eq!(made.renamed_to, Some(fixture.url("new-name")));
+    // Another spelling is no other name.
+    for url in ["good.git", "Good", "good/"].map(|name| fixture.url(name)) {
+        fixture.server.clear_faults();
+        let to = fixture.url("good");
+        fixture
+            .server
+            .fault("owner/good", Trouble::Moved { to }.times(1));
+        let made = work(&fixture.slots(), &url).await.unwrap();
+        assert_eq!(made.renamed_to, None, "{url}");
+    }
 }
 
 #[tokio::test]
@@ -320,6 +475,85 @@ async fn a_refused_token_is_not_needed_for_what_is_public() {
     let fault = fixture.fault().await;
     assert_eq!(fault.kind, Gone);
     assert!(!fault.message.contains(TOKEN), "{fault}");
+}
+
+#[tokio::test]
+async fn a_token_that_is_refused_is_not_sent_again() {
+    let mut fixture = Fixture::with_token();
+    fixture.config.concurrency = Some(1);
+    let (code, headers) = (401, Vec::new());
+    fixture
+        .server
+        .fault_all(Trouble::RefuseToken { code, headers });
+    let slots = fixture.slots();
+    for _ in 0..2 {
+        let made = work(&slots, &fixture.url("bad")).await.unwrap();
+        assert!(made.content.contains(TEXT));
+    }
+    let sent = fixture.server.repo_stats("owner/bad").authorizations;
+    assert_eq!(sent.len(), 1);
+}
+
+/// It opens other organizations' repositories.
+#[tokio::test]
+async fn a_token_without_single_sign_on_is_not_needed_for_what_is_public() {
+    let fixture = Fixture::with_token();
+    let headers = vec![("x-github-sso".to_owned(), "required; url=…".to_owned())];
+    let code = 403;
+    fixture
+        .server
+        .fault("owner/bad", Trouble::RefuseToken { code, headers });
+    let slots = fixture.slots();
+    for name in ["bad", "good", "bad"] {
+        let made = work(&slots, &fixture.url(name)).await.unwrap();
+        assert!(made.content.contains(TEXT));
+    }
+    let sent = |repo| fixture.server.repo_stats(repo).authorizations.len();
+    assert_eq!((sent("owner/bad"), sent("owner/good")), (2, 3));
+}
+
+/// With a token it is not about those who don't say who they are.
+#[tokio::test]
+async fn a_limit_on_a_token_is_not_its_refusal() {
+    let fixture = Fixture::with_token();
+    let fault = fixture.fault_of(Trouble::github_limit(7), Throttled).await;
+    assert!(!fault.message.contains("GITHUB_TOKEN"), "{fault}");
+    let sent = fixture.server.repo_stats("owner/bad").authorizations;
+    assert_eq!(sent.len(), 2, "one for each request: {sent:?}");
+}
+
+#[tokio::test]
+async fn a_host_that_repeats_the_token_does_not_get_it_logged() {
+    let fixture = Fixture::with_token();
+    let words = format!("{TOKEN} is not allowed");
+    for trouble in [
+        Trouble::with_body(404, &words),
+        Trouble::with_body(403, &words),
+        Trouble::says(Place::Err, &words),
+    ] {
+        fixture.server.clear_faults();
+        fixture.server.fault("owner/bad", trouble.clone());
+        let fault = fixture.fault().await;
+        assert!(fault.message.contains("is not allowed"), "{fault}");
+        assert!(!fault.message.contains(TOKEN), "{fault}");
+    }
+}
+
+/// Names are for the proxy to resolve, and addresses for it to judge.
+#[tokio::test]
+async fn a_proxy_fetches_what_it_alone_can_find() {
+    let mut fixture = Fixture::new();
+    let host = "git.invalid";
+    fixture.policy.hosts.push(host.parse().unwrap());
+    let url = format!("http://{host}/owner/bad");
+    assert_eq!(fixture.make_url(&url).await.unwrap_err().kind, Transient);
+    // The server takes a proxy's requests too.
+    fixture.policy.proxy = Some(fixture.server.url().parse().unwrap());
+    let made = fixture.make_url(&url).await.unwrap();
+    assert!(made.content.contains(TEXT));
+    // What may be fetched is still decided here.
+    let fault = fixture.make_url("http://other.invalid/owner/bad").await;
+    assert_eq!(fault.unwrap_err().kind, Refused);
 }
 
 #[tokio::test]

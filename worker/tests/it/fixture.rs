@@ -61,6 +61,7 @@ impl Fixture {
             local: false,
             max_bytes: 64 << 20,
             token: None,
+            proxy: None,
         };
         Self {
             root,
