@@ -243,8 +243,9 @@ impl HttpSession {
         let body = self.beginning(&mut reply.response);
         let mut branch = None;
         PacketScan::default().scan(&body, |packet| {
-            let target = packet.strip_prefix(b"unborn HEAD symref-target:");
-            branch = target.map(|name| String::from_utf8_lossy(name).trim_end().to_owned());
+            if let Some(name) = packet.strip_prefix(b"unborn HEAD symref-target:") {
+                branch = Some(String::from_utf8_lossy(name).trim_end().to_owned());
+            }
         });
         branch
     }
