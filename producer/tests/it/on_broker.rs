@@ -322,8 +322,8 @@ fn purged_jobs_are_published_again() {
     let jobs = format!("{}.jobs", fleet.prefix);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(purge(&fleet.broker_url, &jobs));
-    run.wait_for_line("3 open jobs neither wait nor are in a worker's hands");
-    run.wait_for_line("publishing them again");
+    run.wait_for_line("3 open jobs are neither waiting nor in a worker's hands");
+    run.wait_for_line("3 open jobs are neither waiting nor digested: publishing again");
     let worker = fleet.start_worker(&[]);
     let run = run.wait().with(exit::OK);
     assert_eq!(run.summary()["processed"], 3);
@@ -350,7 +350,7 @@ fn purged_jobs_are_published_again_beside_what_is_in_hand() {
     wait_until("one job to be in hand", || look.waiting().ready == 2);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(purge(&fleet.broker_url, &format!("{}.jobs", fleet.prefix)));
-    run.wait_for_line("2 open jobs neither wait nor have a digest: publishing them again");
+    run.wait_for_line("2 open jobs are neither waiting nor digested: publishing again");
     fleet.fleet.server.set_held(false);
     let run = run.wait().with(exit::OK);
     assert_eq!(run.summary()["processed"], 3);
