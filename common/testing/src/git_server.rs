@@ -216,7 +216,7 @@ pub enum Kind {
 }
 
 /// A fault on the server's side. (The client's view of it is a
-/// [`common::fault::Fault`](common::fault::Fault).)
+/// [`common::fault::Fault`].)
 ///
 /// Applies to every request for ever, unless limited by [`Fault::on`] and [`Fault::times`].
 #[derive(Clone, Debug)]
