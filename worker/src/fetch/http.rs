@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use common::fault::Fault;
+use common::tls;
 use git2::transport::{Service, SmartSubtransport, SmartSubtransportStream, Transport};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, LOCATION, RETRY_AFTER};
@@ -86,6 +87,7 @@ impl HttpSession {
         let resolver = PublicOnly {
             policy: policy.clone(),
         };
+        tls::install_provider();
         let client = Client::builder()
             // Servers recognize git clients by this prefix.
             .user_agent(concat!(

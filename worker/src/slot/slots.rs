@@ -1,8 +1,9 @@
 //! The slots of a process, and the children that work in them.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use crate::metrics::Metrics;
 use common::failpoint;
 use common::fault::Fault;
+use openssl_probe::{ENV_CERT_DIR, ENV_CERT_FILE};
 use rustix::process::{DumpableBehavior, Pid, Signal, kill_process_group, set_dumpable_behavior};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
@@ -219,14 +221,30 @@ impl Slots {
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true);
-        let certificates = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
-        command.envs(
-            certificates
-                .iter()
-                .filter_map(|name| Some((name, std::env::var_os(name)?))),
-        );
+        command.envs(certificates(
+            |name| std::env::var_os(name),
+            || openssl_probe::probe().cert_file,
+        ));
         command
     }
+}
+
+/// Tells a child which certificates to trust: those that this process's environment names, or else the
+/// system's bundle. Left to itself, a child would also read the system's folder: 147 files that are in
+/// the bundle too.
+fn certificates(
+    variable: impl Fn(&str) -> Option<OsString>,
+    bundle: impl FnOnce() -> Option<PathBuf>,
+) -> Vec<(&'static str, OsString)> {
+    let mut named = Vec::new();
+    for name in [ENV_CERT_FILE, ENV_CERT_DIR] {
+        let value = variable(name).filter(|value| !value.is_empty());
+        named.extend(value.map(|value| (name, value)));
+    }
+    if named.is_empty() {
+        named.extend(bundle().map(|bundle| (ENV_CERT_FILE, bundle.into())));
+    }
+    named
 }
 
 /// A slot at work, counted as such until dropped.
@@ -344,5 +362,34 @@ impl Spawner {
             .await
             .map_err(|_| gone())?
             .map_err(|e| Fault::infra(format!("cannot start a slot with {program}: {e}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_is_told_one_place_of_certificates_unless_more_are_named() {
+        for (file, folder, expected) in [
+            (None, None, vec![(ENV_CERT_FILE, "system")]),
+            (Some(""), Some(""), vec![(ENV_CERT_FILE, "system")]),
+            (Some("mine"), None, vec![(ENV_CERT_FILE, "mine")]),
+            (None, Some("folder"), vec![(ENV_CERT_DIR, "folder")]),
+            (
+                Some("mine"),
+                Some("folder"),
+                vec![(ENV_CERT_FILE, "mine"), (ENV_CERT_DIR, "folder")],
+            ),
+        ] {
+            let variable = |name: &str| match name {
+                ENV_CERT_FILE => file.map(OsString::from),
+                _ => folder.map(OsString::from),
+            };
+            let named = certificates(variable, || Some("system".into()));
+            let expected = expected.into_iter().map(|(name, at)| (name, at.into()));
+            assert_eq!(named, expected.collect::<Vec<_>>());
+        }
+        assert_eq!(certificates(|_| None, || None), []);
     }
 }
