@@ -1,4 +1,8 @@
-//! Fetching: a shallow copy of HEAD in a bare scratch repository, or a local repository in place.
+//! Fetching: HEAD's one commit, or a local repository in place.
+//!
+//! By git's protocol v2 ([`wire`]) a server leaves out the files that no digest shows, and the pack is
+//! read as it comes ([`pack`]). Whatever surprises there is left to libgit2, which makes a shallow copy
+//! in a bare scratch repository ([`objects`]). Both ways make the same digests.
 //!
 //! The only user of git2. Nothing is ever checked out: no filter, hook, symbolic link or submodule of
 //! a repository can do anything.
@@ -9,9 +13,13 @@ use std::sync::{Arc, Once};
 use common::fault::{Fault, FaultKind};
 use git2::{AutotagOption, ErrorCode, FetchOptions, Oid, RemoteCallbacks, Repository};
 
+use url::Url;
+
 use crate::fetch::http::{HttpSession, ProgressSink};
 use crate::fetch::objects::Objects;
-use crate::fetch::policy::{FetchPolicy, FetchSource};
+use crate::fetch::pack::limits::Failure;
+use crate::fetch::policy::{FetchMode, FetchPolicy, FetchSource, FetchWay};
+use crate::source::Source;
 
 pub mod policy;
 
@@ -19,52 +27,103 @@ pub mod http;
 
 pub mod objects;
 
+mod wire;
+
+mod pack;
+
 /// The ref in the scratch repository that holds the remote's HEAD.
 const HEAD: &str = "refs/repofleet/head";
+/// The scratch repository's folder in the scratch folder, where there may be a pack already.
+const REPOSITORY: &str = "repository";
 
 /// A fetched repository.
 pub struct Fetched {
     /// The repository, ready to be read.
-    pub source: Objects,
+    pub source: Box<dyn Source>,
     /// Bytes received over the network.
     pub bytes: u64,
 }
 
-/// Fetches HEAD of `url` into `scratch`, an empty folder, or opens `url` if it is local.
+/// Fetches HEAD of `url` with the help of `scratch`, an empty folder, or opens `url` if it is local.
+/// Files of more than `largest` bytes may be left out.
 ///
 /// # Errors
 /// Any class that a source can cause; see [`FaultKind`].
 pub fn fetch(
     url: &str,
+    largest: u64,
     policy: &FetchPolicy,
     scratch: &Path,
     sink: Arc<dyn ProgressSink>,
 ) -> Result<Fetched, Fault> {
-    configure();
     match policy.source(url)? {
-        FetchSource::Local(path) => Ok(Fetched {
-            source: Objects::open(&path)?.report_to(sink),
-            bytes: 0,
-        }),
+        FetchSource::Local(path) => {
+            configure();
+            Ok(Fetched {
+                source: Box::new(Objects::open(&path)?.report_to(sink)),
+                bytes: 0,
+            })
+        }
         FetchSource::Remote { url, named } => {
             let session = HttpSession::new(url.clone(), named, policy, Arc::clone(&sink))?;
-            let result = session.run(|| download(url.as_str(), scratch, Arc::clone(&sink)));
-            let (repository, head) = result.map_err(|error| {
-                let fault = session.take_fault();
-                let mut fault = fault.unwrap_or_else(|| objects::fault("git", &error));
-                if fault.kind == FaultKind::Infra {
-                    // libgit2 does not always say where.
-                    fault.message = format!("in {}: {}", scratch.display(), fault.message);
-                }
-                fault
-            })?;
-            let source = Objects::new(repository, head.map(objects::object_id))?;
+            let source = fetch_remote(&session, &url, largest, policy.mode, scratch, sink)?;
             Ok(Fetched {
-                source: source.report_to(sink),
+                source,
                 bytes: session.received(),
             })
         }
     }
+}
+
+fn fetch_remote(
+    session: &Arc<HttpSession>,
+    url: &Url,
+    largest: u64,
+    mode: FetchMode,
+    scratch: &Path,
+    sink: Arc<dyn ProgressSink>,
+) -> Result<Box<dyn Source>, Fault> {
+    if mode == FetchMode::Git2 {
+        sink.way(FetchWay::Git2, "");
+        return Ok(Box::new(with_git2(session, url, scratch, sink)?));
+    }
+    match wire::fetch(session, largest, scratch, Arc::clone(&sink)) {
+        Ok(pack) => {
+            sink.way(FetchWay::V2, "");
+            Ok(Box::new(pack))
+        }
+        Err(Failure::Fault(fault)) => Err(fault),
+        Err(Failure::Surprise(why)) if mode == FetchMode::V2 => Err(Fault::refused(format!(
+            "cannot fetch by protocol v2: {why}; --fetch auto tries libgit2 then"
+        ))),
+        Err(Failure::Surprise(why)) => {
+            sink.way(FetchWay::Fallback, &why);
+            Ok(Box::new(with_git2(session, url, scratch, sink)?))
+        }
+    }
+}
+
+/// Fetches into a repository below `scratch`.
+fn with_git2(
+    session: &Arc<HttpSession>,
+    url: &Url,
+    scratch: &Path,
+    sink: Arc<dyn ProgressSink>,
+) -> Result<Objects, Fault> {
+    configure();
+    let folder = scratch.join(REPOSITORY);
+    let result = session.run(|| download(url.as_str(), &folder, Arc::clone(&sink)));
+    let (repository, head) = result.map_err(|error| {
+        let fault = session.take_fault();
+        let mut fault = fault.unwrap_or_else(|| objects::fault("git", &error));
+        if fault.kind == FaultKind::Infra {
+            // libgit2 does not always say where.
+            fault.message = format!("in {}: {}", folder.display(), fault.message);
+        }
+        fault
+    })?;
+    let source = Objects::new(repository, head.map(objects::object_id))?;
+    Ok(source.report_to(sink))
 }
 
 /// Fetches into a new scratch repository. Returns it and the remote's HEAD, if it has one.

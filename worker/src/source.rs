@@ -1,7 +1,7 @@
 //! What a digest is made from: HEAD's trees, and blobs on request.
 //!
-//! A digest knows nothing of packs, scratch repositories or networks. The only source so far is a
-//! repository on disk (`fetch::objects`).
+//! A digest knows nothing of packs, scratch repositories or networks. Sources are a repository on disk
+//! (`fetch::objects`) and a server's pack (`fetch::pack`).
 
 use std::fmt;
 use std::ops::ControlFlow;
@@ -11,6 +11,24 @@ use common::fault::Fault;
 /// The name of a git object (SHA-1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectId(pub [u8; 20]);
+
+impl ObjectId {
+    /// Parses forty hexadecimal digits.
+    pub fn from_hex(digits: &[u8]) -> Option<Self> {
+        let (pairs, []) = digits.as_chunks::<2>() else {
+            return None;
+        };
+        let digit = |byte: u8| char::from(byte).to_digit(16);
+        let mut id = [0; 20];
+        if pairs.len() != id.len() {
+            return None;
+        }
+        for (byte, [high, low]) in id.iter_mut().zip(pairs) {
+            *byte = u8::try_from(digit(*high)? << 4 | digit(*low)?).ok()?;
+        }
+        Some(Self(id))
+    }
+}
 
 impl fmt::Display for ObjectId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -59,7 +77,8 @@ pub trait Source {
     /// Returns the entries of a tree, in its order.
     fn entries(&self, tree: ObjectId) -> Result<Vec<TreeEntry>, Fault>;
 
-    /// Returns the sizes of `blobs` in bytes, without reading them.
+    /// Returns the sizes of `blobs` in bytes, without reading them. A source may lack blobs that are
+    /// larger than any that a digest reads, and give that limit as their size.
     fn sizes(&self, blobs: &[ObjectId]) -> Result<Vec<u64>, Fault>;
 
     /// Reads `blobs` in order, one at a time, and calls `visit` with each and its index until

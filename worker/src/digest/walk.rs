@@ -23,7 +23,7 @@ const MAX_CACHED_ENTRIES: usize = 250_000;
 /// Longest name in a file system, in bytes.
 const NAME_MAX: usize = 255;
 /// Longest target of a symbolic link, in bytes.
-const TARGET_MAX: u64 = 4095;
+pub(super) const TARGET_MAX: u64 = 4095;
 /// Sizes that are read at once.
 const SIZES_BATCH: usize = 1024;
 

@@ -15,6 +15,7 @@ use tokio::process::ChildStdout;
 use super::SlotOutput;
 use super::protocol::{Frame, MAX_PIECE};
 use crate::digest::Part;
+use crate::fetch::policy::FetchWay;
 
 /// Longest line read from a child, in bytes.
 const MAX_LINE: u64 = 1 << 20;
@@ -28,6 +29,8 @@ pub(super) struct FrameDecoder {
     input: BufReader<ChildStdout>,
     tree: String,
     content: String,
+    /// The way that the child named last, and why.
+    way: Option<(FetchWay, String)>,
     fetched_bytes: u64,
     max_fetched_bytes: u64,
     /// How long the fetch took, once it is done.
@@ -46,6 +49,7 @@ impl FrameDecoder {
             input: BufReader::new(input),
             tree: String::new(),
             content: String::new(),
+            way: None,
             fetched_bytes: 0,
             max_fetched_bytes,
             fetch: None,
@@ -67,6 +71,7 @@ impl FrameDecoder {
         }
         match serde_json::from_slice(&line)? {
             Frame::Progress { fetched_bytes } => self.fetched(fetched_bytes)?,
+            Frame::Way { way, why } => self.way = Some((way, shown(&why))),
             Frame::Fetched {
                 fetched_bytes,
                 millis,
@@ -93,6 +98,12 @@ impl FrameDecoder {
             Frame::Failed(fault) => return checked(fault).map(|fault| Some(Err(fault))),
         }
         Ok(None)
+    }
+
+    /// Returns how the repository was fetched, and why if it was a fallback; `None` if it is local, or
+    /// failed without one.
+    pub(super) fn way(&self) -> Option<(FetchWay, &str)> {
+        self.way.as_ref().map(|(way, why)| (*way, why.as_str()))
     }
 
     fn fetched(&mut self, bytes: u64) -> io::Result<()> {

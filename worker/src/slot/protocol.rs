@@ -6,7 +6,7 @@ use common::fault::Fault;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{DigestLimits, Facts, Part, Subject};
-use crate::fetch::policy::FetchPolicy;
+use crate::fetch::policy::{FetchPolicy, FetchWay};
 
 /// The first argument that makes a binary a slot's child.
 pub const ARGUMENT: &str = "slot";
@@ -34,6 +34,11 @@ pub(super) struct ChildRequest {
 pub(super) enum Frame {
     Progress {
         fetched_bytes: u64,
+    },
+    /// How the repository is fetched, and why if it is a fallback.
+    Way {
+        way: FetchWay,
+        why: String,
     },
     /// The repository can be read.
     Fetched {

@@ -4,6 +4,7 @@ use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -16,13 +17,14 @@ use tokio::process::{Child, Command};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
+use tracing::info;
 
 use super::decoder::{FrameDecoder, shown};
 use super::protocol::{ARGUMENT, ChildRequest};
 use super::scratch::Scratch;
 use super::{SlotConfig, SlotError, SlotOutput};
 use crate::digest::{DigestLimits, Subject};
-use crate::fetch::policy::{FetchPolicy, FetchSource};
+use crate::fetch::policy::{FetchPolicy, FetchSource, FetchWay};
 
 /// For a local repository: its packs are mapped, and the operator chose it.
 const LOCAL_ADDRESS_SPACE: u64 = 32 << 30;
@@ -45,6 +47,8 @@ pub struct Slots {
     free: Semaphore,
     spawner: Spawner,
     metrics: Metrics,
+    /// Whether a fallback was logged.
+    fell_back: AtomicBool,
 }
 
 impl Slots {
@@ -73,6 +77,7 @@ impl Slots {
             policy,
             limits,
             metrics,
+            fell_back: AtomicBool::new(false),
         }))
     }
 
@@ -179,6 +184,27 @@ impl Slots {
         let stdout = child.process.stdout.take().expect("it is piped");
         let mut decoder =
             FrameDecoder::new(stdout, request.policy.max_bytes, self.limits.max_text_bytes);
+        let result = self.follow(child, &mut decoder).await;
+        if let Some((way, why)) = decoder.way() {
+            self.metrics.fetched_by(way);
+            if way == FetchWay::Fallback && !self.fell_back.swap(true, Ordering::Relaxed) {
+                let url = request.url.as_str();
+                info!(
+                    operation = "fetch",
+                    url,
+                    "fetched {url} with libgit2, since {why}; further ones are counted \
+                     (repofleet_fetch_ways_total)"
+                );
+            }
+        }
+        result
+    }
+
+    async fn follow(
+        &self,
+        child: &mut ChildProcess,
+        decoder: &mut FrameDecoder,
+    ) -> Result<SlotOutput, Fault> {
         let SlotConfig { timeout, stall, .. } = self.config;
         let mut alive = Instant::now();
         let deadline = alive + Duration::from_secs(timeout);
@@ -190,7 +216,7 @@ impl Slots {
                         failpoint::hit("during-fetch");
                     }
                     Ok(Some(result)) => return result,
-                    Err(error) => break ("crash", child.post_mortem(&decoder, &error).await),
+                    Err(error) => break ("crash", child.post_mortem(decoder, &error).await),
                 },
                 () = sleep_until(deadline) => {
                     let why = format!("not done after {timeout} s, {decoder} (--timeout)");

@@ -14,7 +14,7 @@ use testing::repositories::Builder;
 use testing::root;
 use tokio_util::sync::CancellationToken;
 use worker::digest::{DigestLimits, Subject};
-use worker::fetch::policy::FetchPolicy;
+use worker::fetch::policy::{FetchMode, FetchPolicy};
 use worker::metrics::Metrics;
 use worker::slot::protocol::ARGUMENT;
 use worker::slot::slots::Slots;
@@ -60,6 +60,7 @@ impl Fixture {
             http: true,
             local: false,
             max_bytes: 64 << 20,
+            mode: FetchMode::Auto,
             token: None,
         };
         Self {
