@@ -7,11 +7,12 @@ use std::path::Path;
 use std::sync::{Arc, Once};
 
 use common::fault::{Fault, FaultKind};
-use git2::{AutotagOption, ErrorCode, FetchOptions, Oid, RemoteCallbacks, Repository};
+use git2::{AutotagOption, Direction, ErrorCode, FetchOptions, Oid, RemoteCallbacks, Repository};
 
 use crate::fetch::http::{HttpSession, ProgressSink};
 use crate::fetch::objects::Objects;
 use crate::fetch::policy::{FetchPolicy, FetchSource};
+use crate::source::{ObjectId, Source};
 
 pub mod policy;
 
@@ -30,7 +31,19 @@ pub struct Fetched {
     pub bytes: u64,
 }
 
-/// Fetches HEAD of `url` into `scratch`, an empty folder, or opens `url` if it is local.
+/// What a fetch came to.
+pub enum FetchResult {
+    /// The repository can be read.
+    Repository(Fetched),
+    /// HEAD is the known commit: nothing was asked for but the refs.
+    Unmoved {
+        /// Bytes received over the network.
+        bytes: u64,
+    },
+}
+
+/// Fetches HEAD of `url` into `scratch`, an empty folder, or opens `url` if it is local. Stops
+/// after the ref advertisement if HEAD is `known`.
 ///
 /// # Errors
 /// Any class that a source can cause; see [`FaultKind`].
@@ -38,18 +51,23 @@ pub fn fetch(
     url: &str,
     policy: &FetchPolicy,
     scratch: &Path,
+    known: Option<ObjectId>,
     sink: Arc<dyn ProgressSink>,
-) -> Result<Fetched, Fault> {
+) -> Result<FetchResult, Fault> {
     configure();
     match policy.source(url)? {
-        FetchSource::Local(path) => Ok(Fetched {
-            source: Objects::open(&path)?.report_to(sink),
-            bytes: 0,
-        }),
+        FetchSource::Local(path) => {
+            let source = Objects::open(&path)?.report_to(sink);
+            let head = source.head()?.map(|head| head.commit);
+            if known.is_some() && head == known {
+                return Ok(FetchResult::Unmoved { bytes: 0 });
+            }
+            Ok(FetchResult::Repository(Fetched { source, bytes: 0 }))
+        }
         FetchSource::Remote { url, named } => {
             let session = HttpSession::new(url.clone(), named, policy, Arc::clone(&sink))?;
-            let result = session.run(|| download(url.as_str(), scratch, Arc::clone(&sink)));
-            let (repository, head) = result.map_err(|error| {
+            let download = || download(url.as_str(), scratch, known, Arc::clone(&sink));
+            let result = session.run(download).map_err(|error| {
                 let fault = session.take_fault();
                 let mut fault = fault.unwrap_or_else(|| objects::fault("git", &error));
                 if fault.kind == FaultKind::Infra {
@@ -58,21 +76,24 @@ pub fn fetch(
                 }
                 fault
             })?;
-            let source = Objects::new(repository, head.map(objects::object_id))?;
-            Ok(Fetched {
-                source: source.report_to(sink),
-                bytes: session.received(),
-            })
+            let bytes = session.received();
+            let Some((repository, head)) = result else {
+                return Ok(FetchResult::Unmoved { bytes });
+            };
+            let source = Objects::new(repository, head.map(objects::object_id))?.report_to(sink);
+            Ok(FetchResult::Repository(Fetched { source, bytes }))
         }
     }
 }
 
-/// Fetches into a new scratch repository. Returns it and the remote's HEAD, if it has one.
+/// Fetches into a new scratch repository. Returns it and the remote's HEAD, if it has one; `None` if
+/// HEAD is `known`.
 fn download(
     url: &str,
     scratch: &Path,
+    known: Option<ObjectId>,
     sink: Arc<dyn ProgressSink>,
-) -> Result<(Repository, Option<Oid>), git2::Error> {
+) -> Result<Option<(Repository, Option<Oid>)>, git2::Error> {
     let mut init = git2::RepositoryInitOptions::new();
     let repository = Repository::init_opts(scratch, init.bare(true).external_template(false))?;
     let mut callbacks = RemoteCallbacks::new();
@@ -92,17 +113,24 @@ fn download(
         .download_tags(AutotagOption::None)
         .update_fetchhead(false)
         .remote_callbacks(callbacks);
-    repository.remote_anonymous(url)?.fetch(
-        &[format!("+HEAD:{HEAD}")],
-        Some(&mut options),
-        None,
-    )?;
+    let refspec = [format!("+HEAD:{HEAD}")];
+    {
+        let mut remote = repository.remote_anonymous(url)?;
+        remote.connect(Direction::Fetch)?;
+        let advertised = remote.list()?.iter().find(|head| head.name() == "HEAD");
+        let advertised = advertised.map(|head| objects::object_id(head.oid()));
+        if known.is_some() && advertised == known {
+            return Ok(None);
+        }
+        // Over the connection that is there.
+        remote.fetch(&refspec, Some(&mut options), None)?;
+    }
     let head = match repository.refname_to_id(HEAD) {
         Ok(head) => Some(head),
         Err(error) if error.code() == ErrorCode::NotFound => None,
         Err(error) => return Err(error),
     };
-    Ok((repository, head))
+    Ok(Some((repository, head)))
 }
 
 /// Keeps libgit2 from reading any configuration of the machine.

@@ -14,8 +14,8 @@ use rustix::process::{
 use super::protocol::{ARGUMENT, ChildRequest, Frame, MAX_PIECE};
 use crate::digest::Part;
 use crate::digest::write::write;
-use crate::fetch;
 use crate::fetch::http::ProgressSink;
+use crate::fetch::{self, FetchResult};
 
 /// Bytes that count as progress: a server that sends a byte a second makes none.
 const PROGRESS_BYTES: u64 = 1000;
@@ -89,7 +89,16 @@ fn work(request: &ChildRequest, frames: &Arc<FrameWriter>) -> Result<Frame, Faul
     };
     let start = Instant::now();
     let sink: Arc<dyn ProgressSink> = Arc::clone(frames) as Arc<dyn ProgressSink>;
-    let fetched = fetch::fetch(&request.url, &request.policy, &request.scratch, sink)?;
+    let (url, policy, scratch) = (&request.url, &request.policy, &request.scratch);
+    let fetched = match fetch::fetch(url, policy, scratch, request.known, sink)? {
+        FetchResult::Repository(fetched) => fetched,
+        FetchResult::Unmoved { bytes } => {
+            return Ok(Frame::Unmoved {
+                fetched_bytes: bytes,
+                millis: millis(start),
+            });
+        }
+    };
     let done = Frame::Fetched {
         fetched_bytes: fetched.bytes,
         millis: millis(start),

@@ -9,8 +9,9 @@ use testing::git_server::{Fault as Trouble, GitServer, Kind, Rule};
 use testing::http_server::{HttpServer, Response};
 use testing::repositories::{Builder, empty};
 use worker::fetch::policy::HostToken;
+use worker::slot::SlotResult;
 
-use crate::fixture::{Fixture, TEXT, git, good, noise, work};
+use crate::fixture::{Fixture, TEXT, git, good, noise, work, work_unless_at};
 
 use FaultKind::{Gone, Killed, Refused, Throttled, TooLarge, Transient};
 
@@ -71,6 +72,54 @@ async fn a_repository_is_fetched_shallowly_over_one_connection() {
         "{:?}",
         stats.user_agents
     );
+    fixture.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn nothing_is_asked_for_but_the_refs_if_head_is_the_known_commit() {
+    let mut fixture = Fixture::new();
+    fixture.policy.local = true;
+    let path = fixture.root.path().join("owner/good.git");
+    let head = git(&path, ["rev-parse", "HEAD"]);
+    let tree = git(&path, ["rev-parse", "HEAD^{tree}"]);
+    empty(fixture.root.path(), "owner", "empty");
+    let slots = fixture.slots();
+
+    let result = work_unless_at(&slots, &fixture.url("good"), Some(&head)).await;
+    let Ok(SlotResult::Unmoved { fetched_bytes, .. }) = result else {
+        panic!("{result:?}");
+    };
+    let stats = fixture.server.repo_stats("owner/good");
+    assert_eq!((stats.info_refs, stats.upload_packs), (1, 0));
+    assert_eq!(fetched_bytes, stats.bytes_sent);
+
+    // Another commit, and one that is somewhere else in the repository.
+    for known in ["0".repeat(40), tree] {
+        let result = work_unless_at(&slots, &fixture.url("good"), Some(&known)).await;
+        let Ok(SlotResult::Digest(made)) = result else {
+            panic!("{result:?}");
+        };
+        assert_eq!(made.facts.commit.as_ref(), Some(&head));
+    }
+    let stats = fixture.server.repo_stats("owner/good");
+    assert_eq!((stats.info_refs, stats.packs), (3, 2));
+    assert!(stats.upload_packs > 0);
+
+    let result = work_unless_at(&slots, &fixture.url("empty"), Some(&head)).await;
+    assert!(matches!(result, Ok(SlotResult::Digest(_))), "{result:?}");
+    let local = work_unless_at(&slots, path.to_str().unwrap(), Some(&head)).await;
+    let local = local.unwrap();
+    assert!(
+        matches!(
+            local,
+            SlotResult::Unmoved {
+                fetched_bytes: 0,
+                ..
+            }
+        ),
+        "{local:?}"
+    );
+    drop(slots);
     fixture.assert_nothing_left();
 }
 

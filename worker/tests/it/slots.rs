@@ -18,7 +18,7 @@ use testing::repositories::{
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use worker::slot::slots::Slots;
-use worker::slot::{SlotError, SlotOutput};
+use worker::slot::{SlotError, SlotResult};
 
 use crate::fixture::{Fixture, TEXT, as_root, exists, git, noise, subject, until, work};
 use testing::small_disk::SmallDisk;
@@ -30,10 +30,10 @@ fn start_hanging(
     fixture: &Fixture,
     slots: &Arc<Slots>,
     stop: &CancellationToken,
-) -> JoinHandle<Result<SlotOutput, SlotError>> {
+) -> JoinHandle<Result<SlotResult, SlotError>> {
     fixture.server.fault("owner/bad", Trouble::Hang);
     let (slots, stop, url) = (Arc::clone(slots), stop.clone(), fixture.url("bad"));
-    tokio::spawn(async move { slots.work(&url, subject(), &stop).await })
+    tokio::spawn(async move { slots.work(&url, subject(), None, &stop).await })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -283,6 +283,10 @@ async fn a_child_that_lies_is_not_believed() {
         (
             echo(r#"{"progress":{"fetched_bytes":999999999}}"#),
             "more bytes fetched",
+        ),
+        (
+            echo(r#"{"unmoved":{"fetched_bytes":1,"millis":1}}"#),
+            "no commit was known",
         ),
         (
             echo(r#"{"failed":{"kind":"poison","message":"x"}}"#),
