@@ -54,13 +54,6 @@ impl Default for DigestLimits {
 }
 
 impl DigestLimits {
-    /// Returns the size above which no file, symbolic link or ignore file is read.
-    pub fn largest_blob(&self) -> u64 {
-        self.max_file_bytes
-            .max(ignore::files::MAX_FILE_BYTES)
-            .max(walk::TARGET_MAX)
-    }
-
     /// Returns gitingest's own: files of up to 10 MiB, and a text of any length.
     pub fn gitingest() -> Self {
         Self {

@@ -11,15 +11,14 @@ use std::path::Path;
 use std::sync::{Arc, Once};
 
 use common::fault::{Fault, FaultKind};
-use git2::{AutotagOption, ErrorCode, FetchOptions, Oid, RemoteCallbacks, Repository};
-
+use git2::{AutotagOption, Direction, ErrorCode, FetchOptions, Oid, RemoteCallbacks, Repository};
 use url::Url;
 
 use crate::fetch::http::{HttpSession, ProgressSink};
 use crate::fetch::objects::Objects;
 use crate::fetch::pack::limits::Failure;
 use crate::fetch::policy::{FetchMode, FetchPolicy, FetchSource, FetchWay};
-use crate::source::Source;
+use crate::source::{ObjectId, Source};
 
 pub mod policy;
 
@@ -44,94 +43,130 @@ pub struct Fetched {
     pub bytes: u64,
 }
 
+/// What a fetch came to.
+pub enum FetchResult {
+    /// The repository can be read.
+    Repository(Fetched),
+    /// HEAD is the known commit: nothing was asked for but the refs.
+    Unmoved {
+        /// Bytes received over the network.
+        bytes: u64,
+    },
+}
+
+/// What is wanted of a repository.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// Files of more than this many bytes may be left out.
+    pub largest: u64,
+    /// If HEAD is this commit, nothing is wanted.
+    pub known: Option<ObjectId>,
+}
+
 /// Fetches HEAD of `url` with the help of `scratch`, an empty folder, or opens `url` if it is local.
-/// Files of more than `largest` bytes may be left out.
+/// Stops after the refs if HEAD is known.
 ///
 /// # Errors
 /// Any class that a source can cause; see [`FaultKind`].
 pub fn fetch(
     url: &str,
-    largest: u64,
+    wanted: Wanted,
     policy: &FetchPolicy,
     scratch: &Path,
     sink: Arc<dyn ProgressSink>,
-) -> Result<Fetched, Fault> {
-    match policy.source(url)? {
+) -> Result<FetchResult, Fault> {
+    let (source, bytes): (Option<Box<dyn Source>>, u64) = match policy.source(url)? {
         FetchSource::Local(path) => {
             configure();
-            Ok(Fetched {
-                source: Box::new(Objects::open(&path)?.report_to(sink)),
-                bytes: 0,
-            })
+            let source = Objects::open(&path)?.report_to(sink);
+            let head = source.head()?.map(|head| head.commit);
+            let is_known = wanted.known.is_some() && head == wanted.known;
+            ((!is_known).then(|| Box::new(source) as _), 0)
         }
         FetchSource::Remote { url, named } => {
             let session = HttpSession::new(url.clone(), named, policy, Arc::clone(&sink))?;
-            let source = fetch_remote(&session, &url, largest, policy.mode, scratch, sink)?;
-            Ok(Fetched {
-                source,
-                bytes: session.received(),
-            })
+            let remote = Remote {
+                session: &session,
+                url,
+                wanted,
+                scratch,
+                sink,
+            };
+            (remote.fetch(policy.mode)?, session.received())
         }
-    }
+    };
+    Ok(match source {
+        Some(source) => FetchResult::Repository(Fetched { source, bytes }),
+        None => FetchResult::Unmoved { bytes },
+    })
 }
 
-fn fetch_remote(
-    session: &Arc<HttpSession>,
-    url: &Url,
-    largest: u64,
-    mode: FetchMode,
-    scratch: &Path,
+/// A repository on a host. Its methods return `None` if HEAD is known.
+struct Remote<'a> {
+    session: &'a Arc<HttpSession>,
+    url: Url,
+    wanted: Wanted,
+    scratch: &'a Path,
     sink: Arc<dyn ProgressSink>,
-) -> Result<Box<dyn Source>, Fault> {
-    if mode == FetchMode::Git2 {
-        sink.way(FetchWay::Git2, "");
-        return Ok(Box::new(with_git2(session, url, scratch, sink)?));
+}
+
+impl Remote<'_> {
+    fn fetch(&self, mode: FetchMode) -> Result<Option<Box<dyn Source>>, Fault> {
+        if mode == FetchMode::Git2 {
+            self.sink.way(FetchWay::Git2, "");
+            return self.with_git2();
+        }
+        let Wanted { largest, known } = self.wanted;
+        let sink = Arc::clone(&self.sink);
+        match wire::fetch(self.session, largest, self.scratch, known, sink) {
+            Ok(pack) => {
+                self.sink.way(FetchWay::V2, "");
+                Ok(pack.map(|pack| Box::new(pack) as _))
+            }
+            Err(Failure::Fault(fault)) => Err(fault),
+            Err(Failure::Surprise(why)) if mode == FetchMode::V2 => {
+                let message = format!("cannot fetch by protocol v2: {why}; --fetch auto goes on");
+                Err(Fault::refused(message))
+            }
+            Err(Failure::Surprise(why)) => {
+                self.sink.way(FetchWay::Fallback, &why);
+                self.with_git2()
+            }
+        }
     }
-    match wire::fetch(session, largest, scratch, Arc::clone(&sink)) {
-        Ok(pack) => {
-            sink.way(FetchWay::V2, "");
-            Ok(Box::new(pack))
-        }
-        Err(Failure::Fault(fault)) => Err(fault),
-        Err(Failure::Surprise(why)) if mode == FetchMode::V2 => Err(Fault::refused(format!(
-            "cannot fetch by protocol v2: {why}; --fetch auto tries libgit2 then"
-        ))),
-        Err(Failure::Surprise(why)) => {
-            sink.way(FetchWay::Fallback, &why);
-            Ok(Box::new(with_git2(session, url, scratch, sink)?))
-        }
+
+    /// Fetches into a repository in the scratch folder.
+    fn with_git2(&self) -> Result<Option<Box<dyn Source>>, Fault> {
+        configure();
+        let folder = self.scratch.join(REPOSITORY);
+        let known = self.wanted.known;
+        let sink = || Arc::clone(&self.sink);
+        let download = || download(self.url.as_str(), &folder, known, sink());
+        let result = self.session.run(download).map_err(|error| {
+            let fault = self.session.take_fault();
+            let mut fault = fault.unwrap_or_else(|| objects::fault("git", &error));
+            if fault.kind == FaultKind::Infra {
+                // libgit2 does not always say where.
+                fault.message = format!("in {}: {}", folder.display(), fault.message);
+            }
+            fault
+        })?;
+        let Some((repository, head)) = result else {
+            return Ok(None);
+        };
+        let source = Objects::new(repository, head.map(objects::object_id))?;
+        Ok(Some(Box::new(source.report_to(sink()))))
     }
 }
 
-/// Fetches into a repository below `scratch`.
-fn with_git2(
-    session: &Arc<HttpSession>,
-    url: &Url,
-    scratch: &Path,
-    sink: Arc<dyn ProgressSink>,
-) -> Result<Objects, Fault> {
-    configure();
-    let folder = scratch.join(REPOSITORY);
-    let result = session.run(|| download(url.as_str(), &folder, Arc::clone(&sink)));
-    let (repository, head) = result.map_err(|error| {
-        let fault = session.take_fault();
-        let mut fault = fault.unwrap_or_else(|| objects::fault("git", &error));
-        if fault.kind == FaultKind::Infra {
-            // libgit2 does not always say where.
-            fault.message = format!("in {}: {}", folder.display(), fault.message);
-        }
-        fault
-    })?;
-    let source = Objects::new(repository, head.map(objects::object_id))?;
-    Ok(source.report_to(sink))
-}
-
-/// Fetches into a new scratch repository. Returns it and the remote's HEAD, if it has one.
+/// Fetches into a new scratch repository. Returns it and the remote's HEAD, if it has one; `None` if
+/// HEAD is `known`.
 fn download(
     url: &str,
     scratch: &Path,
+    known: Option<ObjectId>,
     sink: Arc<dyn ProgressSink>,
-) -> Result<(Repository, Option<Oid>), git2::Error> {
+) -> Result<Option<(Repository, Option<Oid>)>, git2::Error> {
     let mut init = git2::RepositoryInitOptions::new();
     let repository = Repository::init_opts(scratch, init.bare(true).external_template(false))?;
     let mut callbacks = RemoteCallbacks::new();
@@ -151,17 +186,24 @@ fn download(
         .download_tags(AutotagOption::None)
         .update_fetchhead(false)
         .remote_callbacks(callbacks);
-    repository.remote_anonymous(url)?.fetch(
-        &[format!("+HEAD:{HEAD}")],
-        Some(&mut options),
-        None,
-    )?;
+    let refspec = [format!("+HEAD:{HEAD}")];
+    {
+        let mut remote = repository.remote_anonymous(url)?;
+        remote.connect(Direction::Fetch)?;
+        let advertised = remote.list()?.iter().find(|head| head.name() == "HEAD");
+        let advertised = advertised.map(|head| objects::object_id(head.oid()));
+        if known.is_some() && advertised == known {
+            return Ok(None);
+        }
+        // Over the connection that is there.
+        remote.fetch(&refspec, Some(&mut options), None)?;
+    }
     let head = match repository.refname_to_id(HEAD) {
         Ok(head) => Some(head),
         Err(error) if error.code() == ErrorCode::NotFound => None,
         Err(error) => return Err(error),
     };
-    Ok((repository, head))
+    Ok(Some((repository, head)))
 }
 
 /// Keeps libgit2 from reading any configuration of the machine.

@@ -19,9 +19,7 @@ use time::format_description::well_known::Rfc2822;
 use tokio::runtime::Runtime;
 use url::Url;
 
-use super::policy::{
-    FetchPolicy, FetchSource, FetchWay, authority, is_public, literal_address,
-};
+use super::policy::{FetchPolicy, FetchSource, FetchWay, authority, is_public, literal_address};
 use crate::host_throttle::THROTTLE_PAUSE;
 use crate::resolver::lookup;
 

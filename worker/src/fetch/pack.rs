@@ -281,12 +281,17 @@ impl Pack {
     }
 
     fn count(&self, kind: EntryKind) -> usize {
-        self.entries.iter().filter(|entry| entry.kind == kind).count()
+        self.entries
+            .iter()
+            .filter(|entry| entry.kind == kind)
+            .count()
     }
 
     /// Returns the entry of an object of this kind.
     fn find(&self, id: ObjectId, kind: EntryKind) -> Option<u32> {
-        let found = self.order.binary_search_by_key(&id, |at| self.entry(*at).id);
+        let found = self
+            .order
+            .binary_search_by_key(&id, |at| self.entry(*at).id);
         let at = self.order[found.ok()?];
         (self.entry(at).kind == kind).then_some(at)
     }
@@ -314,7 +319,9 @@ impl Pack {
         }
         while let Some(next) = deltas.pop() {
             let entry = self.entry(next);
-            reading.budget.spend(u64::from(entry.size) + u64::from(entry.stored))?;
+            reading
+                .budget
+                .spend(u64::from(entry.size) + u64::from(entry.stored))?;
             let delta = self.stored(&mut reading.inflater, next)?;
             let result = delta::apply(&bytes, &delta, entry.size as usize);
             let result = result.ok_or_else(|| Fault::infra("a pack changed while it was read"))?;
@@ -325,9 +332,8 @@ impl Pack {
     }
 
     fn blob(&self, blob: ObjectId) -> Result<u32, Fault> {
-        self.find(blob, EntryKind::Blob).ok_or_else(|| {
-            Fault::transient(format!("{blob} is not a blob of this repository"))
-        })
+        self.find(blob, EntryKind::Blob)
+            .ok_or_else(|| Fault::transient(format!("{blob} is not a blob of this repository")))
     }
 }
 
@@ -361,7 +367,11 @@ impl Children<'_> {
         if !self.by_name.is_empty() {
             let from = self.by_name.partition_point(|(base, _)| *base < id);
             let by_name = self.by_name[from..].iter();
-            children.extend(by_name.take_while(|(base, _)| *base == id).map(|(_, at)| *at));
+            children.extend(
+                by_name
+                    .take_while(|(base, _)| *base == id)
+                    .map(|(_, at)| *at),
+            );
         }
         children
     }
@@ -369,10 +379,9 @@ impl Children<'_> {
 
 /// Returns the tree that a commit names in its first line.
 fn tree_of(commit: &[u8]) -> Option<ObjectId> {
-    let line = commit.strip_prefix(b"tree ")?;
-    line.get(..41)?
-        .strip_suffix(b"\n")
-        .and_then(ObjectId::from_hex)
+    let line = commit.strip_prefix(b"tree ")?.get(..41)?;
+    let id = line.strip_suffix(b"\n")?;
+    ObjectId::parse(std::str::from_utf8(id).ok()?)
 }
 
 impl fmt::Debug for Pack {
@@ -626,7 +635,12 @@ mod tests {
         let blobs: Vec<_> = blobs.map(|bytes| (name(&bytes), bytes)).into();
         let mut entries = vec![(Symlink, "link", empty), (File, "large", large)];
         let names = ["a", "b", "c", "d", "e", "f", "g"];
-        entries.extend(blobs.iter().zip(names).map(|((id, _), name)| (File, name, *id)));
+        entries.extend(
+            blobs
+                .iter()
+                .zip(names)
+                .map(|((id, _), name)| (File, name, *id)),
+        );
         let below = writer.tree(&entries);
         // The root is a delta of the other.
         let more = tree(&[(Directory, "x", below)]);
@@ -750,7 +764,10 @@ mod tests {
         // Of a chain, only two are needed at a time.
         let pack_of_chain = pack(true).unwrap();
         let last = [&[b'x'; 600][..], &[b'y'; 100]].concat();
-        assert_eq!(content(&pack_of_chain, object_name(EntryKind::Blob, &last)), last);
+        assert_eq!(
+            content(&pack_of_chain, object_name(EntryKind::Blob, &last)),
+            last
+        );
         let why = too_large(pack(false));
         assert!(why.contains("more than 5000"), "{why}");
     }

@@ -21,26 +21,30 @@ const MAX_QUOTE: usize = 300;
 /// The file in the scratch folder for a pack that memory has no room for.
 const PACK_FILE: &str = "pack";
 
-/// Fetches HEAD without blobs larger than `largest`.
+/// Fetches HEAD without blobs larger than `largest`; `None` if HEAD is `known`.
 pub(super) fn fetch(
     session: &Arc<HttpSession>,
     largest: u64,
     scratch: &Path,
+    known: Option<ObjectId>,
     sink: Arc<dyn ProgressSink>,
-) -> Result<Pack, Failure> {
+) -> Result<Option<Pack>, Failure> {
     // git leaves out blobs of this size too.
     let limits = PackLimits::filtered_at(largest.saturating_add(1));
     let capabilities = Capabilities::read(&mut Packets::of(session.capabilities()?))?;
     let mut refs = Packets::of(session.refs(capabilities.ls_refs())?);
     let Some(head) = head(&mut refs)? else {
-        return Ok(Pack::empty(limits, sink));
+        return Ok(Some(Pack::empty(limits, sink)));
     };
     drop(refs);
+    if known == Some(head) {
+        return Ok(None);
+    }
     let request = capabilities.fetch(head, limits.filter);
     let mut packets = Packets::of(session.command(request)?);
     packets.skip_to_pack()?;
     let mut pieces = || packets.pack_piece();
-    Pack::read(&mut pieces, head, limits, scratch.join(PACK_FILE), sink)
+    Pack::read(&mut pieces, head, limits, scratch.join(PACK_FILE), sink).map(Some)
 }
 
 /// Makes a fault of a server's own words, which it sent in place of an answer.
@@ -116,7 +120,10 @@ impl Capabilities {
         }
         let features = value("fetch").ok_or_else(|| strange("without fetch"))?;
         for needed in [&b"shallow"[..], b"filter"] {
-            if !features.split(|byte| *byte == b' ').any(|name| name == needed) {
+            if !features
+                .split(|byte| *byte == b' ')
+                .any(|name| name == needed)
+            {
                 let needed = String::from_utf8_lossy(needed);
                 return Err(strange(&format!("that it fetches without {needed}")));
             }
@@ -135,7 +142,14 @@ impl Capabilities {
     fn fetch(&self, commit: ObjectId, filter: u64) -> Vec<u8> {
         let want = format!("want {commit}");
         let filter = format!("filter blob:limit={filter}");
-        let arguments = ["no-progress", "ofs-delta", &want, "deepen 1", &filter, "done"];
+        let arguments = [
+            "no-progress",
+            "ofs-delta",
+            &want,
+            "deepen 1",
+            &filter,
+            "done",
+        ];
         self.command("fetch", &arguments)
     }
 
@@ -172,7 +186,7 @@ fn head<B: Chunks>(packets: &mut Packets<B>) -> Result<Option<ObjectId>, Failure
                 let mut words = trimmed(&line).split(|byte| *byte == b' ');
                 let id = words.next().unwrap_or_default();
                 if words.next() == Some(b"HEAD") && id != b"unborn" {
-                    let id = ObjectId::from_hex(id);
+                    let id = std::str::from_utf8(id).ok().and_then(ObjectId::parse);
                     head = Some(id.ok_or_else(|| strange("a ref without an object"))?);
                 }
             }
@@ -342,7 +356,10 @@ mod tests {
     }
 
     fn capabilities(lines: &[&'static str]) -> Result<Capabilities, Failure> {
-        let lines: Vec<Bytes> = lines.iter().map(|line| Bytes::from_static(line.as_bytes())).collect();
+        let lines: Vec<Bytes> = lines
+            .iter()
+            .map(|line| Bytes::from_static(line.as_bytes()))
+            .collect();
         Capabilities::parse(&lines)
     }
 
@@ -355,7 +372,13 @@ mod tests {
                 all.push(packet);
             }
             let data = |text: &'static str| Packet::Data(Bytes::from_static(text.as_bytes()));
-            let expected = [data("fetch"), Packet::Delimiter, Packet::Flush, data(""), data("ab")];
+            let expected = [
+                data("fetch"),
+                Packet::Delimiter,
+                Packet::Flush,
+                data(""),
+                data("ab"),
+            ];
             assert_eq!(all, expected, "{size}");
         }
     }
@@ -385,7 +408,11 @@ mod tests {
             }
         }
         assert!(packets("", 2).next().unwrap().is_none());
-        for body in ["000dpackfile\n", "000dpackfile\n0009\u{1}PA", "000dpackfile\n0009\u{1}PACK"] {
+        for body in [
+            "000dpackfile\n",
+            "000dpackfile\n0009\u{1}PA",
+            "000dpackfile\n0009\u{1}PACK",
+        ] {
             let mut packets = packets(body, 100);
             packets.skip_to_pack().unwrap();
             let end = loop {
@@ -419,7 +446,12 @@ mod tests {
 
     #[test]
     fn a_server_needs_refs_shallow_fetches_and_filters() {
-        let good = ["version 2", "agent=x", "ls-refs=unborn", "fetch=shallow wait-for-done filter\n"];
+        let good = [
+            "version 2",
+            "agent=x",
+            "ls-refs=unborn",
+            "fetch=shallow wait-for-done filter\n",
+        ];
         assert!(!capabilities(&good).unwrap().names_object_format);
         let named = [&good[..], &["object-format=sha1\n"]].concat();
         assert!(capabilities(&named).unwrap().names_object_format);
@@ -430,7 +462,15 @@ mod tests {
             (&["version 2", "ls-refs", "fetch=filters shallow"], "filter"),
             (&["version 2", "ls-refs", "fetch=filter"], "shallow"),
             (&["version 2", "ls-refs", "fetch"], "shallow"),
-            (&["version 2", "ls-refs", "fetch=shallow filter", "object-format=md5"], "format"),
+            (
+                &[
+                    "version 2",
+                    "ls-refs",
+                    "fetch=shallow filter",
+                    "object-format=md5",
+                ],
+                "format",
+            ),
         ] {
             let why = surprise(capabilities(bad));
             assert!(why.contains(part), "{why}");

@@ -13,10 +13,10 @@ use rustix::process::{
 
 use super::protocol::{ARGUMENT, ChildRequest, Frame, MAX_PIECE};
 use crate::digest::Part;
-use crate::digest::write::write;
-use crate::fetch;
+use crate::digest::write::{largest_blob, write};
 use crate::fetch::http::ProgressSink;
 use crate::fetch::policy::FetchWay;
+use crate::fetch::{self, FetchResult, Wanted};
 
 /// Bytes that count as progress: a server that sends a byte a second makes none.
 const PROGRESS_BYTES: u64 = 1000;
@@ -97,7 +97,19 @@ fn work(request: &ChildRequest, frames: &Arc<FrameWriter>) -> Result<Frame, Faul
         scratch,
         ..
     } = request;
-    let fetched = fetch::fetch(url, limits.largest_blob(), policy, scratch, sink)?;
+    let wanted = Wanted {
+        largest: largest_blob(limits),
+        known: request.known,
+    };
+    let fetched = match fetch::fetch(url, wanted, policy, scratch, sink)? {
+        FetchResult::Repository(fetched) => fetched,
+        FetchResult::Unmoved { bytes } => {
+            return Ok(Frame::Unmoved {
+                fetched_bytes: bytes,
+                millis: millis(start),
+            });
+        }
+    };
     let done = Frame::Fetched {
         fetched_bytes: fetched.bytes,
         millis: millis(start),

@@ -22,9 +22,10 @@ use tracing::info;
 use super::decoder::{FrameDecoder, shown};
 use super::protocol::{ARGUMENT, ChildRequest};
 use super::scratch::Scratch;
-use super::{SlotConfig, SlotError, SlotOutput};
+use super::{SlotConfig, SlotError, SlotResult};
 use crate::digest::{DigestLimits, Subject};
 use crate::fetch::policy::{FetchPolicy, FetchSource, FetchWay};
+use crate::source::ObjectId;
 
 /// For a local repository: its packs are mapped, and the operator chose it.
 const LOCAL_ADDRESS_SPACE: u64 = 32 << 30;
@@ -110,13 +111,15 @@ impl Slots {
         Ok(())
     }
 
-    /// Fetches and digests `url` once a slot is free. `stop` ends it within half a second.
+    /// Fetches and digests `url` once a slot is free, unless its HEAD is `known`. `stop` ends it
+    /// within half a second.
     pub async fn work(
         &self,
         url: &str,
         subject: Subject,
+        known: Option<ObjectId>,
         stop: &CancellationToken,
-    ) -> Result<SlotOutput, SlotError> {
+    ) -> Result<SlotResult, SlotError> {
         // Refused without starting a process.
         let source = self.policy.source(url)?;
         let slot = stop.run_until_cancelled(self.free.acquire()).await;
@@ -125,7 +128,7 @@ impl Slots {
 
         // Removed when dropped, whatever happens.
         let scratch = self.scratch.folder()?;
-        let request = self.request(url, &source, &subject, scratch.path());
+        let request = self.request(url, &source, &subject, known, scratch.path());
         let start = ChildProcess::start(&self.spawner, self.command(scratch.path()), &request);
         let child = stop.run_until_cancelled(start).await;
         let mut child = child.ok_or(SlotError::Stopped)??;
@@ -137,10 +140,12 @@ impl Slots {
             self.metrics.slot_killed("stopped");
             return Err(SlotError::Stopped);
         };
-        let mut output = result?;
-        // Not for the child to say.
-        output.facts.subject = subject;
-        Ok(output)
+        let mut result = result?;
+        if let SlotResult::Digest(output) = &mut result {
+            // Not for the child to say.
+            output.facts.subject = subject;
+        }
+        Ok(result)
     }
 
     fn request(
@@ -148,6 +153,7 @@ impl Slots {
         url: &str,
         source: &FetchSource,
         subject: &Subject,
+        known: Option<ObjectId>,
         scratch: &Path,
     ) -> ChildRequest {
         let child = &self.config.child;
@@ -165,6 +171,7 @@ impl Slots {
         ChildRequest {
             url: url.to_owned(),
             subject: subject.clone(),
+            known,
             limits: self.limits.clone(),
             policy,
             scratch: scratch.to_owned(),
@@ -180,10 +187,9 @@ impl Slots {
         &self,
         child: &mut ChildProcess,
         request: &ChildRequest,
-    ) -> Result<SlotOutput, Fault> {
+    ) -> Result<SlotResult, Fault> {
         let stdout = child.process.stdout.take().expect("it is piped");
-        let mut decoder =
-            FrameDecoder::new(stdout, request.policy.max_bytes, self.limits.max_text_bytes);
+        let mut decoder = FrameDecoder::new(stdout, request);
         let result = self.follow(child, &mut decoder).await;
         if let Some((way, why)) = decoder.way() {
             self.metrics.fetched_by(way);
@@ -204,7 +210,7 @@ impl Slots {
         &self,
         child: &mut ChildProcess,
         decoder: &mut FrameDecoder,
-    ) -> Result<SlotOutput, Fault> {
+    ) -> Result<SlotResult, Fault> {
         let SlotConfig { timeout, stall, .. } = self.config;
         let mut alive = Instant::now();
         let deadline = alive + Duration::from_secs(timeout);

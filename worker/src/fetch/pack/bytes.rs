@@ -44,7 +44,11 @@ impl PackBytes {
     /// Appends bytes.
     pub(super) fn push(&mut self, bytes: &[u8]) -> Result<(), Fault> {
         self.memory.extend_from_slice(bytes);
-        let limit = if self.file.is_some() { PIECE } else { self.limit };
+        let limit = if self.file.is_some() {
+            PIECE
+        } else {
+            self.limit
+        };
         if self.memory.len() > limit {
             self.spill().map_err(|error| self.fault(&error))?;
         }
@@ -106,7 +110,12 @@ impl PackBytes {
     }
 
     /// Returns some bytes from `at` on; `wanted` more are to be inflated from them.
-    fn at<'a>(&'a self, at: u64, wanted: usize, buffer: &'a mut Vec<u8>) -> Result<&'a [u8], Fault> {
+    fn at<'a>(
+        &'a self,
+        at: u64,
+        wanted: usize,
+        buffer: &'a mut Vec<u8>,
+    ) -> Result<&'a [u8], Fault> {
         let Some(file) = &self.file else {
             let at = usize::try_from(at).unwrap_or(usize::MAX);
             return Ok(self.memory.get(at..).unwrap_or_default());

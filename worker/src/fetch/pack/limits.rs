@@ -6,7 +6,7 @@ use common::fault::Fault;
 
 /// Why a repository was not read from a server's pack.
 #[derive(Debug)]
-pub(in crate::fetch) enum Failure {
+pub(crate) enum Failure {
     /// Final, whichever way it is fetched.
     Fault(Fault),
     /// The server or its pack is not what was expected; libgit2 may do better.
@@ -21,38 +21,43 @@ impl From<Fault> for Failure {
 
 impl Failure {
     /// Makes a [`Failure::Surprise`].
-    pub(in crate::fetch) fn surprise(why: impl Into<String>) -> Self {
+    pub(crate) fn surprise(why: impl Into<String>) -> Self {
         Self::Surprise(why.into())
     }
 }
 
+const MAX_TREE: u64 = 64 << 20;
+
 /// Bounds on one pack.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::fetch) struct PackLimits {
+pub(crate) struct PackLimits {
     /// Blobs of this size or larger were filtered out by the server; those that come are passed over.
-    pub(in crate::fetch) filter: u64,
+    pub(crate) filter: u64,
     /// Most objects.
-    pub(in crate::fetch) objects: u32,
+    pub(crate) objects: u32,
     /// Most bytes of all objects together, with those of deltas.
-    pub(in crate::fetch) inflated: u64,
-    /// Largest object that is looked into, in bytes. GitHub does not show a tree of a tenth of this.
-    pub(in crate::fetch) object: u64,
+    pub(crate) inflated: u64,
+    /// Largest result of a delta, and largest delta.
+    pub(crate) delta: u64,
+    /// Largest tree, in bytes. GitHub does not show one of a tenth of this.
+    pub(crate) tree: u64,
     /// Largest commit or tag, in bytes.
-    pub(in crate::fetch) commit: u64,
+    pub(crate) commit: u64,
     /// Most bytes of deltas' bases in memory while their deltas are resolved.
-    pub(in crate::fetch) bases: usize,
+    pub(crate) bases: usize,
     /// Packs beyond this go to the scratch folder.
-    pub(in crate::fetch) in_memory: usize,
+    pub(crate) in_memory: usize,
 }
 
 impl PackLimits {
     /// The limits for a pack without blobs of `filter` bytes or more.
-    pub(in crate::fetch) fn filtered_at(filter: u64) -> Self {
+    pub(crate) fn filtered_at(filter: u64) -> Self {
         Self {
             filter,
             objects: 2_000_000,
             inflated: 4 << 30,
-            object: 64 << 20,
+            delta: filter.max(MAX_TREE),
+            tree: MAX_TREE,
             commit: 1 << 20,
             bases: 96 << 20,
             in_memory: 64 << 20,

@@ -22,7 +22,7 @@ const KEPT_TREES: usize = 32 << 20;
 pub(super) const NO_BASE: u32 = u32::MAX;
 
 /// Yields the next piece of a pack; `None` at its end.
-pub(in crate::fetch) type Pieces<'a> = dyn FnMut() -> Result<Option<Bytes>, Failure> + 'a;
+pub(crate) type Pieces<'a> = dyn FnMut() -> Result<Option<Bytes>, Failure> + 'a;
 
 /// What is known of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,7 +103,7 @@ fn start_name(kind: EntryKind, size: u64) -> Sha1 {
 pub(super) fn check_size(kind: EntryKind, size: u64, limits: &PackLimits) -> Result<(), Fault> {
     let most = match kind {
         EntryKind::Commit | EntryKind::Tag => limits.commit,
-        EntryKind::Tree => limits.object,
+        EntryKind::Tree => limits.tree,
         EntryKind::Blob | EntryKind::Delta | EntryKind::PassedOver => return Ok(()),
     };
     if size > most {
@@ -227,7 +227,12 @@ impl Scan<'_, '_> {
         if header.kind == 6 {
             let back = self.offset()?;
             let at = start.checked_sub(back);
-            let at = at.and_then(|at| self.pack.entries.binary_search_by_key(&at, |e| e.start).ok());
+            let at = at.and_then(|at| {
+                self.pack
+                    .entries
+                    .binary_search_by_key(&at, |e| e.start)
+                    .ok()
+            });
             let at = at.ok_or_else(|| damaged("a delta without a base"))?;
             base = u32::try_from(at).unwrap_or(NO_BASE);
         } else {
@@ -244,7 +249,7 @@ impl Scan<'_, '_> {
         let sizes = delta::sizes(&mut head.as_slice());
         let (_, size) = sizes.ok_or_else(|| damaged("a delta without sizes"))?;
         self.budget.spend(size)?;
-        let most = self.limits.object;
+        let most = self.limits.delta;
         // As the filter's limit is far below, this is a large file of a server that did not filter.
         match (u32::try_from(size), u32::try_from(header.size)) {
             (Ok(result), Ok(stored)) if size <= most && header.size <= most => {
@@ -319,7 +324,9 @@ impl Scan<'_, '_> {
             }
             let before = (self.inflater.total_in(), self.inflater.total_out());
             let flush = FlushDecompress::None;
-            let status = self.inflater.decompress(&self.piece, &mut self.inflated, flush);
+            let status = self
+                .inflater
+                .decompress(&self.piece, &mut self.inflated, flush);
             let status = status.map_err(|_| damaged("an object cannot be inflated"))?;
             let (read, total) = (self.inflater.total_in(), self.inflater.total_out());
             let written = usize::try_from(total - before.1).unwrap_or(usize::MAX);
@@ -383,8 +390,7 @@ impl Scan<'_, '_> {
     fn fill(&mut self) -> Result<(), Failure> {
         while self.piece.is_empty() {
             let piece = (self.pieces)()?;
-            self.piece =
-                piece.ok_or_else(|| Fault::transient("the server's pack ended early"))?;
+            self.piece = piece.ok_or_else(|| Fault::transient("the server's pack ended early"))?;
         }
         Ok(())
     }
