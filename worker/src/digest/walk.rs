@@ -147,7 +147,9 @@ fn sorted(entries: Vec<TreeEntry>) -> Vec<CheckoutEntry> {
     }
     keyed.sort_unstable_by(|(group, lower, entry), (other_group, other_lower, other)| {
         fn text<'a>(lower: &'a Option<String>, entry: &'a TreeEntry) -> &'a [u8] {
-            lower.as_ref().map_or(&entry.name, String::as_bytes)
+            lower
+                .as_ref()
+                .map_or(entry.name.as_slice(), String::as_bytes)
         }
         let by_group = group.cmp(other_group);
         let by_text = || text(lower, entry).cmp(text(other_lower, other));

@@ -197,9 +197,10 @@ pub(super) fn raw_entries(mut bytes: &[u8]) -> impl Iterator<Item = Option<RawEn
 }
 
 fn raw_entry<'a>(bytes: &mut &'a [u8]) -> Option<RawEntry<'a>> {
-    let space = bytes.iter().position(|byte| *byte == b' ')?;
-    let kind = entry_kind(&bytes[..space])?;
-    let rest = &bytes[space + 1..];
+    let all = *bytes;
+    let space = all.iter().position(|byte| *byte == b' ')?;
+    let kind = entry_kind(&all[..space])?;
+    let rest = &all[space + 1..];
     let end = rest.iter().position(|byte| *byte == 0)?;
     let (id, after) = rest[end + 1..].split_first_chunk()?;
     *bytes = after;

@@ -245,22 +245,28 @@ impl Pack {
         let has_blobs = self.count(EntryKind::Blob) > 0;
         let mut filtered = HashSet::new();
         let mut seen = HashSet::new();
-        let mut open = vec![root];
-        while let Some(tree) = open.pop() {
+        let find_tree = |tree| {
             let found = self.find(tree, EntryKind::Tree);
-            let found = found.ok_or_else(|| missing("tree", tree))?;
-            if !seen.insert(found) {
-                continue;
-            }
+            found.ok_or_else(|| missing("tree", tree))
+        };
+        let mut open = vec![find_tree(root)?];
+        while let Some(tree) = open.pop() {
             self.sink.alive();
-            for entry in raw_entries(&self.object(found)?) {
+            for entry in raw_entries(&self.object(tree)?) {
                 let entry = entry.ok_or_else(|| damaged("a tree cannot be read"))?;
                 match entry.kind {
                     source::EntryKind::Submodule => {}
-                    source::EntryKind::Directory => open.push(entry.id),
+                    source::EntryKind::Directory => {
+                        let below = find_tree(entry.id)?;
+                        if seen.insert(below) {
+                            open.push(below);
+                        }
+                    }
                     kind => {
-                        if self.find(entry.id, EntryKind::Blob).is_some() {
-                            continue;
+                        match self.named(entry.id) {
+                            Some(at) if self.entry(at).kind == EntryKind::Blob => continue,
+                            Some(_) => return Err(missing("blob", entry.id)),
+                            None => {}
                         }
                         let is_small = kind == source::EntryKind::Symlink || entry.id == EMPTY_BLOB;
                         if is_small || !has_blobs {
@@ -287,12 +293,16 @@ impl Pack {
             .count()
     }
 
+    /// Returns the entry of an object.
+    fn named(&self, id: ObjectId) -> Option<u32> {
+        let key = |at: &u32| self.entry(*at).id;
+        let found = self.order.binary_search_by_key(&id, key);
+        Some(self.order[found.ok()?])
+    }
+
     /// Returns the entry of an object of this kind.
     fn find(&self, id: ObjectId, kind: EntryKind) -> Option<u32> {
-        let found = self
-            .order
-            .binary_search_by_key(&id, |at| self.entry(*at).id);
-        let at = self.order[found.ok()?];
+        let at = self.named(id)?;
         (self.entry(at).kind == kind).then_some(at)
     }
 
@@ -563,7 +573,7 @@ mod tests {
     fn appending(base: usize, new: &[u8]) -> Vec<u8> {
         let [low, high, ..] = base.to_le_bytes();
         let sizes = [varint(base as u64), varint((base + new.len()) as u64)].concat();
-        [&sizes, &[0xb0, low, high, new.len() as u8][..], new].concat()
+        [&sizes[..], &[0xb0, low, high, new.len() as u8][..], new].concat()
     }
 
     fn limits() -> PackLimits {
@@ -712,7 +722,7 @@ mod tests {
             (4, (1 << 20) + 1, "a tag has 1048577 bytes"),
             (2, (64 << 20) + 1, "a tree has 67108865 bytes"),
             (3, (4 << 30) + 1, "4294967297 bytes or more"),
-            (3, u64::MAX >> 1, "bytes or more"),
+            (3, u64::MAX >> 8, "bytes or more"),
             (6, (4 << 30) + 1, "4294967297 bytes or more"),
         ] {
             let mut writer = Writer::default();

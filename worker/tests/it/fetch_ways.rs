@@ -247,7 +247,9 @@ fn server_of(pack: Vec<u8>) -> HttpServer {
             let head = format!("{} HEAD\n", "1".repeat(40));
             ("result", packets(&[head.as_bytes()]))
         } else {
-            let pieces = pack.chunks(60_000).map(|piece| [b"\x01", piece].concat());
+            let pieces = pack
+                .chunks(60_000)
+                .map(|piece| [&b"\x01"[..], piece].concat());
             let pieces: Vec<Vec<u8>> = pieces.collect();
             let mut lines = vec![&b"packfile\n"[..]];
             lines.extend(pieces.iter().map(Vec::as_slice));
