@@ -257,7 +257,7 @@ fn server_of(pack: Vec<u8>) -> HttpServer {
         };
         Response::new(200, body).header(
             "content-type",
-            &format!("application/x-git-upload-pack-{kind}"),
+            format!("application/x-git-upload-pack-{kind}"),
         )
     })
 }
