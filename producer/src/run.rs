@@ -636,6 +636,7 @@ mod tests {
             store: SharedStore::clone(&store),
             checked: vec![checked],
             adopted: Adopted::new(),
+            learned: None,
             reporter: Reporter::start(&view, OffsetDateTime::now_utc(), Bar::hidden()),
             watchdog: Watchdog::new(config.watchdog.clone(), Instant::now()),
             view,

@@ -2,7 +2,7 @@
 //! only addresses that the policy allows. After cargo's `git2-curl`.
 //!
 //! libgit2 speaks protocol v0: one GET of `info/refs`, then POSTs to `git-upload-pack`. It writes each
-//! request completely before it reads the response.
+//! request completely before it reads the response. `wire` speaks v2 with the same requests.
 
 use std::error::Error;
 use std::io::{self, Read, Write};
@@ -20,7 +20,7 @@ use time::format_description::well_known::Rfc2822;
 use tokio::runtime::Runtime;
 use url::Url;
 
-use super::policy::{FetchPolicy, FetchSource, authority, is_public, literal_address};
+use super::policy::{FetchPolicy, FetchSource, FetchWay, authority, is_public, literal_address};
 use crate::host_throttle::THROTTLE_PAUSE;
 use crate::resolver::lookup;
 
@@ -39,6 +39,8 @@ const DRAIN_TIME: Duration = Duration::from_millis(500);
 
 /// Receives a fetch's progress.
 pub trait ProgressSink: Send + Sync {
+    /// A repository is fetched this way. If it is a [`FetchWay::Fallback`], `why` says from what.
+    fn way(&self, way: FetchWay, why: &str);
     /// `total` bytes have come in so far.
     fn received(&self, total: u64);
     /// Something else went on: a response began, deltas were resolved.
@@ -64,6 +66,47 @@ struct SessionState {
     token_refused: bool,
 }
 
+/// The version of git's protocol that a request asks for.
+#[derive(Clone, Copy)]
+enum Protocol {
+    V0,
+    V2,
+}
+
+impl Protocol {
+    fn named_in(self, request: RequestBuilder) -> RequestBuilder {
+        match self {
+            Self::V0 => request,
+            Self::V2 => request.header("git-protocol", "version=2"),
+        }
+    }
+}
+
+/// A response that is read piece by piece. A short rest is read when it is dropped.
+pub(super) struct ResponseBody {
+    session: Arc<HttpSession>,
+    service: Service,
+    response: Option<Response>,
+}
+
+impl ResponseBody {
+    /// Returns the next piece; empty at the end.
+    pub(super) fn chunk(&mut self) -> Result<bytes::Bytes, Fault> {
+        match &mut self.response {
+            Some(response) => self.session.chunk(self.service, response),
+            None => Ok(bytes::Bytes::new()),
+        }
+    }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        if let Some(response) = self.response.take() {
+            self.session.drain(response);
+        }
+    }
+}
+
 thread_local! {
     /// The session of this thread's fetch: libgit2's transports are global and know only a URL.
     static CURRENT: std::cell::RefCell<Option<Arc<HttpSession>>> = const { std::cell::RefCell::new(None) };
@@ -77,7 +120,6 @@ impl HttpSession {
         policy: &FetchPolicy,
         sink: Arc<dyn ProgressSink>,
     ) -> Result<Arc<Self>, Fault> {
-        register();
         check_literal(&base, named)?;
         // One thread suffices for one request at a time; names are looked up on others.
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -116,8 +158,9 @@ impl HttpSession {
         }))
     }
 
-    /// Runs `fetch` through this session.
+    /// Runs `fetch`, which uses libgit2, through this session.
     pub(super) fn run<T>(self: &Arc<Self>, fetch: impl FnOnce() -> T) -> T {
+        register();
         CURRENT.set(Some(Arc::clone(self)));
         let result = fetch();
         CURRENT.set(None);
@@ -152,8 +195,34 @@ impl HttpSession {
         Url::parse(&format!("{base}/{path}")).map_err(Fault::refused)
     }
 
+    /// Requests the capabilities of protocol v2. A server that does not speak it answers as in v0.
+    pub(super) fn capabilities(self: &Arc<Self>) -> Result<ResponseBody, Fault> {
+        let response = self.get(Protocol::V2)?;
+        Ok(self.body(response, Service::UploadPackLs))
+    }
+
+    /// Requests the refs by a command of protocol v2.
+    pub(super) fn refs(self: &Arc<Self>, command: Vec<u8>) -> Result<ResponseBody, Fault> {
+        let response = self.post(Protocol::V2, command)?;
+        Ok(self.body(response, Service::UploadPackLs))
+    }
+
+    /// Sends any other command of protocol v2.
+    pub(super) fn command(self: &Arc<Self>, command: Vec<u8>) -> Result<ResponseBody, Fault> {
+        let response = self.post(Protocol::V2, command)?;
+        Ok(self.body(response, Service::UploadPack))
+    }
+
+    fn body(self: &Arc<Self>, response: Response, service: Service) -> ResponseBody {
+        ResponseBody {
+            session: Arc::clone(self),
+            service,
+            response: Some(response),
+        }
+    }
+
     /// Requests the ref advertisement.
-    fn get(&self) -> Result<Response, Fault> {
+    fn get(&self, protocol: Protocol) -> Result<Response, Fault> {
         for _ in 0..=MAX_REDIRECTS {
             let mut url = self.url("info/refs")?;
             url.set_query(Some("service=git-upload-pack"));
@@ -162,7 +231,7 @@ impl HttpSession {
                 .request(Method::GET, url.clone())
                 .header(ACCEPT, "application/x-git-upload-pack-advertisement")
                 .header("pragma", "no-cache");
-            let response = self.send(request, &url)?;
+            let response = self.send(protocol.named_in(request), &url)?;
             if response.status().is_redirection() {
                 self.redirect(&url, response.headers())?;
                 self.drain(response);
@@ -173,7 +242,7 @@ impl HttpSession {
         Err(Fault::gone(format!("more than {MAX_REDIRECTS} redirects")))
     }
 
-    fn post(&self, body: Vec<u8>) -> Result<Response, Fault> {
+    fn post(&self, protocol: Protocol, body: Vec<u8>) -> Result<Response, Fault> {
         let url = self.url("git-upload-pack")?;
         let request = self
             .client
@@ -181,7 +250,7 @@ impl HttpSession {
             .header(CONTENT_TYPE, "application/x-git-upload-pack-request")
             .header(ACCEPT, "application/x-git-upload-pack-result")
             .body(body);
-        let response = self.send(request, &url)?;
+        let response = self.send(protocol.named_in(request), &url)?;
         if response.status().is_redirection() {
             return Err(Fault::refused("a redirect of a POST is not followed"));
         }
@@ -352,8 +421,11 @@ impl Exchange {
         let response = match &mut self.response {
             Some(response) => response,
             none => none.insert(match self.service {
-                Service::UploadPackLs => self.session.get()?,
-                _ => self.session.post(std::mem::take(&mut self.request))?,
+                Service::UploadPackLs => self.session.get(Protocol::V0)?,
+                _ => {
+                    let request = std::mem::take(&mut self.request);
+                    self.session.post(Protocol::V0, request)?
+                }
             }),
         };
         self.chunk = self.session.chunk(self.service, response)?;
@@ -490,6 +562,7 @@ mod tests {
     use common::fault::FaultKind;
 
     use super::*;
+    use crate::fetch::policy::FetchMode;
 
     #[test]
     fn statuses_have_their_class() {
@@ -527,6 +600,7 @@ mod tests {
                 local: false,
                 max_bytes: 0,
                 token: None,
+                mode: FetchMode::Auto,
             };
             PublicOnly { policy }
                 .resolve("localhost".parse().unwrap())

@@ -6,7 +6,8 @@ use common::fault::Fault;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{DigestLimits, Facts, Part, Subject};
-use crate::fetch::policy::FetchPolicy;
+use crate::fetch::policy::{FetchPolicy, FetchWay};
+use crate::source::ObjectId;
 
 /// The first argument that makes a binary a slot's child.
 pub const ARGUMENT: &str = "slot";
@@ -18,6 +19,8 @@ pub(super) const MAX_PIECE: usize = 1 << 20;
 pub(super) struct ChildRequest {
     pub(super) url: String,
     pub(super) subject: Subject,
+    /// If HEAD is this commit, nothing is to be fetched.
+    pub(super) known: Option<ObjectId>,
     pub(super) limits: DigestLimits,
     pub(super) policy: FetchPolicy,
     pub(super) scratch: PathBuf,
@@ -35,6 +38,11 @@ pub(super) enum Frame {
     Progress {
         fetched_bytes: u64,
     },
+    /// How the repository is fetched, and why if it is a fallback.
+    Way {
+        way: FetchWay,
+        why: String,
+    },
     /// The repository can be read.
     Fetched {
         fetched_bytes: u64,
@@ -47,6 +55,11 @@ pub(super) enum Frame {
     },
     Done {
         facts: Facts,
+        millis: u64,
+    },
+    /// HEAD is the known commit. The last frame.
+    Unmoved {
+        fetched_bytes: u64,
         millis: u64,
     },
     Failed(Fault),

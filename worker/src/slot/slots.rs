@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -18,13 +19,15 @@ use tokio::process::{Child, Command};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
+use tracing::info;
 
 use super::decoder::{FrameDecoder, shown};
 use super::protocol::{ARGUMENT, ChildRequest};
 use super::scratch::Scratch;
-use super::{SlotConfig, SlotError, SlotOutput};
+use super::{SlotConfig, SlotError, SlotResult};
 use crate::digest::{DigestLimits, Subject};
-use crate::fetch::policy::{FetchPolicy, FetchSource};
+use crate::fetch::policy::{FetchPolicy, FetchSource, FetchWay};
+use crate::source::ObjectId;
 
 /// For a local repository: its packs are mapped, and the operator chose it.
 const LOCAL_ADDRESS_SPACE: u64 = 32 << 30;
@@ -47,6 +50,8 @@ pub struct Slots {
     free: Semaphore,
     spawner: Spawner,
     metrics: Metrics,
+    /// Whether a fallback was logged.
+    fell_back: AtomicBool,
 }
 
 impl Slots {
@@ -75,6 +80,7 @@ impl Slots {
             policy,
             limits,
             metrics,
+            fell_back: AtomicBool::new(false),
         }))
     }
 
@@ -107,13 +113,15 @@ impl Slots {
         Ok(())
     }
 
-    /// Fetches and digests `url` once a slot is free. `stop` ends it within half a second.
+    /// Fetches and digests `url` once a slot is free, unless its HEAD is `known`. `stop` ends it
+    /// within half a second.
     pub async fn work(
         &self,
         url: &str,
         subject: Subject,
+        known: Option<ObjectId>,
         stop: &CancellationToken,
-    ) -> Result<SlotOutput, SlotError> {
+    ) -> Result<SlotResult, SlotError> {
         // Refused without starting a process.
         let source = self.policy.source(url)?;
         let slot = stop.run_until_cancelled(self.free.acquire()).await;
@@ -122,7 +130,7 @@ impl Slots {
 
         // Removed when dropped, whatever happens.
         let scratch = self.scratch.folder()?;
-        let request = self.request(url, &source, &subject, scratch.path());
+        let request = self.request(url, &source, &subject, known, scratch.path());
         let start = ChildProcess::start(&self.spawner, self.command(scratch.path()), &request);
         let child = stop.run_until_cancelled(start).await;
         let mut child = child.ok_or(SlotError::Stopped)??;
@@ -134,10 +142,12 @@ impl Slots {
             self.metrics.slot_killed("stopped");
             return Err(SlotError::Stopped);
         };
-        let mut output = result?;
-        // Not for the child to say.
-        output.facts.subject = subject;
-        Ok(output)
+        let mut result = result?;
+        if let SlotResult::Digest(output) = &mut result {
+            // Not for the child to say.
+            output.facts.subject = subject;
+        }
+        Ok(result)
     }
 
     fn request(
@@ -145,6 +155,7 @@ impl Slots {
         url: &str,
         source: &FetchSource,
         subject: &Subject,
+        known: Option<ObjectId>,
         scratch: &Path,
     ) -> ChildRequest {
         let child = &self.config.child;
@@ -162,6 +173,7 @@ impl Slots {
         ChildRequest {
             url: url.to_owned(),
             subject: subject.clone(),
+            known,
             limits: self.limits.clone(),
             policy,
             scratch: scratch.to_owned(),
@@ -177,10 +189,30 @@ impl Slots {
         &self,
         child: &mut ChildProcess,
         request: &ChildRequest,
-    ) -> Result<SlotOutput, Fault> {
+    ) -> Result<SlotResult, Fault> {
         let stdout = child.process.stdout.take().expect("it is piped");
-        let mut decoder =
-            FrameDecoder::new(stdout, request.policy.max_bytes, self.limits.max_text_bytes);
+        let mut decoder = FrameDecoder::new(stdout, request);
+        let result = self.follow(child, &mut decoder).await;
+        if let Some((way, why)) = decoder.way() {
+            self.metrics.fetched_by(way);
+            if way == FetchWay::Fallback && !self.fell_back.swap(true, Ordering::Relaxed) {
+                let url = request.url.as_str();
+                info!(
+                    operation = "fetch",
+                    url,
+                    "fetched {url} with libgit2, since {why}; further ones are counted \
+                     (repofleet_fetch_ways_total)"
+                );
+            }
+        }
+        result
+    }
+
+    async fn follow(
+        &self,
+        child: &mut ChildProcess,
+        decoder: &mut FrameDecoder,
+    ) -> Result<SlotResult, Fault> {
         let SlotConfig { timeout, stall, .. } = self.config;
         let mut alive = Instant::now();
         let deadline = alive + Duration::from_secs(timeout);
@@ -192,7 +224,7 @@ impl Slots {
                         failpoint::hit("during-fetch");
                     }
                     Ok(Some(result)) => return result,
-                    Err(error) => break ("crash", child.post_mortem(&decoder, &error).await),
+                    Err(error) => break ("crash", child.post_mortem(decoder, &error).await),
                 },
                 () = sleep_until(deadline) => {
                     let why = format!("not done after {timeout} s, {decoder} (--timeout)");
