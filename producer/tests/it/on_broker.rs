@@ -286,7 +286,7 @@ fn a_run_does_not_count_what_another_run_asked_for() {
 
     // A forced run adopts nothing.
     let third = Running::start(&mut fleet.producer(&["--force"]));
-    third.wait_for_line("Jobs published: 2; of earlier runs, still waiting: 0");
+    third.wait_for_line(r#""adopted":0,"published":2"#);
     let worker = fleet.start_worker(&["--concurrency", "1"]);
     let third = third.wait().with(exit::OK);
     assert_eq!(third.summary()["processed"], 2);
