@@ -640,7 +640,6 @@ mod tests {
             reporter: Reporter::start(&view, OffsetDateTime::now_utc(), Bar::hidden()),
             watchdog: Watchdog::new(config.watchdog.clone(), Instant::now()),
             view,
-            learned: None,
         };
         let events = engine.broker.events(Position::Now).await.unwrap();
         // It goes away before it takes a job.

@@ -444,7 +444,7 @@ impl Source for Pack {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
+    use ::bytes::Bytes;
     use common::fault::FaultKind;
     use flate2::{Compress, Compression, FlushCompress};
     use sha1::{Digest, Sha1};
@@ -622,9 +622,11 @@ mod tests {
         content
     }
 
+    type Blobs = Vec<(ObjectId, Vec<u8>)>;
+
     /// A pack with deltas of both kinds in chains, bases after their deltas, an empty blob and a large
     /// one; and its commit and blobs.
-    fn sample() -> (Vec<u8>, ObjectId, Vec<(ObjectId, Vec<u8>)>) {
+    fn sample() -> (Vec<u8>, ObjectId, Blobs) {
         let mut writer = Writer::default();
         let base = b"the base of several others, ".repeat(10);
         let name = |bytes: &[u8]| object_name(EntryKind::Blob, bytes);
