@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs missing packages and runs every test.
 #
-# Usage: deploy/test.sh [ARGUMENTS OF cargo test]    e.g. deploy/test.sh -p worker parity
+# Usage: deploy/test.sh [ARGUMENTS OF cargo test]    e.g. deploy/test.sh parity
 #        deploy/test.sh prepare                      installs only
 #        deploy/test.sh faults [ROUNDS [SEED]]       runs the fault suite only, ROUNDS (1) times from SEED on
 #

@@ -24,6 +24,8 @@ pub mod text;
 
 pub mod retry;
 
+pub mod tls;
+
 pub mod telemetry;
 
 pub mod shutdown;

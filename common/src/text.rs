@@ -27,6 +27,14 @@ pub fn thousands(number: u64) -> String {
     text
 }
 
+/// Prints a number with its noun: `1 entry`, `21,000 entries`.
+pub fn counted(number: u64, one: &str, many: &str) -> String {
+    match number {
+        1 => format!("1 {one}"),
+        number => format!("{} {many}", thousands(number)),
+    }
+}
+
 /// Prints `45s`, `1m 15s`, `5h 47m`, `3d 4h`: the two largest units, without zero ones. Days begin
 /// with the second.
 pub fn format_duration(duration: Duration) -> String {

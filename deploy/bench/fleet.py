@@ -525,7 +525,7 @@ def speedup(arguments, stack):
     def measure(label, workers, warming, names):
         # The workers' logs show how long each job took.
         fleet = Fleet(bench, label, workers, server, "info,worker=debug")
-        # The first job of a process loads the token table.
+        # The first job of a process connects to the store.
         fleet.produce("warm-up", warming).wait()
         cores, producer = Cores(), fleet.produce("run", names)
         producer.wait()

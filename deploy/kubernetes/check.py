@@ -83,7 +83,7 @@ class Programs:
 
 def limits_of_worker():
     program = os.environ.get("REPOFLEET_WORKER")
-    command = [program] if program else ["cargo", "run", "--quiet", "--locked", "--package", "worker", "--"]
+    command = [program] if program else ["cargo", "run", "--quiet", "--locked", "--bin", "worker", "--"]
     result = subprocess.run([*command, "run", "--print-limits"], cwd=ROOT, stdout=subprocess.PIPE, check=True)
     return json.loads(result.stdout)
 

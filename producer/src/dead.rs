@@ -21,7 +21,7 @@ use common::run::documents::{ExpectedJob, JobList};
 use common::run::view::RunView;
 use common::shutdown::Shutdown;
 use common::text::printable;
-use common::text::{format_duration, thousands};
+use common::text::{counted, format_duration, thousands};
 use futures::StreamExt;
 use futures::stream;
 use serde::Serialize;
@@ -636,10 +636,7 @@ fn not_done(count: usize) -> String {
 
 /// `3 dead letters`.
 fn letters(count: usize) -> String {
-    match count {
-        1 => "1 dead letter".to_owned(),
-        count => format!("{} dead letters", thousands(count as u64)),
-    }
+    counted(count as u64, "dead letter", "dead letters")
 }
 
 fn not_jobs(count: usize) -> String {

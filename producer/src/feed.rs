@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use common::exit::{self, ExitError};
 use common::ids::{PushedAt, RepoRef};
-use common::text::thousands;
+use common::text::{counted, thousands};
 use sha2::{Digest, Sha256};
 use tracing::{debug, info, warn};
 
@@ -137,20 +137,31 @@ impl Feed {
     }
 
     fn log(&self, bytes: usize, elapsed: Duration) {
+        let [repositories, invalid, repeated] = [
+            self.repositories.len(),
+            self.invalid.len(),
+            self.repeated.len(),
+        ]
+        .map(|count| count as u64);
+        let mut counts = counted(repositories, "repository", "repositories");
+        if invalid > 0 {
+            counts += ", ";
+            counts += &counted(invalid, "unusable entry", "unusable entries");
+        }
+        if repeated > 0 {
+            counts += &format!(", {} repeated", thousands(repeated));
+        }
         info!(
             operation = "feed",
             origin = self.origin,
             sha256 = self.sha256,
             bytes,
-            repositories = self.repositories.len(),
-            invalid = self.invalid.len(),
-            repeated = self.repeated.len(),
+            repositories,
+            invalid,
+            repeated,
             elapsed_seconds = elapsed.as_secs_f64(),
-            "Feed {}: {} repositories, {} unusable entries, {} repeated",
-            self.origin,
-            thousands(self.repositories.len() as u64),
-            thousands(self.invalid.len() as u64),
-            thousands(self.repeated.len() as u64),
+            "Feed {}: {counts}",
+            self.origin
         );
         for entry in &self.invalid {
             let InvalidEntry { index, reason, .. } = entry;

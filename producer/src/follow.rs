@@ -9,7 +9,7 @@ use common::ids::JobKey;
 use common::outcome::OutcomeRecord;
 use common::run::view::RunView;
 use common::store::SharedStore;
-use common::text::thousands;
+use common::text::{counted, thousands};
 use futures::{FutureExt, StreamExt, stream};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
@@ -77,6 +77,10 @@ impl Following {
             tokio::time::sleep(LAST_CONFIRMS).await;
         };
         let run = self.view.run();
+        let waiting = match self.adopted.len() as u64 {
+            0 => String::new(),
+            adopted => format!("; of earlier runs, still waiting: {}", thousands(adopted)),
+        };
         let published = tokio::select! {
             published = publish(&self.broker, run, to_publish, over) => published?,
             () = too_late => return Ok(()),
@@ -86,9 +90,8 @@ impl Following {
             run_id = run.as_str(),
             published = published.jobs,
             adopted = self.adopted.len(),
-            "Jobs published: {}; of earlier runs, still waiting: {}",
-            thousands(published.jobs),
-            thousands(self.adopted.len() as u64)
+            "Jobs published: {}{waiting}",
+            thousands(published.jobs)
         );
         Ok(())
     }
@@ -192,8 +195,8 @@ impl Following {
         warn!(
             operation = "lost-jobs",
             jobs,
-            "{} open jobs neither wait nor have a digest: publishing them again",
-            thousands(jobs)
+            "{} neither waiting nor digested: publishing again",
+            counted(jobs, "open job is", "open jobs are")
         );
         let run = self.view.run();
         if let Err(fault) = publish(&self.broker, run, again.into_iter(), stop).await {

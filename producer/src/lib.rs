@@ -2,7 +2,7 @@
 //!
 //! # Modules
 //!
-//! In reading order: [`run`] goes from the [`feed`] through the [`cache`] (with its [`index`]) to
+//! In reading order: [`run`] goes from the [`feed`] through the [`cache`] (with its [index](cache::index)) to
 //! [`publish`] and [`follow`], and [`report`]s. Its [`engine`] is one process or a fleet, and the
 //! [`watchdog`] looks after what is followed. [`status`] shows how far a run has got, [`observe`]
 //! serves the same as metrics, and [`dead`] handles dead letters. [`terminal`] draws.

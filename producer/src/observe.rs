@@ -20,6 +20,7 @@ use common::shutdown::Shutdown;
 use common::store::config::StoreConfig;
 use common::store::{Document, DocumentKey, SharedStore};
 use common::telemetry::http::MetricsConfig;
+use common::text::format_duration;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use strum::VariantArray;
@@ -132,9 +133,9 @@ impl Observer {
         let mut following_run = None;
         info!(
             operation = "observe",
-            "Looking at {} every {} s",
+            "Looking at {} every {}",
             self.location,
-            POLL_EVERY.as_secs()
+            format_duration(POLL_EVERY)
         );
         loop {
             tokio::select! {
@@ -188,9 +189,9 @@ impl Observer {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err(format!(
-                "{} did not answer within {} s",
+                "{} did not answer within {}",
                 self.location,
-                POLL_LIMIT.as_secs()
+                format_duration(POLL_LIMIT)
             )),
         };
         self.metrics.set_store_reached(answer.is_ok());
@@ -228,7 +229,7 @@ impl Observer {
             Some(broker) => match tokio::time::timeout(POLL_LIMIT, broker.waiting()).await {
                 Ok(Ok(waiting)) => Ok(waiting),
                 Ok(Err(fault)) => Err(fault.to_string()),
-                Err(_) => Err(format!("no answer within {} s", POLL_LIMIT.as_secs())),
+                Err(_) => Err(format!("no answer within {}", format_duration(POLL_LIMIT))),
             },
         };
         self.metrics.set_waiting(answer.as_ref().ok().copied());

@@ -20,7 +20,7 @@ use common::shutdown::Shutdown;
 use common::store::config::StoreConfig;
 use common::store::{Document, DocumentKey, SharedStore};
 use common::telemetry::http::{MetricsConfig, always_ready};
-use common::text::{self, format_duration, thousands};
+use common::text::{self, counted, format_duration, thousands};
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -351,8 +351,8 @@ impl RunConfig {
             run_id = run.as_str(),
             total_repos = view.total(),
             to_digest = view.open(),
-            "Run {run}: {} repositories, {} to digest",
-            thousands(view.total()),
+            "Run {run}: {}, {} to digest",
+            counted(view.total(), "repository", "repositories"),
             thousands(view.open())
         );
         Ok(Following {
@@ -638,10 +638,10 @@ mod tests {
             store: SharedStore::clone(&store),
             checked: vec![checked],
             adopted: Adopted::new(),
+            learned: None,
             reporter: Reporter::start(&view, OffsetDateTime::now_utc(), Bar::hidden()),
             watchdog: Watchdog::new(config.watchdog.clone(), Instant::now()),
             view,
-            learned: None,
         };
         let events = engine.broker.events(Position::Now).await.unwrap();
         // It goes away before it takes a job.

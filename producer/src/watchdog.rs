@@ -12,7 +12,7 @@ use common::job::Job;
 use common::run::documents::pauses;
 use common::run::view::RunView;
 use common::store::SharedStore;
-use common::text::{duration_within, format_duration, parse_duration, thousands};
+use common::text::{counted, duration_within, format_duration, parse_duration, thousands};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use time::OffsetDateTime;
@@ -214,8 +214,8 @@ impl Watchdog {
             warn!(
                 operation = "lost-jobs",
                 jobs,
-                "{} open jobs neither wait nor are in a worker's hands; if they still are nowhere at the next look, they are published again",
-                thousands(jobs)
+                "{} neither waiting nor in a worker's hands; what is still nowhere at the next look is published again",
+                counted(jobs, "open job is", "open jobs are")
             );
         }
         self.nowhere = &nowhere - &lost;

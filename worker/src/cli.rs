@@ -25,7 +25,7 @@ use crate::health::HealthCommand;
 use crate::metrics::Metrics;
 use crate::run::RunConfig;
 use crate::slot::slots::Slots;
-use crate::slot::{SlotConfig, SlotError};
+use crate::slot::{SlotConfig, SlotError, SlotResult};
 
 /// How long the process may take to end after a second signal.
 const AT_ONCE: Duration = Duration::from_millis(800);
@@ -198,8 +198,12 @@ impl DigestCommand {
         let max_text_bytes = limits.max_text_bytes;
         let slots = Slots::new(self.slot, policy, limits, Metrics::new())
             .map_err(|fault| exit_error(&fault))?;
-        let made = match slots.work(&self.source, subject, &shutdown.soft).await {
-            Ok(made) => made,
+        let made = match slots
+            .work(&self.source, subject, None, &shutdown.soft)
+            .await
+        {
+            Ok(SlotResult::Digest(made)) => made,
+            Ok(SlotResult::Unmoved { .. }) => unreachable!("no commit is known"),
             Err(SlotError::Fault(fault)) => return Err(exit_error(&fault).into()),
             // Unlike a run, this has nothing to show that was stopped.
             Err(SlotError::Stopped) => {

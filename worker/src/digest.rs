@@ -2,7 +2,7 @@
 //!
 //! The text is `summary + "\n\n" + tree + "\n" + content`; the crate's page lists where it differs from gitingest 0.3.1.
 //! [`write`](write::write) runs in a slot, next to the source, and makes tree and content. [`assemble`](assemble::assemble)
-//! runs in the worker, which keeps the token table loaded; it counts tokens and joins the parts.
+//! runs in the worker; it counts tokens and joins the parts.
 
 pub mod write;
 

@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::Args;
 use common::exit::{self, ExitError};
 use common::telemetry::http::parse_address;
-use common::text::seconds_within;
+use common::text::{format_duration, seconds_within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -44,7 +44,12 @@ impl HealthCommand {
         let answer = match tokio::time::timeout(limit, get(address, path)).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => return Err(unwell(format!("no answer: {error}"))),
-            Err(_) => return Err(unwell(format!("no answer within {} s", self.wait))),
+            Err(_) => {
+                return Err(unwell(format!(
+                    "no answer within {}",
+                    format_duration(limit)
+                )));
+            }
         };
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
         let status = head.lines().next().unwrap_or_default();

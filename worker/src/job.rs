@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::digest::Subject;
 use crate::digest::assemble::assemble;
-use crate::slot::SlotError;
 use crate::slot::slots::Slots;
+use crate::slot::{SlotError, SlotResult};
 
 /// How often a digest is offered to the store before the worker gives in to others who write the
 /// same one: each time, somebody else was quicker.
@@ -80,7 +80,10 @@ pub async fn attempt(
         owner: job.repo.owner().to_owned(),
         name: job.repo.name().to_owned(),
     };
-    let made = slots.work(&job.url, subject, stop).await?;
+    let made = match slots.work(&job.url, subject, None, stop).await? {
+        SlotResult::Digest(made) => made,
+        SlotResult::Unmoved { .. } => unreachable!("no commit is known"),
+    };
     metrics.fetched_bytes.inc_by(made.fetched_bytes);
     metrics.fetched_in(made.fetch);
     metrics.digested_in(made.digest);

@@ -16,6 +16,7 @@ use strum::{AsRefStr, VariantArray};
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
+use crate::fetch::policy::FetchWay;
 use crate::host_throttle::HostThrottle;
 use crate::infra_gate::InfraGate;
 
@@ -33,6 +34,7 @@ pub struct Metrics {
     handed_back: IntCounterVec,
     cache_checks: IntCounterVec,
     slots_killed: IntCounterVec,
+    fetch_ways: IntCounterVec,
     /// Slots that this process has.
     pub slots: IntGauge,
     /// Slots at work.
@@ -140,6 +142,11 @@ impl Metrics {
                 "Slots that were ended before their time: `crash`, `stall`, `stopped`, `timeout`",
                 &["reason"],
             ),
+            fetch_ways: family(
+                "fetch_ways_total",
+                "Repositories of hosts by how they were fetched: `v2` without what no digest shows, `git2` by libgit2 since --fetch says so, `fallback` by libgit2 since the host or its answer was not as v2 needs it",
+                &["way"],
+            ),
             slots: register(&registry, IntGauge::new("slots", "Slots of this process")),
             slots_busy: register(&registry, IntGauge::new("slots_busy", "Slots at work")),
             fetched_bytes: register(
@@ -189,6 +196,9 @@ impl Metrics {
         for reason in KILLED_FOR {
             metrics.slots_killed.with_label_values(&[reason]);
         }
+        for &way in FetchWay::VARIANTS {
+            metrics.fetch_ways.with_label_values(&[way]);
+        }
         for &reason in HandedBack::VARIANTS {
             metrics.handed_back.with_label_values(&[reason]);
         }
@@ -221,6 +231,11 @@ impl Metrics {
     /// Counts a slot that was ended; `reason` is one of a few fixed words.
     pub fn slot_killed(&self, reason: &'static str) {
         self.slots_killed.with_label_values(&[reason]).inc();
+    }
+
+    /// Counts a repository that was fetched this way.
+    pub fn fetched_by(&self, way: FetchWay) {
+        self.fetch_ways.with_label_values(&[way]).inc();
     }
 
     /// Notes how long a fetch took.

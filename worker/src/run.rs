@@ -14,7 +14,7 @@ use common::shutdown::Shutdown;
 use common::store::SharedStore;
 use common::store::config::StoreConfig;
 use common::telemetry::http::MetricsConfig;
-use common::text::seconds_within;
+use common::text::{format_duration, seconds_within};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -223,9 +223,9 @@ pub async fn probe_at_start(store: SharedStore, stop: CancellationToken) {
         Ok(None | Some(Ok(()))) => return,
         Ok(Some(Err(fault))) => fault.message,
         Err(_) => format!(
-            "the store {} did not answer within {} s",
+            "the store {} did not answer within {}",
             store.location(),
-            PROBE_LIMIT.as_secs()
+            format_duration(PROBE_LIMIT)
         ),
     };
     warn!(operation = "store", "the store is not well yet: {why}");
@@ -265,8 +265,8 @@ async fn look_once(worker: &Worker) -> Result<(), String> {
     match timeout(LOOK_LIMIT, looking).await {
         Ok(looked) => looked.map_err(|fault| fault.message),
         Err(_) => Err(format!(
-            "broker or store did not answer within {} s",
-            LOOK_LIMIT.as_secs()
+            "broker or store did not answer within {}",
+            format_duration(LOOK_LIMIT)
         )),
     }
 }

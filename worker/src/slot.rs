@@ -83,6 +83,20 @@ impl SlotConfig {
     }
 }
 
+/// What a slot came to.
+#[derive(Debug)]
+pub enum SlotResult {
+    /// The parts of a digest.
+    Digest(SlotOutput),
+    /// HEAD is the known commit; nothing was fetched.
+    Unmoved {
+        /// Bytes received over the network: the refs.
+        fetched_bytes: u64,
+        /// How long that took.
+        fetch: Duration,
+    },
+}
+
 /// The parts of a digest, made by a slot.
 #[derive(Debug)]
 pub struct SlotOutput {

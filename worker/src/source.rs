@@ -1,16 +1,33 @@
 //! What a digest is made from: HEAD's trees, and blobs on request.
 //!
-//! A digest knows nothing of packs, scratch repositories or networks. The only source so far is a
-//! repository on disk (`fetch::objects`).
+//! A digest knows nothing of packs, scratch repositories or networks. Sources are a repository on disk
+//! (`fetch::objects`) and a server's pack (`fetch::pack`).
 
 use std::fmt;
 use std::ops::ControlFlow;
 
 use common::fault::Fault;
+use serde::{Deserialize, Serialize};
 
 /// The name of a git object (SHA-1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ObjectId(pub [u8; 20]);
+
+impl ObjectId {
+    /// Parses forty hexadecimal digits, as [`Display`](fmt::Display) writes them.
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.as_bytes();
+        if digits.len() != 40 {
+            return None;
+        }
+        let mut id = [0; 20];
+        for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
+            let digit = |digit: u8| char::from(digit).to_digit(16);
+            *byte = u8::try_from(16 * digit(pair[0])? + digit(pair[1])?).ok()?;
+        }
+        Some(Self(id))
+    }
+}
 
 impl fmt::Display for ObjectId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -59,7 +76,8 @@ pub trait Source {
     /// Returns the entries of a tree, in its order.
     fn entries(&self, tree: ObjectId) -> Result<Vec<TreeEntry>, Fault>;
 
-    /// Returns the sizes of `blobs` in bytes, without reading them.
+    /// Returns the sizes of `blobs` in bytes, without reading them. A source may lack blobs that are
+    /// larger than any that a digest reads, and give a size above that limit for them.
     fn sizes(&self, blobs: &[ObjectId]) -> Result<Vec<u64>, Fault>;
 
     /// Reads `blobs` in order, one at a time, and calls `visit` with each and its index until
@@ -69,4 +87,24 @@ pub trait Source {
         blobs: &[ObjectId],
         visit: &mut dyn FnMut(usize, &[u8]) -> ControlFlow<()>,
     ) -> Result<(), Fault>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_id_is_forty_hexadecimal_digits() {
+        let text = "0123456789abcdef0123456789abcdef01234567";
+        assert_eq!(ObjectId::parse(text).unwrap().to_string(), text);
+        assert_eq!(ObjectId::parse(&text.to_uppercase()), ObjectId::parse(text));
+        for text in [
+            "",
+            &text[1..],
+            &text.replace('0', "g"),
+            &text.replace("01", "€"),
+        ] {
+            assert_eq!(ObjectId::parse(text), None, "{text}");
+        }
+    }
 }

@@ -60,6 +60,7 @@ impl GitServer {
             root: std::path::absolute(root)?,
             backend: http_backend()?,
             faults: Mutex::default(),
+            dialect: Mutex::default(),
             held: watch::Sender::new(false),
             stats: Watched::new("requests", BTreeMap::new()),
             tasks: tasks.clone(),
@@ -126,6 +127,11 @@ impl GitServer {
     /// Holds all new requests until this is set to `false`.
     pub fn set_held(&self, held: bool) {
         self.shared.held.send_replace(held);
+    }
+
+    /// Speaks the protocol in another way from now on.
+    pub fn set_dialect(&self, dialect: Dialect) {
+        *locked(&self.shared.dialect) = dialect;
     }
 
     /// Spreads the general latency over repositories from now on: log-normal with this `sigma` around
@@ -206,6 +212,36 @@ pub struct RepoStats {
     pub user_agents: Vec<String>,
 }
 
+/// How a server differs from GitHub, which speaks protocol v2, and allows filters and any object.
+#[derive(Clone, Debug, Default)]
+pub struct Dialect {
+    /// Whether it does not hear which version of the protocol a client asks for.
+    pub only_v0: bool,
+    /// git's configuration, such as `("uploadpack.allowFilter", "false")`.
+    pub config: Vec<(&'static str, &'static str)>,
+    /// The filter that it uses in place of one that a client asks for; empty for none.
+    pub filter: Option<&'static str>,
+}
+
+impl Dialect {
+    /// Returns the body of a request as git is to see it.
+    fn heard(&self, body: &Bytes) -> Bytes {
+        let Some(other) = self.filter else {
+            return body.clone();
+        };
+        let text = String::from_utf8_lossy(body);
+        let Some(at) = text.find("filter ") else {
+            return body.clone();
+        };
+        let end = at + text[at..].find('\n').map_or(0, |end| end + 1);
+        let filter = match other {
+            "" => String::new(),
+            other => line(&format!("filter {other}\n")),
+        };
+        Bytes::from([&text[..at - 4], &filter, &text[end..]].concat())
+    }
+}
+
 /// The two kinds of a fetch's requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -230,7 +266,7 @@ pub const GITHUB_LIMIT: &str = "GitHub is temporarily limiting some unauthentica
                                 authenticate.";
 
 /// A fault on the server's side. (The client's view of it is a
-/// [`common::fault::Fault`](common::fault::Fault).)
+/// [`common::fault::Fault`].)
 ///
 /// Applies to every request for ever, unless limited by [`Fault::on`] and [`Fault::times`].
 #[derive(Clone, Debug)]
@@ -478,6 +514,7 @@ struct Shared {
     root: PathBuf,
     backend: PathBuf,
     faults: Mutex<Faults>,
+    dialect: Mutex<Dialect>,
     held: watch::Sender<bool>,
     stats: Watched<BTreeMap<String, RepoStats>>,
     tasks: TaskTracker,
@@ -703,7 +740,11 @@ async fn backend(
     if !shared.root.join(format!("{repo}.git")).is_dir() {
         return Ok(Response::new(404, "no such repository\n"));
     }
-    let child = backend_command(shared, repo, kind, request).spawn()?;
+    let dialect = locked(&shared.dialect).clone();
+    let body = dialect.heard(&request.body);
+    let mut command = backend_command(shared, repo, kind, request, &dialect);
+    command.env("CONTENT_LENGTH", body.len().to_string());
+    let child = command.spawn()?;
     let mut process = Process {
         child: Some(child),
         tasks: shared.tasks.clone(),
@@ -715,7 +756,6 @@ async fn backend(
     else {
         return Err(io::Error::other("started without pipes"));
     };
-    let body = request.body.clone();
     shared.tasks.spawn(async move {
         // If git ends before it has read everything, its response says why.
         let _ = stdin.write_all(&body).await;
@@ -737,20 +777,27 @@ async fn backend(
 }
 
 /// Returns an http-backend for `request`, in a process group of its own.
-fn backend_command(shared: &Shared, repo: &RepoRef, kind: Kind, request: &Request) -> Command {
+fn backend_command(
+    shared: &Shared,
+    repo: &RepoRef,
+    kind: Kind,
+    request: &Request,
+    dialect: &Dialect,
+) -> Command {
     let mut command = Command::new(&shared.backend);
     command.env_clear();
     if let Some(path) = std::env::var_os("PATH") {
         command.env("PATH", path);
     }
-    // GitHub allows filters and any object too.
-    let config = [
+    let github = [
         ("safe.directory", "*"),
         ("uploadpack.allowFilter", "true"),
         ("uploadpack.allowAnySHA1InWant", "true"),
     ];
-    command.env("GIT_CONFIG_COUNT", config.len().to_string());
-    for (index, (key, value)) in config.into_iter().enumerate() {
+    // The last value of a key counts.
+    let config = github.iter().chain(&dialect.config);
+    command.env("GIT_CONFIG_COUNT", config.clone().count().to_string());
+    for (index, (key, value)) in config.enumerate() {
         command.env(format!("GIT_CONFIG_KEY_{index}"), key);
         command.env(format!("GIT_CONFIG_VALUE_{index}"), value);
     }
@@ -766,13 +813,15 @@ fn backend_command(shared: &Shared, repo: &RepoRef, kind: Kind, request: &Reques
         .env("REQUEST_METHOD", &request.method)
         .env("PATH_INFO", format!("/{repo}.git/{tail}"))
         .env("QUERY_STRING", &request.query)
-        .env("CONTENT_LENGTH", request.body.len().to_string())
         .env("REMOTE_ADDR", "127.0.0.1");
     for (variable, header) in [
         ("CONTENT_TYPE", "content-type"),
         ("HTTP_CONTENT_ENCODING", "content-encoding"),
         ("GIT_PROTOCOL", "git-protocol"),
     ] {
+        if dialect.only_v0 && variable == "GIT_PROTOCOL" {
+            continue;
+        }
         if let Some(value) = request.header(header) {
             command.env(variable, value);
         }

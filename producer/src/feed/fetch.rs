@@ -9,6 +9,7 @@ use std::time::Duration;
 use common::exit::{self, ExitError};
 use common::retry::{Attempt, Policy, retry};
 use common::text::{duration_within, parse_size};
+use common::tls;
 use tokio::io::AsyncReadExt;
 use tracing::debug;
 use url::{Host, Url};
@@ -263,6 +264,7 @@ pub(crate) fn http_client(
             attempt.follow()
         }
     });
+    tls::install_provider();
     let mut client = reqwest::Client::builder()
         .user_agent(agent)
         .timeout(timeout)

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use common::run::documents::by_class;
-use common::text::{format_duration, thousands};
+use common::text::{counted, format_duration, thousands};
 
 use super::observed::{RunState, Source, Status};
 use crate::terminal::page::{Line, Page, Tone};
@@ -99,7 +99,7 @@ fn counts(page: &mut Page, status: &Status) {
     count(page, "failed", status.run.failed, &classes);
     let adopted = match status.run.adopted {
         0 => String::new(),
-        adopted => format!("{} jobs are of earlier runs", thousands(adopted)),
+        adopted => format!("{} of earlier runs", counted(adopted, "job is", "jobs are")),
     };
     count(page, "open", status.run.open, &adopted);
 }

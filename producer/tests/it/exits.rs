@@ -52,7 +52,7 @@ fn a_wrong_command_line_is_2_and_says_what_is_wrong() {
             "s3://BUCKET[/PREFIX]",
         ),
         (&["run", "--store", "gs://key:hunter2@bucket"], "gs://…"),
-        (&["run", "--store", "s3://bucket"], "AWS_ACCESS_KEY_ID"),
+        (&["run", "--store", "s3://bucket"], "AWS_ENDPOINT_URL"),
         (&["run", "--store", "${STORE}"], "Docker"),
         (
             &["run", "--feed", "http://example.org/repos.json"],

@@ -354,10 +354,7 @@ fn a_broker_killed_and_restarted_and_its_queues_deleted() {
         }
         for (queue, said) in [
             ("ledger", "outcomes may be lost"),
-            (
-                "jobs",
-                "neither wait nor have a digest: publishing them again",
-            ),
+            ("jobs", "neither waiting nor digested: publishing again"),
         ] {
             pushed.push();
             for repo in &pushed.repos {

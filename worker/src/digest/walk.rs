@@ -23,7 +23,7 @@ const MAX_CACHED_ENTRIES: usize = 250_000;
 /// Longest name in a file system, in bytes.
 const NAME_MAX: usize = 255;
 /// Longest target of a symbolic link, in bytes.
-const TARGET_MAX: u64 = 4095;
+pub(super) const TARGET_MAX: u64 = 4095;
 /// Sizes that are read at once.
 const SIZES_BATCH: usize = 1024;
 
@@ -129,15 +129,37 @@ impl<'a> Trees<'a> {
 }
 
 /// Drops what git would not check out, and sorts the rest.
-fn sorted(mut entries: Vec<TreeEntry>) -> Vec<CheckoutEntry> {
+fn sorted(entries: Vec<TreeEntry>) -> Vec<CheckoutEntry> {
     let mut seen = HashSet::with_capacity(entries.len());
-    entries.retain(|entry| usable(&entry.name) && seen.insert(entry.name.clone()));
-    entries.sort_by_cached_key(|entry| {
-        let lower = String::from_utf8_lossy(&entry.name).to_lowercase();
-        (group(entry.kind, &lower), lower, entry.name.clone())
+    let kept = entries.iter().map(|entry| {
+        let name = entry.name.as_slice();
+        usable(name) && seen.insert(name)
     });
-    let named = entries.into_iter().map(|entry| CheckoutEntry {
-        name: String::from_utf8_lossy(&entry.name).into_owned(),
+    let kept: Vec<bool> = kept.collect();
+    drop(seen);
+    // A tree may have a million entries: no name is kept twice, unless it has capital letters.
+    let mut keyed = Vec::with_capacity(entries.len());
+    for (entry, _) in entries.into_iter().zip(kept).filter(|(_, kept)| *kept) {
+        let lower = String::from_utf8_lossy(&entry.name).to_lowercase();
+        let group = group(entry.kind, &lower);
+        let lower = (lower.as_bytes() != entry.name).then_some(lower);
+        keyed.push((group, lower, entry));
+    }
+    keyed.sort_unstable_by(|(group, lower, entry), (other_group, other_lower, other)| {
+        fn text<'a>(lower: &'a Option<String>, entry: &'a TreeEntry) -> &'a [u8] {
+            lower
+                .as_ref()
+                .map_or(entry.name.as_slice(), String::as_bytes)
+        }
+        let by_group = group.cmp(other_group);
+        let by_text = || text(lower, entry).cmp(text(other_lower, other));
+        by_group
+            .then_with(by_text)
+            .then_with(|| entry.name.cmp(&other.name))
+    });
+    let named = keyed.into_iter().map(|(_, _, entry)| CheckoutEntry {
+        name: String::from_utf8(entry.name)
+            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()),
         kind: entry.kind,
         id: entry.id,
     });

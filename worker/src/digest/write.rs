@@ -66,6 +66,14 @@ pub fn write(
     Ok(facts)
 }
 
+/// Returns the size above which [`write`] reads no file, ignore file or link.
+pub fn largest_blob(limits: &DigestLimits) -> u64 {
+    limits
+        .max_file_bytes
+        .max(files::MAX_FILE_BYTES)
+        .max(walk::TARGET_MAX)
+}
+
 /// Writes files one after the other while there is room.
 struct ContentWriter<'a> {
     listing: &'a Listing,

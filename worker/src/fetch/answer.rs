@@ -55,7 +55,7 @@ const BARRED: [&str; 12] = [
 pub(super) enum Asked {
     /// `GET info/refs`.
     Refs,
-    /// `POST git-upload-pack`.
+    /// `POST git-upload-pack`: what follows that, the pack in the end.
     Pack,
 }
 
@@ -116,7 +116,7 @@ pub(super) fn refusal(status: StatusCode, body: &[u8], context: Context<'_>) -> 
         (403 | 503, Some(pause)) => limited(Some(pause)),
         (403, None) if said.bars_repository() => Fault::gone(message),
         (403, None) => Fault::throttled(message, None),
-        // Whoever was shown the branches may see the repository.
+        // Whoever was answered before may see the repository.
         (401, _) if context.asked == Asked::Pack => Fault::throttled(message, None),
         (408 | 425 | 500..=599, _) => Fault::transient(message),
         _ => Fault::gone(message),
@@ -171,7 +171,7 @@ pub(super) fn sha256() -> Fault {
     Fault::gone("the repository's object format is SHA-256, which is not supported")
 }
 
-/// Returns the ref that a packet of an advertisement names.
+/// Returns the ref, other than HEAD, that a packet names: of an advertisement, or in protocol v2.
 pub(super) fn advertised(packet: &[u8]) -> Option<String> {
     let line = packet.split(|byte| *byte == 0).next()?;
     let space = line.iter().position(|byte| *byte == b' ')?;

@@ -2,7 +2,7 @@
 //! only addresses that the policy allows. After cargo's `git2-curl`.
 //!
 //! libgit2 speaks protocol v0: one GET of `info/refs`, then POSTs to `git-upload-pack`. It writes each
-//! request completely before it reads the response.
+//! request completely before it reads the response. `wire` speaks v2 with the same requests.
 
 use std::error::Error;
 use std::io::{self, Read, Write};
@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use common::fault::Fault;
+use common::tls;
 use git2::transport::{Service, SmartSubtransport, SmartSubtransportStream, Transport};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, LOCATION};
@@ -20,7 +21,7 @@ use url::Url;
 
 use super::answer::{self, Asked, Context, TokenRefusal};
 use super::packets::PacketScan;
-use super::policy::{FetchPolicy, FetchSource, authority, is_public, literal_address};
+use super::policy::{FetchPolicy, FetchSource, FetchWay, authority, is_public, literal_address};
 use crate::resolver::lookup;
 
 /// For connecting, TLS included.
@@ -41,6 +42,8 @@ const KEPT_REFS: usize = 4;
 
 /// Receives a fetch's progress.
 pub trait ProgressSink: Send + Sync {
+    /// A repository is fetched this way. If it is a [`FetchWay::Fallback`], `why` says from what.
+    fn way(&self, way: FetchWay, why: &str);
     /// `total` bytes have come in so far.
     fn received(&self, total: u64);
     /// Something else went on: a response began, deltas were resolved.
@@ -64,12 +67,64 @@ struct SessionState {
     /// The repository's URL, after redirects.
     base: Url,
     received: u64,
+    /// Of these, those of refs.
+    received_refs: u64,
     /// The first fault: libgit2 would pass on only its text.
     fault: Option<Fault>,
     /// Some branches, and some other refs, that the host has.
     refs: [Vec<String>; 2],
     /// Whether the host refused the token, which is not sent again.
     token_refused: bool,
+}
+
+/// The version of git's protocol that a request asks for.
+#[derive(Clone, Copy)]
+enum Protocol {
+    V0,
+    V2,
+}
+
+impl Protocol {
+    fn named_in(self, request: RequestBuilder) -> RequestBuilder {
+        match self {
+            Self::V0 => request,
+            Self::V2 => request.header("git-protocol", "version=2"),
+        }
+    }
+}
+
+/// A response that is read piece by piece. A short rest is read when it is dropped.
+pub(super) struct ResponseBody {
+    session: Arc<HttpSession>,
+    service: Service,
+    /// `None` only while it is dropped.
+    reply: Option<Reply>,
+}
+
+impl ResponseBody {
+    /// Returns the next piece; empty at the end.
+    pub(super) fn chunk(&mut self) -> Result<bytes::Bytes, Fault> {
+        match &mut self.reply {
+            Some(reply) => self.session.chunk(self.service, &mut reply.response),
+            None => Ok(bytes::Bytes::new()),
+        }
+    }
+
+    /// Classifies what the host says in this response instead of going on.
+    pub(super) fn said(&self, words: &[u8]) -> Fault {
+        match &self.reply {
+            Some(reply) => self.session.said(words, reply),
+            None => Fault::transient("the response has ended"),
+        }
+    }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        if let Some(reply) = self.reply.take() {
+            self.session.drain(reply.response);
+        }
+    }
 }
 
 thread_local! {
@@ -85,7 +140,6 @@ impl HttpSession {
         policy: &FetchPolicy,
         sink: Arc<dyn ProgressSink>,
     ) -> Result<Arc<Self>, Fault> {
-        register();
         check_literal(&base, named)?;
         // One thread suffices for one request at a time; names are looked up on others.
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -95,6 +149,7 @@ impl HttpSession {
         let resolver = PublicOnly {
             policy: policy.clone(),
         };
+        tls::install_provider();
         let mut client = Client::builder()
             // Servers recognize git clients by this prefix.
             .user_agent(concat!(
@@ -121,6 +176,7 @@ impl HttpSession {
             state: Mutex::new(SessionState {
                 base,
                 received: 0,
+                received_refs: 0,
                 fault: None,
                 refs: Default::default(),
                 token_refused: false,
@@ -128,16 +184,17 @@ impl HttpSession {
         }))
     }
 
-    /// Runs `fetch` through this session.
+    /// Runs `fetch`, which uses libgit2, through this session.
     pub(super) fn run<T>(self: &Arc<Self>, fetch: impl FnOnce() -> T) -> T {
+        register();
         CURRENT.set(Some(Arc::clone(self)));
         let result = fetch();
         CURRENT.set(None);
         result
     }
 
-    /// Returns some of the branches that the host has; some of its other refs if it has none.
-    pub(super) fn refs(&self) -> Vec<String> {
+    /// Returns some of the branches that the host named; some of its other refs if it named none.
+    pub(super) fn some_refs(&self) -> Vec<String> {
         let mut state = self.state();
         let [branches, others] = &mut state.refs;
         std::mem::take(if branches.is_empty() {
@@ -147,11 +204,14 @@ impl HttpSession {
         })
     }
 
-    fn keep_ref(&self, name: String) {
-        let refs = &mut self.state().refs[usize::from(!name.starts_with("refs/heads/"))];
-        if refs.len() < KEPT_REFS {
-            refs.push(name);
+    /// Keeps the name of a ref to be shown; returns whether more are wanted.
+    pub(super) fn keep_ref(&self, name: String) -> bool {
+        let refs = &mut self.state().refs;
+        let kind = &mut refs[usize::from(!name.starts_with("refs/heads/"))];
+        if kind.len() < KEPT_REFS && !kind.contains(&name) {
+            kind.push(name);
         }
+        refs[0].len() < KEPT_REFS
     }
 
     /// Returns the bytes received so far.
@@ -194,8 +254,34 @@ impl HttpSession {
         Url::parse(&format!("{base}/{path}")).map_err(Fault::refused)
     }
 
+    /// Requests the capabilities of protocol v2. A server that does not speak it answers as in v0.
+    pub(super) fn capabilities(self: &Arc<Self>) -> Result<ResponseBody, Fault> {
+        let reply = self.get(Protocol::V2)?;
+        Ok(self.body(reply, Service::UploadPackLs))
+    }
+
+    /// Requests the refs by a command of protocol v2.
+    pub(super) fn refs(self: &Arc<Self>, command: Vec<u8>) -> Result<ResponseBody, Fault> {
+        let reply = self.post(Protocol::V2, command)?;
+        Ok(self.body(reply, Service::UploadPackLs))
+    }
+
+    /// Sends any other command of protocol v2.
+    pub(super) fn command(self: &Arc<Self>, command: Vec<u8>) -> Result<ResponseBody, Fault> {
+        let reply = self.post(Protocol::V2, command)?;
+        Ok(self.body(reply, Service::UploadPack))
+    }
+
+    fn body(self: &Arc<Self>, reply: Reply, service: Service) -> ResponseBody {
+        ResponseBody {
+            session: Arc::clone(self),
+            service,
+            reply: Some(reply),
+        }
+    }
+
     /// Requests the ref advertisement.
-    fn get(&self) -> Result<Reply, Fault> {
+    fn get(&self, protocol: Protocol) -> Result<Reply, Fault> {
         for _ in 0..=MAX_REDIRECTS {
             let mut url = self.url("info/refs")?;
             url.set_query(Some("service=git-upload-pack"));
@@ -204,7 +290,7 @@ impl HttpSession {
                 .request(Method::GET, url.clone())
                 .header(ACCEPT, "application/x-git-upload-pack-advertisement")
                 .header("pragma", "no-cache");
-            let reply = self.send(request, &url, Asked::Refs)?;
+            let reply = self.send(protocol.named_in(request), &url, Asked::Refs)?;
             if reply.response.status().is_redirection() {
                 self.redirect(&url, reply.response.headers())?;
                 self.drain(reply.response);
@@ -215,7 +301,7 @@ impl HttpSession {
         Err(Fault::gone(format!("more than {MAX_REDIRECTS} redirects")))
     }
 
-    fn post(&self, body: Vec<u8>) -> Result<Reply, Fault> {
+    fn post(&self, protocol: Protocol, body: Vec<u8>) -> Result<Reply, Fault> {
         let url = self.url("git-upload-pack")?;
         let request = self
             .client
@@ -223,31 +309,11 @@ impl HttpSession {
             .header(CONTENT_TYPE, "application/x-git-upload-pack-request")
             .header(ACCEPT, "application/x-git-upload-pack-result")
             .body(body);
-        let reply = self.send(request, &url, Asked::Pack)?;
+        let reply = self.send(protocol.named_in(request), &url, Asked::Pack)?;
         if reply.response.status().is_redirection() {
             return Err(Fault::refused("a redirect of a POST is not followed"));
         }
         self.expect(reply, "application/x-git-upload-pack-result")
-    }
-
-    /// Returns the branch that HEAD names although it does not exist. Only protocol v2 tells.
-    pub(super) fn unborn_branch(&self) -> Option<String> {
-        let url = self.url("git-upload-pack").ok()?;
-        let request = self
-            .client
-            .request(Method::POST, url.clone())
-            .header("git-protocol", "version=2")
-            .header(CONTENT_TYPE, "application/x-git-upload-pack-request")
-            .body("0014command=ls-refs\n0001000csymrefs\n000bunborn\n0014ref-prefix HEAD\n0000");
-        let mut reply = self.send(request, &url, Asked::Pack).ok()?;
-        let body = self.beginning(&mut reply.response);
-        let mut branch = None;
-        PacketScan::default().scan(&body, |packet| {
-            if let Some(name) = packet.strip_prefix(b"unborn HEAD symref-target:") {
-                branch = Some(String::from_utf8_lossy(name).trim_end().to_owned());
-            }
-        });
-        branch
     }
 
     /// Sends a request with the token if it belongs to the host, and again without if that is refused.
@@ -345,6 +411,11 @@ impl HttpSession {
         self.without_token(&body)
     }
 
+    /// Classifies what the host says in an answer to git instead of going on.
+    fn said(&self, words: &[u8], reply: &Reply) -> Fault {
+        answer::said(&self.without_token(words), reply.context())
+    }
+
     /// Removes the token from a host's words: a host may repeat what it was sent.
     fn without_token(&self, words: &[u8]) -> Vec<u8> {
         match &self.policy.token {
@@ -379,10 +450,13 @@ impl HttpSession {
             .block_on(response.chunk())
             .map_err(transport_fault)?
             .unwrap_or_default();
-        let received = {
+        let (received, received_refs) = {
             let mut state = self.state();
             state.received += chunk.len() as u64;
-            state.received
+            if service == Service::UploadPackLs {
+                state.received_refs += chunk.len() as u64;
+            }
+            (state.received, state.received_refs)
         };
         if received > self.policy.max_bytes {
             return Err(Fault::too_large(format!(
@@ -390,7 +464,7 @@ impl HttpSession {
                 self.policy.max_bytes
             )));
         }
-        if service == Service::UploadPackLs && received > MAX_ADVERTISEMENT {
+        if received_refs > MAX_ADVERTISEMENT {
             return Err(Fault::too_large(format!(
                 "more than {MAX_ADVERTISEMENT} bytes of refs"
             )));
@@ -485,17 +559,17 @@ impl Exchange {
         let reply = match &mut self.reply {
             Some(reply) => reply,
             none => none.insert(match self.service {
-                Service::UploadPackLs => self.session.get()?,
-                _ => self.session.post(std::mem::take(&mut self.request))?,
+                Service::UploadPackLs => self.session.get(Protocol::V0)?,
+                _ => {
+                    let request = std::mem::take(&mut self.request);
+                    self.session.post(Protocol::V0, request)?
+                }
             }),
         };
         self.chunk = self.session.chunk(self.service, &mut reply.response)?;
         // libgit2 passes on neither the host's last word, nor why it cannot read a repository.
         self.packets.scan(&self.chunk, |packet| {
-            let said = answer::last_word(packet).map(|words| {
-                let words = self.session.without_token(words);
-                answer::said(&words, reply.context())
-            });
+            let said = answer::last_word(packet).map(|words| self.session.said(words, reply));
             let fault = said.or_else(|| match reply.asked {
                 Asked::Refs => {
                     if let Some(name) = answer::advertised(packet) {
@@ -602,6 +676,7 @@ mod tests {
     use common::fault::FaultKind;
 
     use super::*;
+    use crate::fetch::policy::FetchMode;
 
     #[tokio::test]
     async fn a_host_that_resolves_to_this_machine_is_refused_unless_it_was_named() {
@@ -613,6 +688,7 @@ mod tests {
                 max_bytes: 0,
                 token: None,
                 proxy: None,
+                mode: FetchMode::Auto,
             };
             PublicOnly { policy }
                 .resolve("localhost".parse().unwrap())

@@ -192,21 +192,49 @@ fn check_blob(blob: ObjectId, kind: ObjectType) -> Result<(), Fault> {
 }
 
 /// Parses a tree object; `None` if it is damaged.
-fn parse_tree(mut bytes: &[u8]) -> Option<Vec<TreeEntry>> {
-    let mut entries = Vec::new();
-    while !bytes.is_empty() {
-        let space = bytes.iter().position(|byte| *byte == b' ')?;
-        let kind = entry_kind(&bytes[..space])?;
-        bytes = &bytes[space + 1..];
-        let end = bytes.iter().position(|byte| *byte == 0)?;
-        let name = bytes[..end].to_vec();
-        bytes = &bytes[end + 1..];
-        let (id, rest) = bytes.split_first_chunk()?;
-        let id = ObjectId(*id);
-        bytes = rest;
-        entries.push(TreeEntry { name, kind, id });
-    }
-    Some(entries)
+pub(super) fn parse_tree(bytes: &[u8]) -> Option<Vec<TreeEntry>> {
+    let entry = |raw: RawEntry<'_>| TreeEntry {
+        name: raw.name.to_vec(),
+        kind: raw.kind,
+        id: raw.id,
+    };
+    raw_entries(bytes).map(|raw| raw.map(entry)).collect()
+}
+
+/// An entry of a tree, in the tree's bytes.
+pub(super) struct RawEntry<'a> {
+    name: &'a [u8],
+    pub(super) kind: EntryKind,
+    pub(super) id: ObjectId,
+}
+
+/// Yields the entries of a tree object; `None` where it is damaged, and nothing after that.
+pub(super) fn raw_entries(mut bytes: &[u8]) -> impl Iterator<Item = Option<RawEntry<'_>>> {
+    std::iter::from_fn(move || {
+        if bytes.is_empty() {
+            return None;
+        }
+        let entry = raw_entry(&mut bytes);
+        if entry.is_none() {
+            bytes = &[];
+        }
+        Some(entry)
+    })
+}
+
+fn raw_entry<'a>(bytes: &mut &'a [u8]) -> Option<RawEntry<'a>> {
+    let all = *bytes;
+    let space = all.iter().position(|byte| *byte == b' ')?;
+    let kind = entry_kind(&all[..space])?;
+    let rest = &all[space + 1..];
+    let end = rest.iter().position(|byte| *byte == 0)?;
+    let (id, after) = rest[end + 1..].split_first_chunk()?;
+    *bytes = after;
+    Some(RawEntry {
+        name: &rest[..end],
+        kind,
+        id: ObjectId(*id),
+    })
 }
 
 /// Reads a mode as git does: by the type's bits alone, and an unknown type is a submodule.

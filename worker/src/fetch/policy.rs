@@ -6,11 +6,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use common::exit::{self, ExitError};
 use common::fault::Fault;
 use common::text::parse_size;
 use serde::{Deserialize, Serialize};
+use strum::{AsRefStr, VariantArray};
 use url::{Host, Url};
 
 /// Hosts that are always allowed.
@@ -43,6 +44,35 @@ pub struct FetchConfig {
     /// Largest download for one repository; over it the repository fails as too_large.
     #[arg(long, env = "MAX_FETCH_BYTES", value_name = "SIZE", default_value = "1GiB", value_parser = parse_size)]
     pub max_fetch_bytes: u64,
+    /// How to fetch: v2 asks only for what a digest can show, and reads it in memory; git2 leaves it to libgit2;
+    /// auto is v2, and git2 where a server or its answer is not as v2 needs it.
+    #[arg(long, env = "FETCH", value_name = "WAY", default_value = "auto")]
+    pub fetch: FetchMode,
+}
+
+/// Which ways of fetching are tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum FetchMode {
+    /// Protocol v2, and libgit2 if something about the server's answers surprises.
+    Auto,
+    /// Protocol v2 alone: a surprise is a fault.
+    V2,
+    /// libgit2 alone.
+    Git2,
+}
+
+/// How a repository was fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, AsRefStr, VariantArray)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum FetchWay {
+    /// By protocol v2, without what no digest shows.
+    V2,
+    /// By libgit2, as the operator wants it.
+    Git2,
+    /// By libgit2, since protocol v2 failed.
+    Fallback,
 }
 
 impl FetchConfig {
@@ -57,6 +87,7 @@ impl FetchConfig {
             http: self.allow_http,
             local: self.allow_local,
             max_bytes: self.max_fetch_bytes,
+            mode: self.fetch,
             token: token.map(|token| HostToken {
                 host: TOKEN_HOST.to_owned(),
                 secret: token,
@@ -189,6 +220,8 @@ pub struct FetchPolicy {
     pub token: Option<HostToken>,
     /// Decides about addresses in place of this process.
     pub proxy: Option<FetchProxy>,
+    /// How to fetch.
+    pub mode: FetchMode,
 }
 
 /// A token and the one host that receives it.
@@ -378,6 +411,7 @@ mod tests {
             http: false,
             local: false,
             max_bytes: 1,
+            mode: FetchMode::Auto,
             token: Some(HostToken {
                 host: "github.com".to_owned(),
                 secret: "sesame".to_owned(),

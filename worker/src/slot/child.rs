@@ -13,10 +13,11 @@ use rustix::process::{
 
 use super::protocol::{ARGUMENT, ChildRequest, Frame, MAX_PIECE};
 use crate::digest::Part;
-use crate::digest::write::write;
-use crate::fetch;
+use crate::digest::write::{largest_blob, write};
 use crate::fetch::answer::TokenRefusal;
 use crate::fetch::http::ProgressSink;
+use crate::fetch::policy::FetchWay;
+use crate::fetch::{self, FetchResult, Wanted};
 
 /// Bytes that count as progress: a server that sends a byte a second makes none.
 const PROGRESS_BYTES: u64 = 1000;
@@ -90,7 +91,26 @@ fn work(request: &ChildRequest, frames: &Arc<FrameWriter>) -> Result<Frame, Faul
     };
     let start = Instant::now();
     let sink: Arc<dyn ProgressSink> = Arc::clone(frames) as Arc<dyn ProgressSink>;
-    let fetched = fetch::fetch(&request.url, &request.policy, &request.scratch, sink)?;
+    let ChildRequest {
+        url,
+        limits,
+        policy,
+        scratch,
+        ..
+    } = request;
+    let wanted = Wanted {
+        largest: largest_blob(limits),
+        known: request.known,
+    };
+    let fetched = match fetch::fetch(url, wanted, policy, scratch, sink)? {
+        FetchResult::Repository(fetched) => fetched,
+        FetchResult::Unmoved { bytes } => {
+            return Ok(Frame::Unmoved {
+                fetched_bytes: bytes,
+                millis: millis(start),
+            });
+        }
+    };
     let done = Frame::Fetched {
         fetched_bytes: fetched.bytes,
         millis: millis(start),
@@ -105,8 +125,8 @@ fn work(request: &ChildRequest, frames: &Arc<FrameWriter>) -> Result<Frame, Faul
             write_frame(&Frame::Text { part, bytes }, piece.as_bytes())
         })
     };
-    let source = &fetched.source;
-    let facts = write(source, &request.subject, &request.limits, &mut emit)?;
+    let source = fetched.source.as_ref();
+    let facts = write(source, &request.subject, limits, &mut emit)?;
     Ok(Frame::Done {
         facts,
         millis: millis(start),
@@ -173,6 +193,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl ProgressSink for FrameWriter {
+    fn way(&self, way: FetchWay, why: &str) {
+        let why = why.to_owned();
+        // As in `progress`.
+        self.write(&Frame::Way { way, why }, b"").ok();
+    }
+
     fn received(&self, total: u64) {
         self.progress(Some(total));
     }

@@ -12,10 +12,11 @@ use common::text::printable;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::ChildStdout;
 
-use super::SlotOutput;
-use super::protocol::{Frame, MAX_PIECE};
+use super::protocol::{ChildRequest, Frame, MAX_PIECE};
+use super::{SlotOutput, SlotResult};
 use crate::digest::Part;
 use crate::fetch::answer::TokenRefusal;
+use crate::fetch::policy::FetchWay;
 
 /// Longest line read from a child, in bytes.
 const MAX_LINE: u64 = 1 << 20;
@@ -29,10 +30,14 @@ pub(super) struct FrameDecoder {
     input: BufReader<ChildStdout>,
     tree: String,
     content: String,
+    /// The way that the child named last, and why.
+    way: Option<(FetchWay, String)>,
     fetched_bytes: u64,
     max_fetched_bytes: u64,
     renamed_to: Option<String>,
     token_refusal: Option<TokenRefusal>,
+    /// Whether the child was told a commit, without which it cannot find HEAD unmoved.
+    knows_commit: bool,
     /// How long the fetch took, once it is done.
     fetch: Option<Duration>,
     /// Bytes of text that the child may still send; `None` without a limit.
@@ -40,19 +45,18 @@ pub(super) struct FrameDecoder {
 }
 
 impl FrameDecoder {
-    pub(super) fn new(
-        input: ChildStdout,
-        max_fetched_bytes: u64,
-        max_text_bytes: Option<u64>,
-    ) -> Self {
+    pub(super) fn new(input: ChildStdout, request: &ChildRequest) -> Self {
+        let max_text_bytes = request.limits.max_text_bytes;
         Self {
             input: BufReader::new(input),
             tree: String::new(),
             content: String::new(),
+            way: None,
             fetched_bytes: 0,
-            max_fetched_bytes,
+            max_fetched_bytes: request.policy.max_bytes,
             renamed_to: None,
             token_refusal: None,
+            knows_commit: request.known.is_some(),
             fetch: None,
             // Tree and content may each exceed the limit by one piece.
             room: max_text_bytes.map(|max| 2 * (max + MAX_PIECE as u64)),
@@ -60,7 +64,7 @@ impl FrameDecoder {
     }
 
     /// Takes in one frame; returns the result with the last one. Useless once dropped half-way.
-    pub(super) async fn next(&mut self) -> io::Result<Option<Result<SlotOutput, Fault>>> {
+    pub(super) async fn next(&mut self) -> io::Result<Option<Result<SlotResult, Fault>>> {
         let mut line = Vec::new();
         let mut input = (&mut self.input).take(MAX_LINE);
         input.read_until(b'\n', &mut line).await?;
@@ -73,6 +77,7 @@ impl FrameDecoder {
         match serde_json::from_slice(&line)? {
             Frame::Progress { fetched_bytes } => self.fetched(fetched_bytes)?,
             Frame::TokenRefused { why } => self.token_refusal = Some(why),
+            Frame::Way { way, why } => self.way = Some((way, shown(&why))),
             Frame::Fetched {
                 fetched_bytes,
                 millis,
@@ -89,7 +94,7 @@ impl FrameDecoder {
                 if !facts.commit.as_ref().is_none_or(is_hash) {
                     return Err(invalid("the commit is no commit hash"));
                 }
-                return Ok(Some(Ok(SlotOutput {
+                return Ok(Some(Ok(SlotResult::Digest(SlotOutput {
                     facts,
                     tree: std::mem::take(&mut self.tree),
                     content: std::mem::take(&mut self.content),
@@ -97,6 +102,19 @@ impl FrameDecoder {
                     renamed_to: self.renamed_to.take(),
                     fetch: self.fetch.unwrap_or_default(),
                     digest: Duration::from_millis(millis),
+                }))));
+            }
+            Frame::Unmoved {
+                fetched_bytes,
+                millis,
+            } => {
+                self.fetched(fetched_bytes)?;
+                if !self.knows_commit {
+                    return Err(invalid("HEAD is unmoved, though no commit was known"));
+                }
+                return Ok(Some(Ok(SlotResult::Unmoved {
+                    fetched_bytes,
+                    fetch: Duration::from_millis(millis),
                 })));
             }
             Frame::Failed(fault) => return checked(fault).map(|fault| Some(Err(fault))),
@@ -107,6 +125,12 @@ impl FrameDecoder {
     /// Takes what the last frame said about the token.
     pub(super) fn token_refusal(&mut self) -> Option<TokenRefusal> {
         self.token_refusal.take()
+    }
+
+    /// Returns how the repository was fetched, and why if it was a fallback; `None` if it is local, or
+    /// failed without one.
+    pub(super) fn way(&self) -> Option<(FetchWay, &str)> {
+        self.way.as_ref().map(|(way, why)| (*way, why.as_str()))
     }
 
     fn fetched(&mut self, bytes: u64) -> io::Result<()> {

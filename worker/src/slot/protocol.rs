@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::{DigestLimits, Facts, Part, Subject};
 use crate::fetch::answer::TokenRefusal;
-use crate::fetch::policy::FetchPolicy;
+use crate::fetch::policy::{FetchPolicy, FetchWay};
+use crate::source::ObjectId;
 
 /// The first argument that makes a binary a slot's child.
 pub const ARGUMENT: &str = "slot";
@@ -19,6 +20,8 @@ pub(super) const MAX_PIECE: usize = 1 << 20;
 pub(super) struct ChildRequest {
     pub(super) url: String,
     pub(super) subject: Subject,
+    /// If HEAD is this commit, nothing is to be fetched.
+    pub(super) known: Option<ObjectId>,
     pub(super) limits: DigestLimits,
     pub(super) policy: FetchPolicy,
     pub(super) scratch: PathBuf,
@@ -40,6 +43,11 @@ pub(super) enum Frame {
     TokenRefused {
         why: TokenRefusal,
     },
+    /// How the repository is fetched, and why if it is a fallback.
+    Way {
+        way: FetchWay,
+        why: String,
+    },
     /// The repository can be read.
     Fetched {
         fetched_bytes: u64,
@@ -53,6 +61,11 @@ pub(super) enum Frame {
     },
     Done {
         facts: Facts,
+        millis: u64,
+    },
+    /// HEAD is the known commit. The last frame.
+    Unmoved {
+        fetched_bytes: u64,
         millis: u64,
     },
     Failed(Fault),

@@ -1,30 +1,35 @@
 //! The slots of a process, and the children that work in them.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use crate::metrics::Metrics;
 use common::failpoint;
 use common::fault::Fault;
+use openssl_probe::{ENV_CERT_DIR, ENV_CERT_FILE};
 use rustix::process::{DumpableBehavior, Pid, Signal, kill_process_group, set_dumpable_behavior};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
+use tracing::info;
 
 use super::decoder::{FrameDecoder, shown};
 use super::protocol::{ARGUMENT, ChildRequest};
 use super::scratch::Scratch;
 use super::token::TokenWatch;
-use super::{SlotConfig, SlotError, SlotOutput};
+use super::{SlotConfig, SlotError, SlotResult};
 use crate::digest::{DigestLimits, Subject};
 use crate::fetch::answer::TokenRefusal;
-use crate::fetch::policy::{FetchPolicy, FetchSource};
+use crate::fetch::policy::{FetchPolicy, FetchSource, FetchWay};
+use crate::source::ObjectId;
 
 /// For a local repository: its packs are mapped, and the operator chose it.
 const LOCAL_ADDRESS_SPACE: u64 = 32 << 30;
@@ -48,6 +53,8 @@ pub struct Slots {
     spawner: Spawner,
     token: TokenWatch,
     metrics: Metrics,
+    /// Whether a fallback was logged.
+    fell_back: AtomicBool,
 }
 
 impl Slots {
@@ -77,6 +84,7 @@ impl Slots {
             policy,
             limits,
             metrics,
+            fell_back: AtomicBool::new(false),
         }))
     }
 
@@ -109,13 +117,15 @@ impl Slots {
         Ok(())
     }
 
-    /// Fetches and digests `url` once a slot is free. `stop` ends it within half a second.
+    /// Fetches and digests `url` once a slot is free, unless its HEAD is `known`. `stop` ends it
+    /// within half a second.
     pub async fn work(
         &self,
         url: &str,
         subject: Subject,
+        known: Option<ObjectId>,
         stop: &CancellationToken,
-    ) -> Result<SlotOutput, SlotError> {
+    ) -> Result<SlotResult, SlotError> {
         // Refused without starting a process.
         let source = self.policy.source(url)?;
         let slot = stop.run_until_cancelled(self.free.acquire()).await;
@@ -124,7 +134,7 @@ impl Slots {
 
         // Removed when dropped, whatever happens.
         let scratch = self.scratch.folder()?;
-        let request = self.request(url, &source, &subject, scratch.path());
+        let request = self.request(url, &source, &subject, known, scratch.path());
         let start = ChildProcess::start(&self.spawner, self.command(scratch.path()), &request);
         let child = stop.run_until_cancelled(start).await;
         let mut child = child.ok_or(SlotError::Stopped)??;
@@ -136,10 +146,12 @@ impl Slots {
             self.metrics.slot_killed("stopped");
             return Err(SlotError::Stopped);
         };
-        let mut output = result?;
-        // Not for the child to say.
-        output.facts.subject = subject;
-        Ok(output)
+        let mut result = result?;
+        if let SlotResult::Digest(output) = &mut result {
+            // Not for the child to say.
+            output.facts.subject = subject;
+        }
+        Ok(result)
     }
 
     fn request(
@@ -147,6 +159,7 @@ impl Slots {
         url: &str,
         source: &FetchSource,
         subject: &Subject,
+        known: Option<ObjectId>,
         scratch: &Path,
     ) -> ChildRequest {
         let child = &self.config.child;
@@ -168,6 +181,7 @@ impl Slots {
         ChildRequest {
             url: url.to_owned(),
             subject: subject.clone(),
+            known,
             limits: self.limits.clone(),
             policy,
             scratch: scratch.to_owned(),
@@ -183,10 +197,31 @@ impl Slots {
         &self,
         child: &mut ChildProcess,
         request: &ChildRequest,
-    ) -> Result<SlotOutput, Fault> {
+    ) -> Result<SlotResult, Fault> {
         let stdout = child.process.stdout.take().expect("it is piped");
-        let mut decoder =
-            FrameDecoder::new(stdout, request.policy.max_bytes, self.limits.max_text_bytes);
+        let mut decoder = FrameDecoder::new(stdout, request);
+        let result = self.follow(child, &mut decoder, request).await;
+        if let Some((way, why)) = decoder.way() {
+            self.metrics.fetched_by(way);
+            if way == FetchWay::Fallback && !self.fell_back.swap(true, Ordering::Relaxed) {
+                let url = request.url.as_str();
+                info!(
+                    operation = "fetch",
+                    url,
+                    "fetched {url} with libgit2, since {why}; further ones are counted \
+                     (repofleet_fetch_ways_total)"
+                );
+            }
+        }
+        result
+    }
+
+    async fn follow(
+        &self,
+        child: &mut ChildProcess,
+        decoder: &mut FrameDecoder,
+        request: &ChildRequest,
+    ) -> Result<SlotResult, Fault> {
         let SlotConfig { timeout, stall, .. } = self.config;
         let mut alive = Instant::now();
         let deadline = alive + Duration::from_secs(timeout);
@@ -199,7 +234,7 @@ impl Slots {
                         failpoint::hit("during-fetch");
                     }
                     Ok(Some(result)) => return result,
-                    Err(error) => break ("crash", child.post_mortem(&decoder, &error).await),
+                    Err(error) => break ("crash", child.post_mortem(decoder, &error).await),
                 },
                 () = sleep_until(deadline) => {
                     let why = format!("not done after {timeout} s, {decoder} (--timeout)");
@@ -236,14 +271,30 @@ impl Slots {
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true);
-        let certificates = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
-        command.envs(
-            certificates
-                .iter()
-                .filter_map(|name| Some((name, std::env::var_os(name)?))),
-        );
+        command.envs(certificates(
+            |name| std::env::var_os(name),
+            || openssl_probe::probe().cert_file,
+        ));
         command
     }
+}
+
+/// Tells a child which certificates to trust: those that this process's environment names, or else the
+/// system's bundle. Left to itself, a child would also read the system's folder: 147 files that are in
+/// the bundle too.
+fn certificates(
+    variable: impl Fn(&str) -> Option<OsString>,
+    bundle: impl FnOnce() -> Option<PathBuf>,
+) -> Vec<(&'static str, OsString)> {
+    let mut named = Vec::new();
+    for name in [ENV_CERT_FILE, ENV_CERT_DIR] {
+        let value = variable(name).filter(|value| !value.is_empty());
+        named.extend(value.map(|value| (name, value)));
+    }
+    if named.is_empty() {
+        named.extend(bundle().map(|bundle| (ENV_CERT_FILE, bundle.into())));
+    }
+    named
 }
 
 /// A slot at work, counted as such until dropped.
@@ -361,5 +412,34 @@ impl Spawner {
             .await
             .map_err(|_| gone())?
             .map_err(|e| Fault::infra(format!("cannot start a slot with {program}: {e}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_is_told_one_place_of_certificates_unless_more_are_named() {
+        for (file, folder, expected) in [
+            (None, None, vec![(ENV_CERT_FILE, "system")]),
+            (Some(""), Some(""), vec![(ENV_CERT_FILE, "system")]),
+            (Some("mine"), None, vec![(ENV_CERT_FILE, "mine")]),
+            (None, Some("folder"), vec![(ENV_CERT_DIR, "folder")]),
+            (
+                Some("mine"),
+                Some("folder"),
+                vec![(ENV_CERT_FILE, "mine"), (ENV_CERT_DIR, "folder")],
+            ),
+        ] {
+            let variable = |name: &str| match name {
+                ENV_CERT_FILE => file.map(OsString::from),
+                _ => folder.map(OsString::from),
+            };
+            let named = certificates(variable, || Some("system".into()));
+            let expected = expected.into_iter().map(|(name, at)| (name, at.into()));
+            assert_eq!(named, expected.collect::<Vec<_>>());
+        }
+        assert_eq!(certificates(|_| None, || None), []);
     }
 }

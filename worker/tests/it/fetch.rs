@@ -6,12 +6,16 @@ use std::time::Duration;
 use common::fault::{Fault, FaultKind};
 use common::text::printable;
 use futures::future::join_all;
-use testing::git_server::{Fault as Trouble, GITHUB_LIMIT, GitServer, Kind, Place, Rule};
+use testing::git_server::{Dialect, Fault as Trouble, GITHUB_LIMIT, GitServer, Kind, Place, Rule};
 use testing::http_server::{HttpServer, Response};
 use testing::repositories::{Builder, empty};
-use worker::fetch::policy::HostToken;
+use worker::fetch::policy::{FetchMode, HostToken};
+use worker::slot::SlotResult;
 
-use crate::fixture::{Fixture, TEXT, git, good, noise, work};
+use crate::fixture::{Fixture, TEXT, git, good, noise, work, work_unless_at};
+
+/// Both ways to fetch.
+const MODES: [FetchMode; 2] = [FetchMode::Auto, FetchMode::Git2];
 
 use FaultKind::{Gone, Killed, Refused, Throttled, TooLarge, Transient};
 
@@ -76,43 +80,130 @@ async fn a_repository_is_fetched_shallowly_over_one_connection() {
 }
 
 #[tokio::test]
+async fn nothing_is_asked_for_but_the_refs_if_head_is_the_known_commit() {
+    let mut fixture = Fixture::new();
+    fixture.policy.local = true;
+    let path = fixture.root.path().join("owner/good.git");
+    let head = git(&path, ["rev-parse", "HEAD"]);
+    let tree = git(&path, ["rev-parse", "HEAD^{tree}"]);
+    empty(fixture.root.path(), "owner", "empty");
+    let slots = fixture.slots();
+
+    let result = work_unless_at(&slots, &fixture.url("good"), Some(&head)).await;
+    let Ok(SlotResult::Unmoved { fetched_bytes, .. }) = result else {
+        panic!("{result:?}");
+    };
+    let stats = fixture.server.repo_stats("owner/good");
+    // The POST asks for HEAD alone.
+    assert_eq!((stats.info_refs, stats.upload_packs), (1, 1));
+    assert_eq!(fetched_bytes, stats.bytes_sent);
+
+    // Another commit, and one that is somewhere else in the repository.
+    for known in ["0".repeat(40), tree] {
+        let result = work_unless_at(&slots, &fixture.url("good"), Some(&known)).await;
+        let Ok(SlotResult::Digest(made)) = result else {
+            panic!("{result:?}");
+        };
+        assert_eq!(made.facts.commit.as_ref(), Some(&head));
+    }
+    let stats = fixture.server.repo_stats("owner/good");
+    assert_eq!((stats.info_refs, stats.packs), (3, 2));
+    assert!(stats.upload_packs > 0);
+
+    let result = work_unless_at(&slots, &fixture.url("empty"), Some(&head)).await;
+    assert!(matches!(result, Ok(SlotResult::Digest(_))), "{result:?}");
+    let local = work_unless_at(&slots, path.to_str().unwrap(), Some(&head)).await;
+    let local = local.unwrap();
+    assert!(
+        matches!(
+            local,
+            SlotResult::Unmoved {
+                fetched_bytes: 0,
+                ..
+            }
+        ),
+        "{local:?}"
+    );
+    drop(slots);
+    fixture.assert_nothing_left();
+}
+
+#[tokio::test]
 async fn heads_of_every_kind() {
     let mut fixture = Fixture::new();
     let root = fixture.root.path();
     empty(root, "owner", "empty");
-    let dangling = good(root, "dangling");
-    git(&dangling, ["symbolic-ref", "HEAD", "refs/heads/nowhere"]);
     let detached = good(root, "detached");
     let commit = git(&detached, ["rev-parse", "main"]);
     git(&detached, ["update-ref", "--no-deref", "HEAD", &commit]);
     let elsewhere = good(root, "elsewhere");
     git(&elsewhere, ["branch", "-m", "main", "odd/branch"]);
 
-    let made = fixture.make("empty").await.unwrap();
-    assert_eq!((made.facts.commit, made.facts.files), (None, 0));
-    // Not an empty one, from wherever it is read.
+    for mode in MODES {
+        fixture.policy.mode = mode;
+        let made = fixture.make("empty").await.unwrap();
+        assert_eq!((made.facts.commit, made.facts.files), (None, 0));
+        for name in ["detached", "elsewhere"] {
+            let made = fixture.make(name).await.unwrap();
+            assert_eq!(made.facts.commit.as_ref(), Some(&commit), "{name}");
+            assert!(made.content.contains(TEXT), "{name}");
+        }
+    }
+}
+
+/// Not an empty one, from wherever it is read.
+#[tokio::test]
+async fn a_head_that_names_no_branch_is_told_if_there_are_others() {
+    let mut fixture = Fixture::new();
     fixture.policy.local = true;
+    let dangling = good(fixture.root.path(), "dangling");
+    git(&dangling, ["symbolic-ref", "HEAD", "refs/heads/nowhere"]);
+    let told = |branch: &str, there: &str| {
+        format!(
+            "HEAD names {branch}, which does not exist; there {there}; make an existing branch the default"
+        )
+    };
     let remote = fixture.url("dangling");
-    for url in [remote.as_str(), dangling.to_str().unwrap()] {
-        let fault = fixture.make_url(url).await.unwrap_err();
-        assert_eq!(
-            (fault.kind, fault.message.as_str()),
-            (
-                Gone,
-                "HEAD names the branch \"nowhere\", which does not exist; there is \"main\"; make an existing branch the default"
-            )
+    for mode in MODES {
+        fixture.policy.mode = mode;
+        for url in [remote.as_str(), dangling.to_str().unwrap()] {
+            let fault = fixture.make_url(url).await.unwrap_err();
+            let expected = told("the branch \"nowhere\"", "is \"main\"");
+            assert_eq!((fault.kind, fault.message), (Gone, expected), "{mode:?}");
+        }
+    }
+    // Older servers do not tell.
+    fixture.server.set_dialect(Dialect {
+        config: vec![("lsrefs.unborn", "ignore")],
+        ..Dialect::default()
+    });
+    for branch in 1..5 {
+        git(&dangling, ["branch", &format!("b{branch}"), "main"]);
+    }
+    git(&dangling, ["update-ref", "refs/a/1", "main"]);
+    for mode in MODES {
+        fixture.policy.mode = mode;
+        let fault = fixture.make("dangling").await.unwrap_err();
+        let expected = told("a branch", "are \"b1\", \"b2\", \"b3\" and more");
+        assert_eq!((fault.kind, fault.message), (Gone, expected), "{mode:?}");
+    }
+    for branch in ["main", "b1", "b2", "b3", "b4"] {
+        git(
+            &dangling,
+            ["update-ref", "-d", &format!("refs/heads/{branch}")],
         );
     }
-    for name in ["detached", "elsewhere"] {
-        let made = fixture.make(name).await.unwrap();
-        assert_eq!(made.facts.commit.as_ref(), Some(&commit), "{name}");
-        assert!(made.content.contains(TEXT), "{name}");
+    for mode in MODES {
+        fixture.policy.mode = mode;
+        let fault = fixture.make("dangling").await.unwrap_err();
+        let expected = told("a branch", "is \"refs/a/1\"");
+        assert_eq!((fault.kind, fault.message), (Gone, expected), "{mode:?}");
     }
 }
 
 #[tokio::test]
-async fn twenty_thousand_refs_are_looked_through() {
-    let fixture = Fixture::new();
+async fn twenty_thousand_refs_are_not_sent_or_looked_through() {
+    let mut fixture = Fixture::new();
     let path = fixture.root.path().join("owner/bad.git");
     let commit = git(&path, ["rev-parse", "main"]);
     let refs: String = (0..20_000)
@@ -123,6 +214,10 @@ async fn twenty_thousand_refs_are_looked_through() {
         format!("# pack-refs with: peeled fully-peeled sorted \n{refs}"),
     )
     .unwrap();
+    let made = fixture.make("bad").await.unwrap();
+    assert_eq!(made.facts.commit.as_ref(), Some(&commit));
+    assert!(made.fetched_bytes < 2_000, "{}", made.fetched_bytes);
+    fixture.policy.mode = FetchMode::Git2;
     let made = fixture.make("bad").await.unwrap();
     assert_eq!(made.facts.commit, Some(commit));
     assert!(made.fetched_bytes > 20_000 * 60, "{}", made.fetched_bytes);
@@ -155,9 +250,9 @@ async fn a_local_repository_is_read_in_place_if_that_is_allowed() {
 
 #[tokio::test]
 async fn statuses_have_their_class_at_either_request() {
-    let fixture = Fixture::new();
+    let mut fixture = Fixture::new();
     let seconds = |s| Some(Duration::from_secs(s));
-    for (trouble, kind, retry_after) in [
+    let cases = [
         (Trouble::status(403), Throttled, None),
         (
             Trouble::with_body(403, "This repository has been disabled."),
@@ -204,14 +299,18 @@ async fn statuses_have_their_class_at_either_request() {
         (Trouble::status(503), Transient, None),
         (Trouble::retry_after(503, 9), Throttled, seconds(9)),
         (Trouble::WrongContentType, Transient, None),
-    ] {
-        for at in [Kind::InfoRefs, Kind::UploadPack] {
-            let fault = fixture.fault_of(trouble.clone().on(at), kind).await;
-            assert_eq!(fault.retry_after, retry_after, "{trouble:?} at {at:?}");
-            if let Trouble::Status { code, .. } = trouble {
-                assert!(fault.message.contains(&code.to_string()), "{fault}");
+    ];
+    for mode in MODES {
+        fixture.policy.mode = mode;
+        for (trouble, kind, retry_after) in &cases {
+            for at in [Kind::InfoRefs, Kind::UploadPack] {
+                let fault = fixture.fault_of(trouble.clone().on(at), *kind).await;
+                assert_eq!(fault.retry_after, *retry_after, "{trouble:?} at {at:?}");
+                if let Trouble::Status { code, .. } = trouble {
+                    assert!(fault.message.contains(&code.to_string()), "{fault}");
+                }
+                assert_quotes(&fault, trouble);
             }
-            assert_quotes(&fault, &trouble);
         }
     }
 }
@@ -230,29 +329,58 @@ fn assert_quotes(fault: &Fault, trouble: &Trouble) {
 
 #[tokio::test]
 async fn a_limit_on_anonymous_downloads_is_the_hosts_and_asks_for_a_token() {
-    let fixture = Fixture::new();
-    for trouble in [Trouble::github_limit(7), Trouble::github_limit_in_band(7)] {
-        let fault = fixture.fault_of(trouble.clone(), Throttled).await;
-        assert_eq!(fault.retry_after, Some(Duration::from_secs(7)));
-        for part in [GITHUB_LIMIT, "GITHUB_TOKEN"] {
-            assert!(fault.message.contains(part), "{trouble:?}: {fault}");
+    let mut fixture = Fixture::new();
+    let says = |place| Trouble::says(place, GITHUB_LIMIT);
+    let with_body = Trouble::with_body(401, GITHUB_LIMIT);
+    // Each form, and the pause; posts at which it comes.
+    let limits = [
+        (Trouble::github_limit(7), 7, 1),
+        (Trouble::github_limit_in_band(7), 7, 1),
+        (with_body.clone().on(Kind::InfoRefs), 60, 0),
+        (with_body.on(Kind::UploadPack), 60, 1),
+        (says(Place::Err).on(Kind::InfoRefs), 60, 0),
+        (says(Place::Err).on(Kind::UploadPack), 60, 1),
+        (says(Place::SideBand3).on(Kind::UploadPack), 60, 1),
+    ];
+    for mode in [FetchMode::Auto, FetchMode::V2, FetchMode::Git2] {
+        fixture.policy.mode = mode;
+        for (trouble, pause, posts) in &limits {
+            let before = fixture.server.repo_stats("owner/bad");
+            let fault = fixture.fault_of(trouble.clone(), Throttled).await;
+            let pause = Some(Duration::from_secs(*pause));
+            assert_eq!(fault.retry_after, pause, "{trouble:?}");
+            for part in [GITHUB_LIMIT, "GITHUB_TOKEN"] {
+                assert!(fault.message.contains(part), "{trouble:?}: {fault}");
+            }
+            let after = fixture.server.repo_stats("owner/bad");
+            assert_eq!(
+                (
+                    after.info_refs - before.info_refs,
+                    after.upload_packs - before.upload_packs
+                ),
+                (1, *posts),
+                "no other way is tried: {mode:?}, {trouble:?}"
+            );
         }
-    }
-    // It is not there for us, if nothing more is said; but whoever shows refs has the repository.
-    for (at, kind) in [(Kind::InfoRefs, Gone), (Kind::UploadPack, Throttled)] {
-        let fault = fixture.fault_of(Trouble::status(401).on(at), kind).await;
-        assert_eq!(fault.retry_after, None);
+        // It is not there for us, if nothing more is said; but whoever shows refs has the repository.
+        for (at, kind) in [(Kind::InfoRefs, Gone), (Kind::UploadPack, Throttled)] {
+            let fault = fixture.fault_of(Trouble::status(401).on(at), kind).await;
+            assert_eq!(fault.retry_after, None);
+        }
     }
 }
 
 #[tokio::test]
 async fn words_in_side_band_3_are_quoted() {
-    let fixture = Fixture::new();
+    let mut fixture = Fixture::new();
     let words = "fatal: No space left on device".repeat(20);
     let trouble = Trouble::says(Place::SideBand3, &words);
-    let fault = fixture.fault_of(trouble, Transient).await;
-    assert!(fault.message.contains(&words[..299]), "{fault}");
-    assert!(!fault.message.contains(&words[..300]), "{fault}");
+    for mode in MODES {
+        fixture.policy.mode = mode;
+        let fault = fixture.fault_of(trouble.clone(), Transient).await;
+        assert!(fault.message.contains(&words[..299]), "{fault}");
+        assert!(!fault.message.contains(&words[..300]), "{fault}");
+    }
 }
 
 #[tokio::test]
@@ -305,31 +433,38 @@ async fn what_this_program_cannot_read_is_said_once_and_for_all() {
         .policy
         .hosts
         .push(files.authority().parse().unwrap());
-    for (url, said) in [
-        (fixture.url("sha256"), "SHA-256"),
-        (fixture.url("sha256-empty"), "SHA-256"),
-        (sha256.display().to_string(), "SHA-256"),
-        (format!("{}/owner/files", files.url()), "dumb protocol"),
-        (partial.display().to_string(), "partial clone"),
-    ] {
-        let fault = fixture.make_url(&url).await.unwrap_err();
-        assert_eq!(fault.kind, Gone, "{url}: {fault}");
-        assert!(fault.message.contains(said), "{url}: {fault}");
+    let format = "the repository's object format is SHA-256, which is not supported";
+    for mode in MODES {
+        fixture.policy.mode = mode;
+        for (url, said) in [
+            (fixture.url("sha256"), format),
+            (fixture.url("sha256-empty"), format),
+            (sha256.display().to_string(), format),
+            (format!("{}/owner/files", files.url()), "dumb protocol"),
+            (partial.display().to_string(), "partial clone"),
+        ] {
+            let fault = fixture.make_url(&url).await.unwrap_err();
+            assert_eq!(fault.kind, Gone, "{url}: {fault}");
+            assert!(fault.message.contains(said), "{url}: {fault}");
+        }
     }
 }
 
 #[tokio::test]
 async fn a_renamed_repository_is_fetched_from_its_new_place() {
-    let fixture = Fixture::new();
+    let mut fixture = Fixture::new();
     good(fixture.root.path(), "new-name");
     let to = fixture.url("new-name");
     fixture.server.fault("owner/bad", Trouble::Moved { to });
-    let made = work(&fixture.slots(), &fixture.url("bad")).await.unwrap();
-    assert!(made.content.contains(TEXT));
-    assert_eq!(fixture.server.repo_stats("owner/bad").upload_packs, 0);
-    assert_eq!(fixture.server.fetches("owner/new-name"), 1);
-    assert_eq!(fixture.server.connections(), 1);
-    assert_eq!(made.renamed_to, Some(fixture.url("new-name")));
+    for (mode, fetches) in MODES.into_iter().zip(1..) {
+        fixture.policy.mode = mode;
+        let made = work(&fixture.slots(), &fixture.url("bad")).await.unwrap();
+        assert!(made.content.contains(TEXT));
+        assert_eq!(fixture.server.repo_stats("owner/bad").upload_packs, 0);
+        assert_eq!(fixture.server.fetches("owner/new-name"), fetches);
+        assert_eq!(fixture.server.connections(), fetches);
+        assert_eq!(made.renamed_to, Some(fixture.url("new-name")));
+    }
     // Another spelling is no other name.
     for url in ["good.git", "Good", "good/"].map(|name| fixture.url(name)) {
         fixture.server.clear_faults();
@@ -657,9 +792,14 @@ async fn what_is_cut_or_damaged_on_its_way_is_transient() {
 }
 
 #[tokio::test]
-async fn a_pack_that_claims_four_billion_objects_is_ended_by_the_memory_limit() {
-    let fixture = Fixture::new();
-    let fault = fixture.fault_of(Trouble::Corrupt { at: 8 }, Killed).await;
+async fn a_pack_that_claims_four_billion_objects_takes_no_memory() {
+    let mut fixture = Fixture::new();
+    let corrupt = Trouble::Corrupt { at: 8 };
+    let fault = fixture.fault_of(corrupt.clone(), TooLarge).await;
+    assert!(fault.message.contains("objects, more than"), "{fault}");
+    // libgit2 allocates for all of them.
+    fixture.policy.mode = FetchMode::Git2;
+    let fault = fixture.fault_of(corrupt, Killed).await;
     assert!(fault.message.contains("memory limit"), "{fault}");
 }
 

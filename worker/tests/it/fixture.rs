@@ -14,11 +14,12 @@ use testing::repositories::Builder;
 use testing::root;
 use tokio_util::sync::CancellationToken;
 use worker::digest::{DigestLimits, Subject};
-use worker::fetch::policy::FetchPolicy;
+use worker::fetch::policy::{FetchMode, FetchPolicy};
 use worker::metrics::Metrics;
 use worker::slot::protocol::ARGUMENT;
 use worker::slot::slots::Slots;
-use worker::slot::{ChildConfig, SlotConfig, SlotError, SlotOutput};
+use worker::slot::{ChildConfig, SlotConfig, SlotError, SlotOutput, SlotResult};
+use worker::source::ObjectId;
 
 /// The text of a good repository's file.
 pub(crate) const TEXT: &str = "nothing is wrong with this one\n";
@@ -60,6 +61,7 @@ impl Fixture {
             http: true,
             local: false,
             max_bytes: 64 << 20,
+            mode: FetchMode::Auto,
             token: None,
             proxy: None,
         };
@@ -186,8 +188,22 @@ pub(crate) fn subject() -> Subject {
 
 /// Runs `url` in `slots`.
 pub(crate) async fn work(slots: &Slots, url: &str) -> Result<SlotOutput, Fault> {
-    match slots.work(url, subject(), &CancellationToken::new()).await {
-        Ok(made) => Ok(made),
+    match work_unless_at(slots, url, None).await? {
+        SlotResult::Digest(made) => Ok(made),
+        unmoved @ SlotResult::Unmoved { .. } => panic!("no commit is known: {unmoved:?}"),
+    }
+}
+
+/// Runs `url` in `slots`, unless its HEAD is `known`.
+pub(crate) async fn work_unless_at(
+    slots: &Slots,
+    url: &str,
+    known: Option<&str>,
+) -> Result<SlotResult, Fault> {
+    let known = known.map(|commit| ObjectId::parse(commit).unwrap());
+    let stop = CancellationToken::new();
+    match slots.work(url, subject(), known, &stop).await {
+        Ok(result) => Ok(result),
         Err(SlotError::Fault(fault)) => Err(fault),
         Err(SlotError::Stopped) => panic!("nobody stops it"),
     }

@@ -14,7 +14,7 @@ use worker::fetch::objects::Objects;
 
 use self::fixtures::{Expected, Fixture, OWNER, fixtures};
 
-mod fixtures;
+pub(crate) mod fixtures;
 
 /// Returns the digest of the repository at `path`.
 fn digest(path: &Path, subject: &Subject, limits: &DigestLimits) -> String {

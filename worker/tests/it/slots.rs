@@ -17,8 +17,9 @@ use testing::repositories::{
 };
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use worker::fetch::policy::FetchMode;
 use worker::slot::slots::Slots;
-use worker::slot::{SlotError, SlotOutput};
+use worker::slot::{SlotError, SlotResult};
 
 use crate::fixture::{Fixture, TEXT, as_root, exists, git, noise, subject, until, work};
 use testing::small_disk::SmallDisk;
@@ -30,10 +31,10 @@ fn start_hanging(
     fixture: &Fixture,
     slots: &Arc<Slots>,
     stop: &CancellationToken,
-) -> JoinHandle<Result<SlotOutput, SlotError>> {
+) -> JoinHandle<Result<SlotResult, SlotError>> {
     fixture.server.fault("owner/bad", Trouble::Hang);
     let (slots, stop, url) = (Arc::clone(slots), stop.clone(), fixture.url("bad"));
-    tokio::spawn(async move { slots.work(&url, subject(), &stop).await })
+    tokio::spawn(async move { slots.work(&url, subject(), None, &stop).await })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -117,6 +118,7 @@ async fn files_have_a_limit() {
     Builder::new()
         .file("noise", noise(1 << 20))
         .build(fixture.root.path(), "owner", "long");
+    fixture.policy.mode = FetchMode::Git2;
     fixture.config.child.file_bytes = Some(100_000);
     let fault = fixture.make("long").await.unwrap_err();
     assert_eq!(fault.kind, TooLarge, "{fault}");
@@ -126,7 +128,9 @@ async fn files_have_a_limit() {
 #[test]
 fn a_full_disk_is_no_repositorys_fault() {
     as_root("slots::a_full_disk_is_no_repositorys_fault", async {
-        let fixture = Fixture::new();
+        let mut fixture = Fixture::new();
+        // The other way needs no disk for so little.
+        fixture.policy.mode = FetchMode::Git2;
         let disk = SmallDisk::mount(fixture.scratch.path(), "2m");
         Builder::new()
             .file("noise", noise(4 << 20))
@@ -283,6 +287,10 @@ async fn a_child_that_lies_is_not_believed() {
         (
             echo(r#"{"progress":{"fetched_bytes":999999999}}"#),
             "more bytes fetched",
+        ),
+        (
+            echo(r#"{"unmoved":{"fetched_bytes":1,"millis":1}}"#),
+            "no commit was known",
         ),
         (
             echo(r#"{"failed":{"kind":"poison","message":"x"}}"#),

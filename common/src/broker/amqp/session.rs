@@ -110,7 +110,7 @@ impl CallError {
     }
 
     fn silence(what: &str, limit: Duration) -> Self {
-        let message = format!("{what}: no answer for {} s", limit.as_secs());
+        let message = format!("{what}: no answer for {}", format_duration(limit));
         Self::new(Failure::Broken, message)
     }
 }

@@ -7,6 +7,7 @@
 use std::error::Error;
 
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
+use aws_config::provider_config::ProviderConfig;
 use aws_credential_types::provider::{ProvideCredentials, future};
 use aws_sdk_s3::Client as Sdk;
 use aws_sdk_s3::config::http::HttpResponse;
@@ -25,6 +26,7 @@ use aws_sdk_s3::primitives::ByteStream;
 use aws_smithy_http_client::tls::Provider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_runtime_api::client::dns::{DnsFuture, ResolveDns, ResolveDnsError};
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use futures::Stream;
 use futures::stream;
 use tokio::sync::OnceCell;
@@ -79,6 +81,7 @@ impl ResolveDns for SystemResolver {
 #[derive(Debug)]
 struct CredentialsChain {
     region: Region,
+    http: SharedHttpClient,
     chain: OnceCell<DefaultCredentialsChain>,
 }
 
@@ -88,7 +91,10 @@ impl ProvideCredentials for CredentialsChain {
         Self: 'a,
     {
         future::ProvideCredentials::new(async {
-            let chain = DefaultCredentialsChain::builder().region(self.region.clone());
+            let client = ProviderConfig::default().with_http_client(self.http.clone());
+            let chain = DefaultCredentialsChain::builder()
+                .configure(client)
+                .region(self.region.clone());
             let chain = self.chain.get_or_init(|| chain.build()).await;
             chain.provide_credentials().await
         })
@@ -101,11 +107,11 @@ impl Client {
         let limits = &config.limits;
         let region = Region::new(config.region.clone());
         let http = aws_smithy_http_client::Builder::new()
-            .tls_provider(Provider::Rustls(CryptoMode::AwsLc))
+            .tls_provider(Provider::Rustls(CryptoMode::Ring))
             .build_with_resolver(SystemResolver);
         let mut builder = aws_sdk_s3::Config::builder()
             .behavior_version(BehaviorVersion::latest())
-            .http_client(http)
+            .http_client(http.clone())
             .region(region.clone())
             .force_path_style(true)
             // By default the SDK sends a trailing CRC32, which R2 refused for a time.
@@ -143,6 +149,7 @@ impl Client {
             )),
             None => builder.credentials_provider(CredentialsChain {
                 region,
+                http,
                 chain: OnceCell::new(),
             }),
         };

@@ -456,7 +456,10 @@ mod tests {
         assert_eq!(config.endpoint.as_deref(), Some("https://s3.example/base"));
         assert_eq!(config.region, "eu-west-2");
         assert_eq!(pair(&config), ("aws-key", "aws-secret"));
-        assert_eq!(config.keys().unwrap().session_token.as_deref(), Some("token"));
+        assert_eq!(
+            config.keys().unwrap().session_token.as_deref(),
+            Some("token")
+        );
         assert_eq!(config.place(), "s3://bucket/a/b at https://s3.example/base");
     }
 

@@ -34,8 +34,12 @@ pub(super) enum Failure {
     Name(String),
     /// The server's certificate is not one that this machine trusts.
     Certificate(String),
-    /// No source has credentials.
-    NoCredentials(String),
+    /// No source gave credentials.
+    NoCredentials {
+        why: String,
+        /// There is no such source.
+        is_lasting: bool,
+    },
     /// No answer, or half of one.
     Broken(String),
 }
@@ -88,24 +92,25 @@ impl Failure {
 
     /// By the causes, of which the SDK's own types say little.
     fn without_answer(error: &(dyn Error + 'static)) -> Self {
-        let mut next = Some(error);
-        while let Some(cause) = next {
-            if let Some(io) = cause.downcast_ref::<io::Error>() {
-                if io.kind() == io::ErrorKind::ConnectionRefused {
-                    return Self::Refused;
-                }
-                let inner = io.get_ref().and_then(|inner| inner.downcast_ref());
-                if let Some(rustls::Error::InvalidCertificate(why)) = inner {
-                    return Self::Certificate(why.to_string());
-                }
+        for cause in causes(error) {
+            if let Some(io) = cause.downcast_ref::<io::Error>()
+                && io.kind() == io::ErrorKind::ConnectionRefused
+            {
+                return Self::Refused;
+            }
+            if let Some(rustls::Error::InvalidCertificate(why)) = cause.downcast_ref() {
+                return Self::Certificate(why.to_string());
             }
             if cause.is::<ResolveDnsError>() {
                 return Self::Name(innermost(cause).to_string());
             }
-            if let Some(CredentialsError::CredentialsNotLoaded(_)) = cause.downcast_ref() {
-                return Self::NoCredentials(innermost(cause).to_string());
+            if let Some(error) = cause.downcast_ref::<CredentialsError>() {
+                use CredentialsError::{CredentialsNotLoaded, InvalidConfiguration};
+                return Self::NoCredentials {
+                    why: innermost(cause).to_string(),
+                    is_lasting: matches!(error, CredentialsNotLoaded(_) | InvalidConfiguration(_)),
+                };
             }
-            next = cause.source();
         }
         Self::Broken(innermost(error).to_string())
     }
@@ -114,7 +119,8 @@ impl Failure {
     pub(super) fn is_lasting(&self) -> bool {
         match self {
             Self::Answer { status, .. } => *status < 500 && !matches!(status, 408 | 429),
-            Self::Certificate(_) | Self::NoCredentials(_) => true,
+            Self::Certificate(_) => true,
+            Self::NoCredentials { is_lasting, .. } => *is_lasting,
             _ => false,
         }
     }
@@ -141,7 +147,7 @@ impl Failure {
             Self::Certificate(why) => format!(
                 "its certificate is not trusted ({why}); install ca-certificates, or check {address}"
             ),
-            Self::NoCredentials(why) => format!(
+            Self::NoCredentials { why, .. } => format!(
                 "no credentials ({why}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or check \
                  the profile, web identity, container or instance role"
             ),
@@ -240,12 +246,23 @@ fn said(status: u16, code: &str, message: &str) -> String {
     }
 }
 
+/// The error, its cause, the cause's cause, and so on.
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| {
+        // An `io::Error` gives the source of the error in it, but not that error.
+        let inner = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref);
+        match inner {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        }
+    })
+}
+
 /// The cause that has none itself.
-pub(super) fn innermost<'a>(mut error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
-    while let Some(cause) = error.source() {
-        error = cause;
-    }
-    error
+pub(super) fn innermost<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
+    causes(error).last().unwrap_or(error)
 }
 
 #[cfg(test)]
@@ -308,6 +325,10 @@ mod tests {
 
     #[test]
     fn each_failure_has_its_own_remedy() {
+        let no_credentials = Failure::NoCredentials {
+            why: "none".to_owned(),
+            is_lasting: true,
+        };
         let config = config(("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9000"));
         for (failure, part) in [
             (answer(403, "InvalidAccessKeyId"), "check AWS_ACCESS_KEY_ID"),
@@ -334,6 +355,7 @@ mod tests {
             (Failure::Refused, "check AWS_ENDPOINT_URL_S3"),
             (Failure::Name("no such host".to_owned()), "DNS"),
             (Failure::Certificate("expired".to_owned()), "certificate"),
+            (no_credentials, "set AWS_ACCESS_KEY_ID"),
             (Failure::Broken("reset".to_owned()), "reset"),
         ] {
             let sentence = failure.sentence(&config);

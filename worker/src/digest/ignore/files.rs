@@ -15,7 +15,7 @@ use crate::source::{EntryKind, ObjectId, Source};
 /// Most ignore files that are applied.
 const MAX_FILES: usize = 5_000;
 /// Largest ignore file that is applied, in bytes.
-const MAX_FILE_BYTES: u64 = 512 << 10;
+pub(in crate::digest) const MAX_FILE_BYTES: u64 = 512 << 10;
 /// Most bytes of ignore files that are read.
 const MAX_TOTAL_BYTES: u64 = 16 << 20;
 
