@@ -256,7 +256,7 @@ pub enum Kind {
 pub enum Place {
     /// In a packet that begins with `ERR`.
     Err,
-    /// In side band 3, where a pack would be. For `POST git-upload-pack` only.
+    /// In side band 3, where a pack would be.
     SideBand3,
 }
 
@@ -440,7 +440,10 @@ impl Fault {
     fn befalls(&self, kind: Kind, request: &Request) -> bool {
         match self {
             Self::HugeAdvertisement { .. } => kind == Kind::InfoRefs,
-            Self::Says { place, .. } => *place == Place::Err || kind == Kind::UploadPack,
+            Self::Says {
+                place: Place::SideBand3,
+                ..
+            } => kind == Kind::UploadPack && (!is_v2(request) || asks_for_pack(request)),
             Self::RefuseToken { .. } => request.header("authorization").is_some(),
             Self::RequireToken(token) => {
                 let wanted = format!("Basic {}", base64(&format!("x-access-token:{token}")));
@@ -671,7 +674,7 @@ fn instead(fault: &Fault, kind: Kind, request: &Request) -> Option<Response> {
             place,
             words,
             headers,
-        } => with_headers(says(*place, words, kind), headers),
+        } => with_headers(says(*place, words, kind, is_v2(request)), headers),
         Fault::RefuseToken { code, headers } => {
             with_headers(Response::new(*code, "not with this token\n"), headers)
         }
@@ -694,10 +697,13 @@ fn with_headers(response: Response, headers: &[(String, String)]) -> Response {
 }
 
 /// Returns a well-formed answer that consists of `words`.
-fn says(place: Place, words: &str, kind: Kind) -> Response {
+fn says(place: Place, words: &str, kind: Kind, is_v2: bool) -> Response {
     let packet = match place {
         Place::Err => line(&format!("ERR {words}\n")),
-        Place::SideBand3 => format!("0008NAK\n{}0000", line(&format!("\u{3}{words}\n"))),
+        Place::SideBand3 => {
+            let before = if is_v2 { "packfile\n" } else { "NAK\n" };
+            format!("{}{}0000", line(before), line(&format!("\u{3}{words}\n")))
+        }
     };
     match kind {
         Kind::InfoRefs => Response::new(
@@ -1053,6 +1059,11 @@ fn ref_pages() -> impl Iterator<Item = Bytes> {
 
 fn line(text: &str) -> String {
     format!("{:04x}{text}", text.len() + 4)
+}
+
+/// Whether a request in protocol v2 asks for a pack.
+fn asks_for_pack(request: &Request) -> bool {
+    String::from_utf8_lossy(&request.body).contains("command=fetch")
 }
 
 fn is_v2(request: &Request) -> bool {
