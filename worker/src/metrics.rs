@@ -170,7 +170,12 @@ impl Metrics {
             registry,
         };
         // An absent series reads as "no data" in an alert; a zero reads as zero.
-        for outcome in [Outcome::Processed, Outcome::Unchanged, Outcome::Superseded] {
+        for outcome in [
+            Outcome::Processed,
+            Outcome::Unmoved,
+            Outcome::Unchanged,
+            Outcome::Superseded,
+        ] {
             metrics.job_counter(outcome);
         }
         for &class in FaultKind::VARIANTS {

@@ -178,8 +178,11 @@ pub struct RunSummary {
     pub total_repos: u64,
     /// Digests that were there already.
     pub cached: u64,
-    /// Jobs that ended with a digest in the store, `unchanged` and `superseded` included.
+    /// Jobs that ended with a digest in the store; the next three are included.
     pub processed: u64,
+    /// Of those: HEAD had not moved since the stored digest, whose record was renewed.
+    #[serde(default)]
+    pub unmoved: u64,
     /// Of those: somebody had stored this `pushedAt` meanwhile.
     pub unchanged: u64,
     /// Of those: somebody had stored a newer `pushedAt` meanwhile.

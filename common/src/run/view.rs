@@ -129,6 +129,8 @@ pub struct RunSnapshot {
     pub cache_hit_rate: f64,
     /// Jobs that ended with a digest in the store.
     pub processed: u64,
+    /// Of those: HEAD had not moved since the stored digest, whose record was renewed.
+    pub unmoved: u64,
     /// Of those: somebody had stored this `pushedAt` meanwhile.
     pub unchanged: u64,
     /// Of those: somebody had stored a newer `pushedAt` meanwhile.
@@ -357,6 +359,7 @@ impl RunView {
             cached: self.cached,
             cache_hit_rate: tenths(percent(self.cached, self.cached + self.jobs.len() as u64)),
             processed: 0,
+            unmoved: 0,
             unchanged: 0,
             superseded: 0,
             failed: 0,
@@ -377,12 +380,13 @@ impl RunView {
         for settled in settled {
             match settled.outcome {
                 Outcome::Processed => snapshot.processed += 1,
+                Outcome::Unmoved => snapshot.unmoved += 1,
                 Outcome::Unchanged => snapshot.unchanged += 1,
                 Outcome::Superseded => snapshot.superseded += 1,
                 Outcome::Failed(class) => failed.push(class),
             }
         }
-        snapshot.processed += snapshot.unchanged + snapshot.superseded;
+        snapshot.processed += snapshot.unmoved + snapshot.unchanged + snapshot.superseded;
         snapshot.failed = failed.len() as u64;
         for class in failed {
             *snapshot.failures_by_class.entry(class).or_insert(0) += 1;
@@ -528,6 +532,7 @@ impl RunView {
             total_repos: snapshot.total_repos,
             cached: snapshot.cached,
             processed: snapshot.processed,
+            unmoved: snapshot.unmoved,
             unchanged: snapshot.unchanged,
             superseded: snapshot.superseded,
             adopted: snapshot.adopted,
@@ -589,6 +594,7 @@ impl From<&RunSummary> for RunSnapshot {
             cached: summary.cached,
             cache_hit_rate: summary.cache_hit_rate,
             processed: summary.processed,
+            unmoved: summary.unmoved,
             unchanged: summary.unchanged,
             superseded: summary.superseded,
             failed: summary.failed,

@@ -81,6 +81,7 @@ fn counts(page: &mut Page, status: &Status) {
     let rate = format!("hit rate {:.1}%", status.run.cache_hit_rate);
     count(page, "cached", status.run.cached, &rate);
     let unchanged = [
+        (status.run.unmoved, "unmoved"),
         (status.run.unchanged, "unchanged"),
         (status.run.superseded, "superseded"),
     ];
@@ -186,6 +187,7 @@ mod tests {
             total_repos: 21_000,
             cached: 18_000,
             processed: 1_500,
+            unmoved: 1_200,
             unchanged: 3,
             superseded: 0,
             adopted: 12,
@@ -233,7 +235,7 @@ Feed https://example.org/repos.json
 24.3 a minute over the last 5 minutes, ETA: 1h
 
   cached                   18,000  hit rate 85.7%
-  processed                 1,500  3 unchanged
+  processed                 1,500  1,200 unmoved, 3 unchanged
   failed                       40  10 transient, 30 gone
   open                      1,460  12 jobs are of earlier runs
     wait for a worker       1,400

@@ -16,7 +16,9 @@ use common::job::DIGEST_FORMAT;
 use common::retry::Policy;
 use common::run::documents::CacheReason;
 use common::store::fs::FsStore;
-use common::store::{Digest, DigestMeta, DigestStore, DocumentKey, Expected, Found, Listed, Put};
+use common::store::{
+    Digest, DigestMeta, DigestStore, DocumentKey, Expected, Found, Listed, Put, Renewal, Version,
+};
 use futures::stream::BoxStream;
 use producer::cache::{self, CacheConfig, CacheSource, Check, Checked};
 use producer::feed::entry::FeedRepo;
@@ -95,6 +97,10 @@ where
     }
 
     async fn put(&self, _: &RepoRef, _: &Digest, _: &Expected) -> Result<Put, Fault> {
+        unreachable!("a check writes nothing")
+    }
+
+    async fn renew(&self, _: &RepoRef, _: &DigestMeta, _: &Version) -> Result<Renewal, Fault> {
         unreachable!("a check writes nothing")
     }
 

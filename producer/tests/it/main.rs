@@ -22,6 +22,7 @@ mod metrics;
 mod observe;
 mod on_broker;
 mod readme;
+mod renewal;
 mod run;
 mod signals;
 mod status;
