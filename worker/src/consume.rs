@@ -523,7 +523,7 @@ impl Shift {
             worker: self.worker.name.clone(),
         };
         log_outcome(&record);
-        if outcome == Outcome::Processed {
+        if matches!(outcome, Outcome::Processed | Outcome::Unmoved) {
             self.worker.metrics.stored_after(delivery.enqueued);
         }
         let event = Event::Outcome(record);
