@@ -96,6 +96,8 @@ pub enum DocumentKey {
     },
     /// What the producer remembers of the digests; it can do without.
     Index,
+    /// [`KnownFailures`](crate::run::documents::KnownFailures), written at a run's end.
+    Failures,
     /// [`LatestRun`](crate::run::documents::LatestRun), written with each manifest.
     Latest,
     /// [`LastClosed`](crate::run::documents::LastClosed), written when a run closes.
@@ -125,6 +127,7 @@ impl fmt::Display for DocumentKey {
                 write!(f, "runs/{run}/{name}")
             }
             Self::Index => f.write_str("runs/index.json"),
+            Self::Failures => f.write_str("runs/failures.json"),
             Self::Latest => f.write_str("runs/latest.json"),
             Self::LastClosed => f.write_str("runs/last-closed.json"),
         }

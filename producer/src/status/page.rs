@@ -96,7 +96,11 @@ fn counts(page: &mut Page, status: &Status) {
         status.run.processed,
         &unchanged.join(", "),
     );
-    let classes = by_class(&status.run.failures_by_class);
+    let mut classes = by_class(&status.run.failures_by_class);
+    if status.run.failed_before > 0 {
+        let known = thousands(status.run.failed_before);
+        classes.push_str(&format!("; {known} failed before, not tried again"));
+    }
     count(page, "failed", status.run.failed, &classes);
     let adopted = match status.run.adopted {
         0 => String::new(),
@@ -192,6 +196,7 @@ mod tests {
             superseded: 0,
             adopted: 12,
             failed: 40,
+            failed_before: 0,
             cache_hit_rate: 85.7,
             elapsed_seconds: 3720.0,
             elapsed_formatted: String::new(),

@@ -33,6 +33,7 @@ fn config(check: Check) -> CacheConfig {
         cache_url: None,
         cache_timeout: Duration::from_secs(10),
         force: false,
+        retry_failed: false,
         explain: false,
         retry: common::retry::Policy::three_attempts(),
     }

@@ -10,6 +10,7 @@ mod crash;
 mod dead;
 mod distributed;
 mod exits;
+mod failures;
 mod faults;
 mod feed;
 mod fleet;
