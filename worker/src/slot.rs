@@ -90,8 +90,6 @@ pub enum SlotResult {
     Unmoved {
         /// Bytes received over the network: the refs.
         fetched_bytes: u64,
-        /// How long that took.
-        fetch: Duration,
     },
 }
 

@@ -95,18 +95,12 @@ impl FrameDecoder {
                     digest: Duration::from_millis(millis),
                 }))));
             }
-            Frame::Unmoved {
-                fetched_bytes,
-                millis,
-            } => {
+            Frame::Unmoved { fetched_bytes } => {
                 self.fetched(fetched_bytes)?;
                 if !self.knows_commit {
                     return Err(invalid("HEAD is unmoved, though no commit was known"));
                 }
-                return Ok(Some(Ok(SlotResult::Unmoved {
-                    fetched_bytes,
-                    fetch: Duration::from_millis(millis),
-                })));
+                return Ok(Some(Ok(SlotResult::Unmoved { fetched_bytes })));
             }
             Frame::Failed(fault) => return checked(fault).map(|fault| Some(Err(fault))),
         }

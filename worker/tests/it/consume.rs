@@ -17,7 +17,10 @@ use common::outcome::{Outcome, OutcomeRecord};
 use common::shutdown::Shutdown;
 use common::store::fs::FsStore;
 use common::store::s3::S3Store;
-use common::store::{Digest, DigestStore, DocumentKey, Expected, Found, Listed, Put, SharedStore};
+use common::store::{
+    Digest, DigestMeta, DigestStore, DocumentKey, Expected, Found, Listed, Put, Renewal,
+    SharedStore, Version,
+};
 use common::telemetry::registry::Expose;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
@@ -485,6 +488,15 @@ impl DigestStore for Touchy {
         expected: &Expected,
     ) -> Result<Put, Fault> {
         self.0.put(repo, digest, expected).await
+    }
+
+    async fn renew(
+        &self,
+        repo: &RepoRef,
+        meta: &DigestMeta,
+        version: &Version,
+    ) -> Result<Renewal, Fault> {
+        self.0.renew(repo, meta, version).await
     }
 
     fn list(&self, prefix: &str) -> BoxStream<'_, Result<Listed, Fault>> {
