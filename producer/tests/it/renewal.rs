@@ -61,7 +61,8 @@ fn a_digest_is_renewed_if_head_has_not_moved() {
         assert_eq!(summary[member], expected, "{member}");
     }
     assert_eq!(fleet.document(&run.run_id(), "summary.json")["unmoved"], 1);
-    assert_eq!(asked_for, (1, 0));
+    // The capabilities, and HEAD.
+    assert_eq!(asked_for, (1, 1));
     let sent = fleet.server.repo_stats(REPO).bytes_sent;
     let fetched = summary["bytes_fetched"].as_u64().unwrap();
     assert!(fetched > 0 && fetched < sent, "{fetched} of {sent}");
@@ -151,7 +152,8 @@ fn an_object_is_renewed_and_known_to_the_index() {
     fleet.write_feed(&[fleet.entry(REPO, PUSHED_LATER)]);
     let (renewing, asked_for) = asked(&fleet, run);
     assert_eq!(renewing.summary()["unmoved"], 1);
-    assert_eq!(asked_for, (1, 0));
+    // The capabilities, and HEAD.
+    assert_eq!(asked_for, (1, 1));
     let after = server.objects()[KEY].clone();
     assert_eq!(after.content, before.content);
     assert_eq!(after.content_type, before.content_type);
