@@ -444,7 +444,7 @@ impl Source for Pack {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
+    use ::bytes::Bytes;
     use common::fault::FaultKind;
     use flate2::{Compress, Compression, FlushCompress};
     use sha1::{Digest, Sha1};
