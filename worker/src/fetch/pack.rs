@@ -622,9 +622,11 @@ mod tests {
         content
     }
 
+    type Blobs = Vec<(ObjectId, Vec<u8>)>;
+
     /// A pack with deltas of both kinds in chains, bases after their deltas, an empty blob and a large
     /// one; and its commit and blobs.
-    fn sample() -> (Vec<u8>, ObjectId, Vec<(ObjectId, Vec<u8>)>) {
+    fn sample() -> (Vec<u8>, ObjectId, Blobs) {
         let mut writer = Writer::default();
         let base = b"the base of several others, ".repeat(10);
         let name = |bytes: &[u8]| object_name(EntryKind::Blob, bytes);
@@ -642,7 +644,7 @@ mod tests {
         let empty = writer.blob(b"");
         let large = writer.blob(&[7; 1000]);
         let blobs = [base, named, first, second, third, far, Vec::new()];
-        let blobs: Vec<_> = blobs.map(|bytes| (name(&bytes), bytes)).into();
+        let blobs: Blobs = blobs.map(|bytes| (name(&bytes), bytes)).into();
         let mut entries = vec![(Symlink, "link", empty), (File, "large", large)];
         let names = ["a", "b", "c", "d", "e", "f", "g"];
         entries.extend(
