@@ -189,13 +189,11 @@ fn download(
     let refspec = [format!("+HEAD:{HEAD}")];
     {
         let mut remote = repository.remote_anonymous(url)?;
-        // Not without need: so connected, libgit2 rejects a server whose own repository is shallow.
-        if known.is_some() {
-            remote.connect(Direction::Fetch)?;
-            let advertised = remote.list()?.iter().find(|head| head.name() == "HEAD");
-            if advertised.map(|head| objects::object_id(head.oid())) == known {
-                return Ok(None);
-            }
+        remote.connect(Direction::Fetch)?;
+        let advertised = remote.list()?.iter().find(|head| head.name() == "HEAD");
+        let advertised = advertised.map(|head| objects::object_id(head.oid()));
+        if known.is_some() && advertised == known {
+            return Ok(None);
         }
         // Over the connection that is there.
         remote.fetch(&refspec, Some(&mut options), None)?;
