@@ -7,7 +7,7 @@ use common::telemetry::registry::Expose;
 use testing::git_server::{Dialect, Fault as Trouble, Kind};
 use testing::http_server::{HttpServer, Response};
 use testing::repositories::{
-    BombLeaf, Builder, empty, git_bomb, hostile_names, many_files, nested_directories,
+    BombLeaf, Builder, Mode, Raw, empty, git_bomb, many_files, nested_directories,
 };
 use worker::digest::DigestLimits;
 use worker::fetch::policy::FetchMode;
@@ -41,7 +41,19 @@ fn odd_repositories(root: &Path) -> Vec<String> {
             format!("{OWNER}/{}", fixture.name)
         })
         .collect();
-    hostile_names(root, "odd", "names");
+    // git serves no tree with an empty name.
+    let raw = Raw::new(root, "odd", "names");
+    let (text, link) = (raw.blob(b"text\n"), raw.blob(b"/etc/passwd"));
+    let tree = raw.tree(&[
+        (Mode::File, &b"../escape"[..], &text),
+        (Mode::File, b".GIT", &text),
+        (Mode::File, b"bell\x07\x1b[31m", &text),
+        (Mode::File, b"latin-\xe9", &text),
+        (Mode::File, b"twice", &text),
+        (Mode::File, b"twice", &link),
+        (Mode::Symlink, b"passwd", &link),
+    ]);
+    raw.commit(&tree);
     git_bomb(root, "odd", "bomb", BombLeaf::File("f", b"boom\n"));
     git_bomb(root, "odd", "nothing", BombLeaf::Nothing);
     many_files(root, "odd", "many", 12_000);
@@ -95,8 +107,8 @@ async fn digests_are_the_same_on_both_ways() {
         let v2 = fixture.slots_counted(&metrics);
         for name in &names {
             let url = format!("{}/{name}", fixture.server.url());
-            let by_git2 = work(&git2, &url).await.unwrap();
-            let by_v2 = work(&v2, &url).await.unwrap();
+            let by_git2 = work(&git2, &url).await.expect(name);
+            let by_v2 = work(&v2, &url).await.expect(name);
             assert_eq!(parts(&by_git2), parts(&by_v2), "{name}");
         }
         assert_eq!(counted(&metrics, "v2"), names.len() as u64);
@@ -155,8 +167,8 @@ async fn what_surprises_on_the_fast_way_is_left_to_libgit2() {
         );
         for name in names.iter().filter(|name| name.starts_with("odd/")) {
             let url = format!("{}/{name}", fixture.server.url());
-            let by_git2 = work(&git2, &url).await.unwrap();
-            let by_auto = work(&auto, &url).await.unwrap();
+            let by_git2 = work(&git2, &url).await.expect(name);
+            let by_auto = work(&auto, &url).await.expect(name);
             assert_eq!(parts(&by_git2), parts(&by_auto), "{name} of {dialect:?}");
         }
         let url = format!("{}/odd/sizes", fixture.server.url());
