@@ -33,9 +33,11 @@ use tracing::debug;
 pub enum FaultKind {
     /// May well pass: reset, early end, 5xx, stall, name not resolved. Retried.
     Transient,
-    /// The host rate-limits: 429, a bare 403, Retry-After. The fleet backs off from it.
+    /// The host says "not now", or refuses without a reason: 429, a bare 403, Retry-After, a limit on
+    /// anonymous downloads. The fleet backs off from it.
     Throttled,
-    /// Not there for us, now and later: 404, 410, 451, 401.
+    /// Not there for us, now and later: 404, 410, 451, 401, a 403 that says why, no branch at HEAD, an
+    /// object format that is not supported.
     Gone,
     /// Scheme, host, address or redirect not allowed.
     Refused,

@@ -105,6 +105,9 @@ pub struct OutcomeRecord {
     /// What was stored or renewed; `None` if nothing was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<StoredDigest>,
+    /// Where the host says that the repository is now, if that is another path than was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renamed_to: Option<String>,
     /// The worker, by its unique name; empty if none worked on it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub worker: String,
@@ -136,6 +139,7 @@ impl OutcomeRecord {
             fetched_bytes: 0,
             stored_bytes: 0,
             digest: None,
+            renamed_to: None,
             worker: String::new(),
         }
     }

@@ -13,6 +13,7 @@ use common::exit::{self, ExitError};
 use common::fault::Fault;
 use common::shutdown::Shutdown;
 use common::store::SharedStore;
+use common::text::thousands;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -28,6 +29,8 @@ use crate::feed::LocalPaths;
 
 /// How long the store's probe may still take once all jobs have ended.
 const LAST_PROBE: Duration = Duration::from_secs(5);
+/// More repositories than this are many to fetch from a host without a token.
+const MANY: usize = 500;
 /// Variables that name a proxy.
 const PROXY_VARIABLES: [&str; 6] = [
     "HTTPS_PROXY",
@@ -104,7 +107,9 @@ impl EngineConfig {
         let (broker, worker) = match self.broker.connect(patience).await? {
             Some(broker) => (broker, None),
             None => {
-                warn_of_proxy();
+                if self.fetch.fetch_proxy.is_none() {
+                    warn_of_proxy();
+                }
                 let broker: SharedBroker = Arc::new(MemoryBroker::default());
                 let mut fetch = self.fetch.clone();
                 fetch.allow_local |= local_feed;
@@ -114,7 +119,7 @@ impl EngineConfig {
                     store: Arc::clone(store),
                     slots: Slots::new(
                         self.slot.clone(),
-                        fetch.policy(std::env::var("GITHUB_TOKEN").ok()),
+                        fetch.policy(std::env::var_os("GITHUB_TOKEN"))?,
                         DigestLimits::default(),
                         metrics.clone(),
                     )?,
@@ -152,6 +157,25 @@ impl Engine {
     /// Whether another producer has taken the lock, which this one lost with its connection.
     pub fn is_taken_over(&self) -> bool {
         self.lock.lost.is_cancelled()
+    }
+
+    /// Warns if this process is about to fetch many repositories from github.com without a token. A
+    /// fleet's workers know themselves whether they have one.
+    pub fn warn_without_token<'a>(&self, urls: impl Iterator<Item = &'a str>) {
+        let Some((worker, _)) = &self.worker else {
+            return;
+        };
+        let policy = worker.slots.policy();
+        let count = urls.filter(|url| policy.lacks_token(url)).count();
+        if count > MANY {
+            warn!(
+                operation = "token",
+                repositories = count,
+                "{} repositories to fetch from github.com without a token: it limits anonymous \
+                 downloads, and this run may wait for it for hours; give a token in GITHUB_TOKEN",
+                thousands(count as u64)
+            );
+        }
     }
 
     /// Puts the worker of this process to work, if there is one.
@@ -212,7 +236,7 @@ fn warn_of_proxy() {
             operation = "proxy",
             variables = names,
             "{names} in the environment: only the feed is fetched through a proxy, repositories \
-             are fetched directly"
+             are fetched directly; name a trusted proxy for them with --fetch-proxy"
         );
     }
 }

@@ -113,6 +113,13 @@ pub fn completed(summary: &RunSummary) {
             warn!(operation = "run-not-closed", "{pause}");
         }
     }
+    if let Some(sentence) = summary.renamed_sentence() {
+        info!(
+            operation = "renamed",
+            renamed = summary.renamed.len(),
+            "{sentence}"
+        );
+    }
     if let Some(sentence) = summary.failures_sentence() {
         warn!(
             operation = "failures-by-class",
@@ -354,6 +361,7 @@ mod tests {
             fetched_bytes: 10,
             stored_bytes: 20,
             digest: None,
+            renamed_to: None,
             worker: String::new(),
         });
         LedgerEntry { at, event }

@@ -255,6 +255,8 @@ impl RunConfig {
         let Some((events, adopted, plan)) = unless_stopped(preparing, shutdown).await? else {
             return Ok(shutdown.unfinished());
         };
+        let urls = plan.checked.iter().filter(|checked| !checked.is_cached());
+        engine.warn_without_token(urls.map(|checked| checked.entry.url.as_str()));
         let begun = self.begin(engine, start, store, plan, adopted, bar);
         let Some(mut begun) = unless_stopped(begun, shutdown).await? else {
             return Ok(shutdown.unfinished());

@@ -19,6 +19,7 @@ use url::Url;
 
 use crate::digest::assemble::assemble;
 use crate::digest::{DigestLimits, Subject};
+use crate::fetch::address;
 use crate::fetch::policy::FetchConfig;
 use crate::health::HealthCommand;
 use crate::metrics::Metrics;
@@ -72,7 +73,7 @@ Examples:
   worker digest . -o digest.txt
   worker digest ../whitehall --name alphagov/whitehall --no-limit --gitingest-limits")]
 struct DigestCommand {
-    /// An https URL, or the path of a repository on this machine, of which HEAD is read.
+    /// An https URL (also `github.com/OWNER/NAME` or `git@HOST:OWNER/NAME`), or the path of a repository on this machine, of which HEAD is read.
     source: String,
     /// Write to this file instead of standard output; `-` is standard output.
     #[arg(short, long, value_name = "FILE")]
@@ -144,19 +145,39 @@ async fn overdue(shutdown: &Shutdown) {
 }
 
 impl DigestCommand {
+    /// Finds out what the source is, and rewrites it; returns its URL if it is not a path.
+    fn locate(&mut self) -> Result<Option<Url>> {
+        let on_disk = fs::canonicalize(&self.source);
+        let usage = |message: String| ExitError::new(exit::USAGE, message);
+        let address = match &on_disk {
+            Ok(_) => None,
+            Err(_) => address::parse(&self.source)
+                .map_err(|why| usage(format!("cannot use this address: it {why}")))?,
+        };
+        if let Some(address) = address {
+            if let Some(page) = address.page {
+                warn!(
+                    operation = "digest",
+                    "leaving out {page:?}: a digest is always of HEAD, of the whole repository"
+                );
+            }
+            self.source = address.url;
+            let url = Url::parse(&self.source);
+            return url
+                .map(Some)
+                .map_err(|error| usage(error.to_string()).into());
+        }
+        let path = on_disk.map_err(|error| nowhere(&self.source, &error))?;
+        // Whoever names a path here means it.
+        self.fetch.allow_local = true;
+        let path = path.into_os_string().into_string();
+        self.source = path.map_err(|path| anyhow::anyhow!("{path:?} is not UTF-8"))?;
+        Ok(None)
+    }
+
     async fn run(mut self) -> Result<u8> {
         let shutdown = Shutdown::on_signals().context("cannot listen to signals")?;
-        let url = Url::parse(&self.source).ok();
-        if url.is_none() {
-            let path = fs::canonicalize(&self.source).map_err(|error| {
-                let message = format!("{:?} is neither a URL nor a path: {error}", self.source);
-                ExitError::new(exit::USAGE, message)
-            })?;
-            // Whoever names a path here means it.
-            self.fetch.allow_local = true;
-            let path = path.into_os_string().into_string();
-            self.source = path.map_err(|path| anyhow::anyhow!("{path:?} is not UTF-8"))?;
-        }
+        let url = self.locate()?;
         let subject = match (&self.name, &url) {
             (Some(repo), _) => repository(repo),
             (None, Some(url)) => repository(&repo_of(url)?),
@@ -173,7 +194,7 @@ impl DigestCommand {
             false => DigestLimits::default().max_text_bytes,
         };
         self.slot.concurrency = Some(1);
-        let policy = self.fetch.policy(std::env::var("GITHUB_TOKEN").ok());
+        let policy = self.fetch.policy(std::env::var_os("GITHUB_TOKEN"))?;
         let max_text_bytes = limits.max_text_bytes;
         let slots = Slots::new(self.slot, policy, limits, Metrics::new())
             .map_err(|fault| exit_error(&fault))?;
@@ -208,6 +229,16 @@ impl DigestCommand {
         }
         Ok(exit::OK)
     }
+}
+
+/// Says why a source is neither a URL nor a path, and what to give instead.
+fn nowhere(source: &str, error: &io::Error) -> ExitError {
+    let hint = match source.parse::<RepoRef>() {
+        Ok(repo) => format!("; for the repository on GitHub give https://github.com/{repo}"),
+        Err(_) => String::new(),
+    };
+    let message = format!("{source:?} is neither a URL nor a path: {error}{hint}");
+    ExitError::new(exit::USAGE, message)
 }
 
 /// Writes a file whose end may be missing at no time: half a digest looks like one.

@@ -322,7 +322,8 @@ impl Shift {
             HostPermit::Granted => {}
             HostPermit::Wait(rest) => {
                 debug!(host, "waits for its host");
-                return Progress::HostPaused(self.piece_of(rest));
+                // Those who wait don't come back all at once.
+                return Progress::HostPaused(self.piece_of(rest.mul_f64(stretch())));
             }
             HostPermit::GiveUp(since) => {
                 let since = format_duration(since);
@@ -417,7 +418,9 @@ impl Shift {
         let verdict = verdict(&held.state(&delivery), &progress);
         match verdict.pause {
             Some(Pause::Host { pause, asked }) => {
-                self.pause_host(&delivery, &held.host, asked, pause).await;
+                let why = progress.fault();
+                self.pause_host(&delivery, &held.host, asked, pause, why)
+                    .await;
             }
             Some(Pause::Machine) => {
                 if let Progress::Failed(fault) = &progress {
@@ -480,7 +483,14 @@ impl Shift {
     }
 
     /// Pauses the host that rate-limited a job, if it is not the repository's own affair.
-    async fn pause_host(&self, delivery: &Delivery, host: &str, asked: bool, pause: Duration) {
+    async fn pause_host(
+        &self,
+        delivery: &Delivery,
+        host: &str,
+        asked: bool,
+        pause: Duration,
+        why: Option<&Fault>,
+    ) {
         let repo = &delivery.job.repo;
         let throttle = &self.throttle;
         let paused = throttle.rate_limited(host, repo, asked, pause, Instant::now());
@@ -490,8 +500,9 @@ impl Shift {
             host,
             host_paused = paused,
             pause_seconds = pause.as_secs(),
-            "{host} rate-limited {repo}; pausing {what} for {}",
-            format_duration(pause)
+            "{host} rate-limited {repo}; pausing {what} for {}{}",
+            format_duration(pause),
+            why.map(|fault| format!(": {fault}")).unwrap_or_default()
         );
         if paused {
             let announcing = self.notices.host_paused(host, pause);
@@ -520,6 +531,7 @@ impl Shift {
             fetched_bytes: bytes.fetched_bytes,
             stored_bytes: bytes.stored_bytes,
             digest: bytes.digest,
+            renamed_to: bytes.renamed_to,
             worker: self.worker.name.clone(),
         };
         log_outcome(&record);

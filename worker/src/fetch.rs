@@ -7,6 +7,8 @@
 //! The only user of git2. Nothing is ever checked out: no filter, hook, symbolic link or submodule of
 //! a repository can do anything.
 
+use std::fs;
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Once};
 
@@ -22,7 +24,13 @@ use crate::source::{ObjectId, Source};
 
 pub mod policy;
 
+pub mod address;
+
 pub mod http;
+
+pub mod answer;
+
+mod packets;
 
 pub mod objects;
 
@@ -35,12 +43,17 @@ const HEAD: &str = "refs/repofleet/head";
 /// The scratch repository's folder in the scratch folder, where there may be a pack already.
 const REPOSITORY: &str = "repository";
 
+/// Bytes without which a disk counts as full.
+const ROOM: u64 = 64 << 10;
+
 /// A fetched repository.
 pub struct Fetched {
     /// The repository, ready to be read.
     pub source: Box<dyn Source>,
     /// Bytes received over the network.
     pub bytes: u64,
+    /// Where redirects led, if that is another path.
+    pub renamed_to: Option<String>,
 }
 
 /// What a fetch came to.
@@ -75,13 +88,19 @@ pub fn fetch(
     scratch: &Path,
     sink: Arc<dyn ProgressSink>,
 ) -> Result<FetchResult, Fault> {
-    let (source, bytes): (Option<Box<dyn Source>>, u64) = match policy.source(url)? {
+    match policy.source(url)? {
         FetchSource::Local(path) => {
             configure();
             let source = Objects::open(&path)?.report_to(sink);
             let head = source.head()?.map(|head| head.commit);
-            let is_known = wanted.known.is_some() && head == wanted.known;
-            ((!is_known).then(|| Box::new(source) as _), 0)
+            if wanted.known.is_some() && head == wanted.known {
+                return Ok(FetchResult::Unmoved { bytes: 0 });
+            }
+            Ok(FetchResult::Repository(Fetched {
+                source: Box::new(source),
+                bytes: 0,
+                renamed_to: None,
+            }))
         }
         FetchSource::Remote { url, named } => {
             let session = HttpSession::new(url.clone(), named, policy, Arc::clone(&sink))?;
@@ -92,13 +111,18 @@ pub fn fetch(
                 scratch,
                 sink,
             };
-            (remote.fetch(policy.mode)?, session.received())
+            let source = remote.fetch(policy.mode)?;
+            let bytes = session.received();
+            Ok(match source {
+                Some(source) => FetchResult::Repository(Fetched {
+                    source,
+                    bytes,
+                    renamed_to: session.renamed_to(),
+                }),
+                None => FetchResult::Unmoved { bytes },
+            })
         }
-    };
-    Ok(match source {
-        Some(source) => FetchResult::Repository(Fetched { source, bytes }),
-        None => FetchResult::Unmoved { bytes },
-    })
+    }
 }
 
 /// A repository on a host. Its methods return `None` if HEAD is known.
@@ -144,19 +168,52 @@ impl Remote<'_> {
         let download = || download(self.url.as_str(), &folder, known, sink());
         let result = self.session.run(download).map_err(|error| {
             let fault = self.session.take_fault();
-            let mut fault = fault.unwrap_or_else(|| objects::fault("git", &error));
-            if fault.kind == FaultKind::Infra {
-                // libgit2 does not always say where.
-                fault.message = format!("in {}: {}", folder.display(), fault.message);
-            }
-            fault
+            fault.unwrap_or_else(|| local_fault(&error, self.scratch))
         })?;
         let Some((repository, head)) = result else {
             return Ok(None);
         };
+        if head.is_none() {
+            wire::expect_empty(self.session)?;
+        }
         let source = Objects::new(repository, head.map(objects::object_id))?;
         Ok(Some(Box::new(source.report_to(sink()))))
     }
+}
+
+/// Classifies an error of libgit2 that the host did not cause in words.
+///
+/// Only what this machine itself shows counts against it: that the system refused libgit2 room, or that
+/// the scratch folder cannot be written.
+fn local_fault(error: &git2::Error, scratch: &Path) -> Fault {
+    let fault = objects::fault("git", error);
+    if fault.kind != FaultKind::Infra {
+        return fault;
+    }
+    // libgit2 does not always say where, and has removed what did not fit.
+    let found = match objects::is_no_room(error) {
+        true => Some(fault.message.clone()),
+        false => look_at(scratch).err().map(|found| {
+            format!("{found}; make room in the scratch folder or choose another with --scratch")
+        }),
+    };
+    match found {
+        Some(found) => Fault::infra(format!("in {}: {found}", scratch.display())),
+        None => Fault::transient(fault.message),
+    }
+}
+
+/// Finds out whether a folder has room and can be written.
+fn look_at(folder: &Path) -> io::Result<()> {
+    let disk = rustix::fs::statvfs(folder)?;
+    // Some file systems count no files.
+    let no_files = disk.f_files > 0 && disk.f_favail == 0;
+    if disk.f_bavail.saturating_mul(disk.f_frsize) < ROOM || no_files {
+        return Err(rustix::io::Errno::NOSPC.into());
+    }
+    let probe = folder.join("probe");
+    fs::write(&probe, [0; 4096])?;
+    fs::remove_file(&probe)
 }
 
 /// Fetches into a new scratch repository. Returns it and the remote's HEAD, if it has one; `None` if

@@ -1,6 +1,6 @@
 //! Hosts that rate-limit, and for how long each is paused. Metrics and records read this too.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use common::ids::RepoRef;
@@ -13,6 +13,9 @@ pub const THROTTLE_PAUSE: Duration = Duration::from_secs(60);
 /// How long a host may rate-limit everybody before its jobs fail without asking it; after each
 /// pause one of them still asks. The run then ends, and the next one tries again.
 const HOST_PATIENCE: Duration = Duration::from_secs(3600);
+/// How many repositories a host must refuse without a reason, one after another, until that counts
+/// against the host. Two that it disabled are often neighbours in a feed.
+const SUSPICION: u32 = 3;
 /// What a host did that long ago says nothing any more: workers outlive runs.
 const STALE: Duration = Duration::from_secs(600);
 
@@ -30,8 +33,10 @@ pub struct Host {
     refusing_since: Option<Instant>,
     /// When it last did.
     refused: Option<Instant>,
-    /// The repository that it last refused without asking for a pause.
-    suspect: Option<RepoRef>,
+    /// Repositories that it refused without a reason. A repeat says nothing new about the host.
+    barred: HashSet<RepoRef>,
+    /// How many of them it refused with nobody served since.
+    suspicion: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -46,8 +51,16 @@ impl Host {
         let last = self.pause.map(|pause| pause.until).max(self.refused);
         if last.is_none_or(|last| now.saturating_duration_since(last) > STALE) {
             self.refusing_since = None;
-            self.suspect = None;
+            self.suspicion = 0;
+            self.barred.clear();
         }
+    }
+
+    /// Whether a refusal of `repo` without a reason is about the host.
+    fn suspects(&mut self, repo: &RepoRef) -> bool {
+        let new = self.barred.insert(repo.clone());
+        self.suspicion += u32::from(new);
+        new && self.suspicion >= SUSPICION
     }
 
     /// Pauses for `pause` from `now` on; returns whether that is longer than it was going to be.
@@ -97,9 +110,9 @@ impl HostThrottle {
 
     /// Notes that `host` refused `repo`; returns whether the whole host is paused now.
     ///
-    /// If the host `asked` for a pause, it is. If not, a bare 403, that may concern this repository
-    /// alone: GitHub answers so for those that its staff disabled. Two different ones in a row
-    /// concern the host.
+    /// If the host `asked` for a pause, it is. If not, it refused without a reason, which may concern
+    /// this repository alone. That it did so to several repositories, and served nobody in between,
+    /// concerns the host.
     pub fn rate_limited(
         &self,
         host: &str,
@@ -111,8 +124,7 @@ impl HostThrottle {
         self.update(host, now, |known| {
             known.refused = Some(now);
             known.refusing_since.get_or_insert(now);
-            let suspect = known.suspect.replace(repo.clone());
-            let concerns_host = asked || suspect.is_some_and(|suspect| suspect != *repo);
+            let concerns_host = asked || known.suspects(repo);
             if concerns_host {
                 known.pause(pause, now);
             }
@@ -131,7 +143,7 @@ impl HostThrottle {
         self.hosts.send_if_modified(|hosts| {
             if let Some(known) = hosts.get_mut(host) {
                 known.refusing_since = None;
-                known.suspect = None;
+                known.suspicion = 0;
             }
             // No pause has changed.
             false
@@ -219,15 +231,21 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_refusal_of_one_repository_does_not_pause_its_host() {
+    fn bare_refusals_count_against_a_host_only_if_several_come_with_nobody_served_in_between() {
         let (hosts, now) = (HostThrottle::default(), Instant::now());
-        assert!(!hosts.rate_limited("a", &repo("x"), false, MINUTE, now));
-        assert!(!hosts.rate_limited("a", &repo("x"), false, MINUTE, now));
-        assert_eq!(hosts.permit("a", now), HostPermit::Granted);
+        let refuses = |name: &str| hosts.rate_limited("a", &repo(name), false, MINUTE, now);
+        for name in ["u", "v", "u", "v", "v"] {
+            assert!(!refuses(name), "{name}: a repeat says nothing new");
+        }
         hosts.answered("a");
-        assert!(!hosts.rate_limited("a", &repo("y"), false, MINUTE, now));
-        assert!(hosts.rate_limited("a", &repo("x"), false, MINUTE, now));
+        for name in ["u", "w", "x", "u", "w"] {
+            assert!(!refuses(name), "{name}: somebody was served since u and v");
+        }
+        assert_eq!(hosts.permit("a", now), HostPermit::Granted);
+        assert!(refuses("y"));
         assert_eq!(hosts.permit("a", now), HostPermit::Wait(MINUTE));
+        assert!(!refuses("y"));
+        assert!(refuses("z"), "it still serves nobody");
     }
 
     #[test]

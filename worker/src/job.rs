@@ -35,6 +35,8 @@ pub struct Attempt {
     pub stored_bytes: u64,
     /// The digest, if one was stored or renewed.
     pub digest: Option<StoredDigest>,
+    /// Where the host said that the repository is now, if that is another path.
+    pub renamed_to: Option<String>,
 }
 
 impl From<Outcome> for Attempt {
@@ -44,6 +46,7 @@ impl From<Outcome> for Attempt {
             fetched_bytes: 0,
             stored_bytes: 0,
             digest: None,
+            renamed_to: None,
         }
     }
 }
@@ -81,7 +84,7 @@ pub async fn attempt(
         return Ok(outcome.into());
     }
     failpoint::hit("before-fetch");
-    let (made, found, fetched_bytes) = match work.fetch(known_commit(job, &found)).await? {
+    let (mut made, found, fetched_bytes) = match work.fetch(known_commit(job, &found)).await? {
         SlotResult::Digest(made) => (made, found, 0),
         SlotResult::Unmoved { fetched_bytes } => {
             if let Some(digest) = work.renew(&found).await? {
@@ -90,6 +93,7 @@ pub async fn attempt(
                     fetched_bytes,
                     stored_bytes: 0,
                     digest: Some(digest),
+                    renamed_to: None,
                 });
             }
             let found = work.look().await?;
@@ -106,10 +110,12 @@ pub async fn attempt(
         }
     };
     let fetched_bytes = fetched_bytes + made.fetched_bytes;
+    let renamed_to = made.renamed_to.take();
     let digest = work.assemble(made).await?;
     let attempt = work.put(&digest, found).await?;
     Ok(Attempt {
         fetched_bytes,
+        renamed_to,
         ..attempt
     })
 }
@@ -225,6 +231,7 @@ impl Work<'_> {
                     fetched_bytes: 0,
                     stored_bytes: digest.meta.bytes,
                     digest: Some(stored(&version, &digest.meta)),
+                    renamed_to: None,
                 });
             }
             found = self.look().await?;

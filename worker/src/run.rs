@@ -108,7 +108,7 @@ impl RunConfig {
         let _server = self.metrics.serve(&metrics, &readiness).await?;
         let slots = Slots::new(
             self.slot.clone(),
-            self.fetch.policy(std::env::var("GITHUB_TOKEN").ok()),
+            self.fetch.policy(std::env::var_os("GITHUB_TOKEN"))?,
             DigestLimits::default(),
             metrics.clone(),
         )
@@ -150,6 +150,12 @@ impl RunConfig {
             worker.name,
             worker.store.location()
         );
+        if worker.slots.policy().token.is_none() {
+            info!(
+                operation = "token",
+                "no token for github.com, which limits anonymous downloads: large runs need one in GITHUB_TOKEN"
+            );
+        }
         let gate = Arc::new(InfraGate::default());
         let store = Arc::clone(&worker.store);
         let mut probing = tokio::spawn(probe_at_start(store, shutdown.hard.clone()));

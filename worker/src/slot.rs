@@ -24,6 +24,8 @@ pub mod child;
 
 mod scratch;
 
+mod token;
+
 /// Address space beyond the pack, which libgit2 maps: programs, threads' stacks, one file of the
 /// repository, the digest. The largest of 29 real repositories needs 128 MiB.
 const ADDRESS_SPACE: u64 = 512 << 20;
@@ -104,6 +106,8 @@ pub struct SlotOutput {
     pub content: String,
     /// Bytes received over the network.
     pub fetched_bytes: u64,
+    /// Where the host said that the repository is now, if that is another path.
+    pub renamed_to: Option<String>,
     /// How long the fetch took.
     pub fetch: Duration,
     /// How long the digest took.

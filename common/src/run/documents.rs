@@ -258,6 +258,9 @@ pub struct RunSummary {
     pub bytes_fetched: u64,
     /// Each repository without a digest, and why.
     pub failures: Vec<Failure>,
+    /// Repositories that their host has under another path now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub renamed: Vec<Renamed>,
     /// Jobs without an outcome. Empty in a closed run.
     pub open: Vec<String>,
     /// Why workers started no jobs when the run ended.
@@ -266,6 +269,15 @@ pub struct RunSummary {
     /// Hosts that were rate-limiting the fleet then.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hosts_paused: Vec<PausedHost>,
+}
+
+/// A repository that its host has under another path than the feed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renamed {
+    /// `owner/name` in the feed.
+    pub repo: String,
+    /// Its URL now.
+    pub to: String,
 }
 
 /// Workers that start no jobs, because machine or store are at fault.
@@ -315,6 +327,20 @@ impl RunSummary {
     pub fn failures_sentence(&self) -> Option<String> {
         let classes = by_class(&self.failures_by_class);
         (self.failed > 0).then(|| format!("{} failed: {classes}", thousands(self.failed)))
+    }
+
+    /// `3 repositories were renamed; see summary.json`; `None` if none was.
+    pub fn renamed_sentence(&self) -> Option<String> {
+        let count = self.renamed.len() as u64;
+        let what = match count {
+            0 => return None,
+            1 => "repository was",
+            _ => "repositories were",
+        };
+        Some(format!(
+            "{} {what} renamed; see summary.json",
+            thousands(count)
+        ))
     }
 
     /// `Pipeline complete: 21,000 total, 19,000 cached (90.5%), 1,800 processed, 200 failed,

@@ -14,7 +14,7 @@ use crate::ids::{JobKey, RunId};
 use crate::job::Job;
 use crate::outcome::{Outcome, OutcomeRecord};
 use crate::run::documents::{
-    Failure, JobList, Manifest, PausedHost, PausedWorkers, RunSummary, pauses,
+    Failure, JobList, Manifest, PausedHost, PausedWorkers, Renamed, RunSummary, pauses,
 };
 use crate::text::{format_duration, percent, thousands};
 
@@ -93,6 +93,7 @@ pub struct Settled {
     given_up: bool,
     stored_bytes: u64,
     fetched_bytes: u64,
+    renamed_to: Option<String>,
 }
 
 impl Settled {
@@ -259,6 +260,7 @@ impl RunView {
             given_up,
             stored_bytes: record.stored_bytes,
             fetched_bytes: record.fetched_bytes,
+            renamed_to: record.renamed_to,
         };
         let first = match &job.settled {
             Some(known) if known.rank() <= settled.rank() => return false,
@@ -520,6 +522,7 @@ impl RunView {
         let elapsed = elapsed.unwrap_or_default();
         let (mut failures, mut open) = (self.invalid.clone(), Vec::new());
         let (mut bytes_stored, mut bytes_fetched) = (0, 0);
+        let mut renamed = Vec::new();
         for (key, job) in &self.jobs {
             let Some(settled) = &job.settled else {
                 open.push(key.repo.to_string());
@@ -527,6 +530,10 @@ impl RunView {
             };
             bytes_stored += settled.stored_bytes;
             bytes_fetched += settled.fetched_bytes;
+            renamed.extend(settled.renamed_to.clone().map(|to| Renamed {
+                repo: key.repo.to_string(),
+                to,
+            }));
             if let Outcome::Failed(class) = settled.outcome {
                 failures.push(Failure {
                     repo: key.repo.to_string(),
@@ -536,6 +543,7 @@ impl RunView {
             }
         }
         failures.sort_by(|a, b| (a.class, &a.repo).cmp(&(b.class, &b.repo)));
+        renamed.sort_by(|a, b| a.repo.cmp(&b.repo));
         open.sort();
         RunSummary {
             run_id: self.run.clone(),
@@ -556,6 +564,7 @@ impl RunView {
             bytes_stored,
             bytes_fetched,
             failures,
+            renamed,
             open,
             paused: snapshot.paused,
             hosts_paused: snapshot.hosts_paused,

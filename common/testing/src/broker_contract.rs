@@ -72,6 +72,7 @@ pub fn outcome(job: &Job, outcome: Outcome) -> Event {
         fetched_bytes: 2,
         stored_bytes: 3,
         digest: None,
+        renamed_to: None,
         worker: "worker-1".to_owned(),
     })
 }

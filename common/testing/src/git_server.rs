@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 use hyper::body::Bytes;
@@ -251,6 +251,20 @@ pub enum Kind {
     UploadPack,
 }
 
+/// Where in an answer a host says something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In a packet that begins with `ERR`.
+    Err,
+    /// In side band 3, where a pack would be. For `POST git-upload-pack` only.
+    SideBand3,
+}
+
+/// GitHub's words for its limit on anonymous downloads.
+pub const GITHUB_LIMIT: &str = "GitHub is temporarily limiting some unauthenticated downloads to \
+                                protect the stability of the platform. Please retry later or \
+                                authenticate.";
+
 /// A fault on the server's side. (The client's view of it is a
 /// [`common::fault::Fault`].)
 ///
@@ -316,6 +330,22 @@ pub enum Fault {
     /// Endless well-formed lines: refs as advertisement; shallow commits, or progress in protocol v2, as
     /// pack.
     Flood,
+    /// These words inside a well-formed answer, and nothing else.
+    Says {
+        /// Where in the answer.
+        place: Place,
+        /// The words.
+        words: String,
+        /// Such as `("retry-after", "7")`.
+        headers: Vec<(String, String)>,
+    },
+    /// A response with this status to whoever sends a token.
+    RefuseToken {
+        /// 401, 403.
+        code: u16,
+        /// Such as `("x-github-sso", "required")`.
+        headers: Vec<(String, String)>,
+    },
     /// A private repository: 401 without this token as basic authentication of the user
     /// `x-access-token`.
     RequireToken(String),
@@ -337,6 +367,51 @@ impl Fault {
             code,
             headers: vec![("retry-after".to_owned(), seconds.to_string())],
             body: "slow down\n".to_owned(),
+        }
+    }
+
+    /// Returns GitHub's limit on anonymous downloads as a status: 401 in place of a pack.
+    pub fn github_limit(seconds: u64) -> Rule {
+        let header = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let headers = vec![
+            header("x-github-edge-message", GITHUB_LIMIT),
+            header("www-authenticate", "Basic realm=\"GitHub\""),
+            header("retry-after", &seconds.to_string()),
+        ];
+        let (code, body) = (401, String::new());
+        Self::Status {
+            code,
+            headers,
+            body,
+        }
+        .on(Kind::UploadPack)
+    }
+
+    /// Returns the same limit in band: words in place of a pack.
+    pub fn github_limit_in_band(seconds: u64) -> Rule {
+        Self::Says {
+            place: Place::Err,
+            words: GITHUB_LIMIT.to_owned(),
+            headers: vec![("retry-after".to_owned(), seconds.to_string())],
+        }
+        .on(Kind::UploadPack)
+    }
+
+    /// Returns a response with this status and body.
+    pub fn with_body(code: u16, body: &str) -> Self {
+        Self::Status {
+            code,
+            headers: Vec::new(),
+            body: body.to_owned(),
+        }
+    }
+
+    /// Returns these words in place of an answer.
+    pub fn says(place: Place, words: &str) -> Self {
+        Self::Says {
+            place,
+            words: words.to_owned(),
+            headers: Vec::new(),
         }
     }
 
@@ -365,6 +440,8 @@ impl Fault {
     fn befalls(&self, kind: Kind, request: &Request) -> bool {
         match self {
             Self::HugeAdvertisement { .. } => kind == Kind::InfoRefs,
+            Self::Says { place, .. } => *place == Place::Err || kind == Kind::UploadPack,
+            Self::RefuseToken { .. } => request.header("authorization").is_some(),
             Self::RequireToken(token) => {
                 let wanted = format!("Basic {}", base64(&format!("x-access-token:{token}")));
                 request.header("authorization") != Some(&wanted)
@@ -380,6 +457,8 @@ pub struct Rule {
     fault: Fault,
     kind: Option<Kind>,
     left: Option<u64>,
+    lasts: Option<Duration>,
+    since: Option<Instant>,
 }
 
 impl From<Fault> for Rule {
@@ -388,6 +467,8 @@ impl From<Fault> for Rule {
             fault,
             kind: None,
             left: None,
+            lasts: None,
+            since: None,
         }
     }
 }
@@ -405,10 +486,20 @@ impl Rule {
         self
     }
 
+    /// Ends it so long after the first time.
+    pub fn lasting(mut self, duration: Duration) -> Self {
+        self.lasts = Some(duration);
+        self
+    }
+
     /// Uses up one of the remaining times, if it applies to this request.
     fn take(&mut self, kind: Kind, request: &Request) -> bool {
         let meant = self.kind.is_none_or(|only| only == kind) && self.left != Some(0);
         if !meant || !self.fault.befalls(kind, request) {
+            return false;
+        }
+        let since = *self.since.get_or_insert_with(Instant::now);
+        if self.lasts.is_some_and(|lasts| since.elapsed() >= lasts) {
             return false;
         }
         if let Some(left) = &mut self.left {
@@ -531,11 +622,7 @@ fn instead(fault: &Fault, kind: Kind, request: &Request) -> Option<Response> {
             code,
             headers,
             body,
-        } => headers
-            .iter()
-            .fold(Response::new(*code, body.clone()), |response, (k, v)| {
-                response.header(k, v)
-            }),
+        } => with_headers(Response::new(*code, body.clone()), headers),
         Fault::Redirect { code, location } => {
             Response::new(*code, "elsewhere\n").header("location", location)
         }
@@ -580,6 +667,14 @@ fn instead(fault: &Fault, kind: Kind, request: &Request) -> Option<Response> {
                     .header("content-type", "application/x-git-upload-pack-result")
             }
         },
+        Fault::Says {
+            place,
+            words,
+            headers,
+        } => with_headers(says(*place, words, kind), headers),
+        Fault::RefuseToken { code, headers } => {
+            with_headers(Response::new(*code, "not with this token\n"), headers)
+        }
         Fault::RequireToken(_) => Response::new(401, "no such repository, or not for you\n")
             .header("www-authenticate", "Basic realm=\"GitHub\""),
         Fault::Latency(_)
@@ -589,6 +684,33 @@ fn instead(fault: &Fault, kind: Kind, request: &Request) -> Option<Response> {
         | Fault::Corrupt { .. } => return None,
     };
     Some(response)
+}
+
+fn with_headers(response: Response, headers: &[(String, String)]) -> Response {
+    let headers = headers.iter();
+    headers.fold(response, |response, (name, value)| {
+        response.header(name, value)
+    })
+}
+
+/// Returns a well-formed answer that consists of `words`.
+fn says(place: Place, words: &str, kind: Kind) -> Response {
+    let packet = match place {
+        Place::Err => line(&format!("ERR {words}\n")),
+        Place::SideBand3 => format!("0008NAK\n{}0000", line(&format!("\u{3}{words}\n"))),
+    };
+    match kind {
+        Kind::InfoRefs => Response::new(
+            200,
+            format!("{}0000{packet}", line("# service=git-upload-pack\n")),
+        )
+        .header(
+            "content-type",
+            "application/x-git-upload-pack-advertisement",
+        ),
+        Kind::UploadPack => Response::new(200, packet)
+            .header("content-type", "application/x-git-upload-pack-result"),
+    }
 }
 
 /// `/{owner}/{name}[.git]/info/refs?service=git-upload-pack` or `…/git-upload-pack`.

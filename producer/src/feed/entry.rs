@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use url::Url;
+use worker::fetch::address;
 
 /// Most entries of a feed; the real one has 24,500. Together with the limit on bytes this bounds
 /// the memory that a feed can cost.
@@ -260,8 +261,13 @@ fn address(text: &str, folder: Option<&Path>) -> Result<String, String> {
     if text.chars().any(char::is_control) {
         return Err("url contains a control character".to_owned());
     }
-    match text.split_once("://") {
-        Some(_) => web_address(text),
+    // Mirrors are often in folders that are called like their hosts.
+    let path = folder.map(|folder| folder.join(text));
+    if !text.contains("://") && path.is_some_and(|path| path.is_absolute() && path.exists()) {
+        return local_address(text, folder);
+    }
+    match address::parse(text).map_err(|why| format!("url {why}"))? {
+        Some(address) => web_address(&address.url),
         None => local_address(text, folder),
     }
 }
@@ -277,9 +283,6 @@ fn web_address(text: &str) -> Result<String, String> {
     }
     if !url.username().is_empty() || url.password().is_some() {
         return Err("url contains credentials, which a feed must not publish".to_owned());
-    }
-    if url.query().is_some() || url.fragment().is_some() {
-        return Err("url has a ? or # part".to_owned());
     }
     // Metadata is ASCII: only other addresses are rewritten.
     Ok(if text.is_ascii() {
@@ -441,8 +444,10 @@ mod tests {
             "https://",
             "https://[s3cret/",
             "https://host:s3cret/",
-            "ssh://git@github.com/a/s3cret",
-            "git@github.com:a/s3cret.git",
+            "ssh://git@git.example.org/a/s3cret",
+            "someone@github.example:a/s3cret.git",
+            "https://github.com/s3cret",
+            "https://github.com/a/b/s3cret",
             "file:///etc/s3cret",
             "javascript:s3cret",
             "s3cret/../..",
@@ -463,6 +468,14 @@ mod tests {
         ] {
             assert_eq!(address(text, None).unwrap(), text);
         }
+        for (text, expected) in [
+            ("https://github.com/a/b/tree/main", "https://github.com/a/b"),
+            ("https://github.com/a/b/issues/5", "https://github.com/a/b"),
+            ("github.com/a/b", "https://github.com/a/b"),
+            ("git@github.com:a/b.git", "https://github.com/a/b.git"),
+        ] {
+            assert_eq!(address(text, None).unwrap(), expected);
+        }
         assert_eq!(
             address("https://exämple.org/ä", None).unwrap(),
             "https://xn--exmple-cua.org/%C3%A4"
@@ -482,7 +495,11 @@ mod tests {
         assert_eq!(local("absent/x/../y"), shown(folder.join("absent/y")));
         assert_eq!(local("/srv/absent/git"), "/srv/absent/git");
         assert!(address("file:///srv/git", Some(&folder)).is_err());
-        assert!(address("git@github.com:a/b", Some(&folder)).is_err());
+        // A folder that is there is meant.
+        let mirror = folder.join("github.com/a/b");
+        assert_eq!(local("github.com/a/b"), "https://github.com/a/b");
+        std::fs::create_dir_all(&mirror).unwrap();
+        assert_eq!(local("github.com/a/b"), shown(mirror));
 
         // Allowed, but relative to nothing.
         let allowed = |text: &str| address(text, Some(Path::new("")));

@@ -204,6 +204,7 @@ mod tests {
             bytes_stored: 0,
             bytes_fetched: 0,
             failures: Vec::new(),
+            renamed: Vec::new(),
             open: vec![String::new(); 1460],
             paused: Vec::new(),
             hosts_paused: Vec::new(),

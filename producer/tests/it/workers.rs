@@ -12,7 +12,7 @@ use common::broker::{Event, WorkerState};
 use common::exit;
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use testing::git_server::Fault;
+use testing::git_server::{Fault, GITHUB_LIMIT};
 use testing::rabbitmq::shared_url;
 use testing::root::as_root;
 use testing::s3_server::{Fate, S3Server};
@@ -343,4 +343,86 @@ fn a_worker_that_resolves_no_name_is_not_ready_until_it_does() {
         worker.signal(Signal::TERM);
         worker.wait().with(exit::OK);
     });
+}
+
+/// As GitHub has limited anonymous downloads since September 2026: by status, and in band.
+#[test]
+fn a_host_that_limits_anonymous_downloads_is_waited_for() {
+    let repos: Vec<_> = (0..60).map(|i| format!("l/r{i:02}")).collect();
+    let repos: Vec<_> = repos.iter().map(String::as_str).collect();
+    let fleet = Fleet::of(&repos);
+    for limit in [Fault::github_limit(1), Fault::github_limit_in_band(1)] {
+        fleet
+            .server
+            .fault_all(limit.lasting(Duration::from_secs(2)));
+    }
+    let run = fleet.run(&["--concurrency", "8"]).with(exit::OK);
+    let summary = fleet.document(&run.run_id(), "summary.json");
+    assert_eq!(
+        (&summary["processed"], &summary["failed"]),
+        (&json!(60), &json!(0))
+    );
+    assert!(!run.stdout.contains("retrying"), "{}", run.stdout);
+    let said = run.messages("throttled");
+    let host = fleet.server.authority();
+    assert!(!said.is_empty());
+    for message in said {
+        for part in [&format!("pausing {host} for"), GITHUB_LIMIT, "GITHUB_TOKEN"] {
+            assert!(message.contains(part), "{message}");
+        }
+    }
+}
+
+#[test]
+fn renamed_repositories_are_counted_and_listed() {
+    let fleet = Fleet::of(&["r/old", "r/other"]);
+    fleet.small_repository("r/new");
+    let to = fleet.server.repo_url("r", "new");
+    fleet.server.fault("r/old", Fault::Moved { to: to.clone() });
+    let run = fleet.run(&[]).with(exit::OK);
+    let summary = fleet.document(&run.run_id(), "summary.json");
+    assert_eq!(summary["renamed"], json!([{"repo": "r/old", "to": to}]));
+    assert_eq!(
+        run.messages("renamed"),
+        ["1 repository was renamed; see summary.json"]
+    );
+}
+
+#[test]
+fn many_repositories_of_github_without_a_token_are_warned_of_at_the_start() {
+    let fleet = Fleet::new();
+    on_github(&fleet, 501);
+    // None of them is asked for: nobody is at that address.
+    let arguments = ["--fetch-proxy", "http://127.0.0.1:1"];
+    for token in ["", "sesame"] {
+        let mut command = fleet.producer(&arguments);
+        command.env("GITHUB_TOKEN", token);
+        let run = Running::start(&mut command);
+        run.wait_for_line("Jobs published: 501");
+        run.signal(Signal::TERM);
+        let run = run.wait().with(exit::TERMINATED);
+        let warned = run.messages("token");
+        match token {
+            "" => {
+                assert!(warned[0].starts_with("501 repositories"), "{warned:?}");
+                assert!(warned[0].contains("GITHUB_TOKEN"), "{warned:?}");
+                assert_eq!(warned.len(), 1);
+            }
+            _ => assert_eq!(warned, [""; 0]),
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_a_token_ends_a_run_before_it_begins() {
+    let fleet = Fleet::of(&["t/a"]);
+    for token in ["ghp_sesame\n", "'ghp_sesame'", "ghp sesame"] {
+        let mut command = fleet.producer(&[]);
+        command.env("GITHUB_TOKEN", token);
+        let run = Running::start(&mut command).wait().with(exit::USAGE);
+        let told = run.stdout + &run.stderr;
+        assert!(told.contains("GITHUB_TOKEN is not a token"), "{told}");
+        assert!(!told.contains("sesame"), "{told}");
+    }
+    assert_eq!(fleet.requests(), 0);
 }

@@ -13,15 +13,15 @@ use common::fault::Fault;
 use common::tls;
 use git2::transport::{Service, SmartSubtransport, SmartSubtransportStream, Transport};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, LOCATION, RETRY_AFTER};
-use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, LOCATION};
+use reqwest::{Client, Method, RequestBuilder, Response};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc2822;
 use tokio::runtime::Runtime;
 use url::Url;
 
+use super::answer::{self, Asked, Context, TokenRefusal};
+use super::packets::PacketScan;
 use super::policy::{FetchPolicy, FetchSource, FetchWay, authority, is_public, literal_address};
-use crate::host_throttle::THROTTLE_PAUSE;
 use crate::resolver::lookup;
 
 /// For connecting, TLS included.
@@ -37,6 +37,9 @@ const DRAINED: usize = 16 * 1024;
 /// For reading such a rest.
 const DRAIN_TIME: Duration = Duration::from_millis(500);
 
+/// Names of branches, and of other refs, that are kept to be shown.
+const KEPT_REFS: usize = 4;
+
 /// Receives a fetch's progress.
 pub trait ProgressSink: Send + Sync {
     /// A repository is fetched this way. If it is a [`FetchWay::Fallback`], `why` says from what.
@@ -45,6 +48,8 @@ pub trait ProgressSink: Send + Sync {
     fn received(&self, total: u64);
     /// Something else went on: a response began, deltas were resolved.
     fn alive(&self);
+    /// The host refused the token, so it is asked without.
+    fn token_refused(&self, why: TokenRefusal);
 }
 
 /// What the requests of one fetch share.
@@ -53,6 +58,8 @@ pub(super) struct HttpSession {
     client: Client,
     policy: FetchPolicy,
     sink: Arc<dyn ProgressSink>,
+    /// The repository's path, before redirects.
+    path: String,
     state: Mutex<SessionState>,
 }
 
@@ -60,8 +67,12 @@ struct SessionState {
     /// The repository's URL, after redirects.
     base: Url,
     received: u64,
+    /// Of these, those of refs.
+    received_refs: u64,
     /// The first fault: libgit2 would pass on only its text.
     fault: Option<Fault>,
+    /// Some branches, and some other refs, that the host has.
+    refs: [Vec<String>; 2],
     /// Whether the host refused the token, which is not sent again.
     token_refused: bool,
 }
@@ -86,23 +97,32 @@ impl Protocol {
 pub(super) struct ResponseBody {
     session: Arc<HttpSession>,
     service: Service,
-    response: Option<Response>,
+    /// `None` only while it is dropped.
+    reply: Option<Reply>,
 }
 
 impl ResponseBody {
     /// Returns the next piece; empty at the end.
     pub(super) fn chunk(&mut self) -> Result<bytes::Bytes, Fault> {
-        match &mut self.response {
-            Some(response) => self.session.chunk(self.service, response),
+        match &mut self.reply {
+            Some(reply) => self.session.chunk(self.service, &mut reply.response),
             None => Ok(bytes::Bytes::new()),
+        }
+    }
+
+    /// Classifies what the host says in this response instead of going on.
+    pub(super) fn said(&self, words: &[u8]) -> Fault {
+        match &self.reply {
+            Some(reply) => self.session.said(words, reply),
+            None => Fault::transient("the response has ended"),
         }
     }
 }
 
 impl Drop for ResponseBody {
     fn drop(&mut self) {
-        if let Some(response) = self.response.take() {
-            self.session.drain(response);
+        if let Some(reply) = self.reply.take() {
+            self.session.drain(reply.response);
         }
     }
 }
@@ -130,7 +150,7 @@ impl HttpSession {
             policy: policy.clone(),
         };
         tls::install_provider();
-        let client = Client::builder()
+        let mut client = Client::builder()
             // Servers recognize git clients by this prefix.
             .user_agent(concat!(
                 "git/2.0 (repofleet ",
@@ -140,19 +160,25 @@ impl HttpSession {
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT_TIMEOUT)
             .dns_resolver(Arc::new(resolver))
-            // A proxy would bypass the checks of addresses.
-            .no_proxy()
-            .build()
-            .map_err(Fault::infra)?;
+            // One of the environment would bypass the checks of addresses.
+            .no_proxy();
+        if let Some(proxy) = &policy.proxy {
+            let proxy = reqwest::Proxy::all(proxy.url().clone());
+            client = client.proxy(proxy.map_err(Fault::infra)?);
+        }
+        let client = client.build().map_err(Fault::infra)?;
         Ok(Arc::new(Self {
             runtime,
             client,
             policy: policy.clone(),
             sink,
+            path: plain_path(&base).to_owned(),
             state: Mutex::new(SessionState {
                 base,
                 received: 0,
+                received_refs: 0,
                 fault: None,
+                refs: Default::default(),
                 token_refused: false,
             }),
         }))
@@ -167,9 +193,37 @@ impl HttpSession {
         result
     }
 
+    /// Returns some of the branches that the host named; some of its other refs if it named none.
+    pub(super) fn some_refs(&self) -> Vec<String> {
+        let mut state = self.state();
+        let [branches, others] = &mut state.refs;
+        std::mem::take(if branches.is_empty() {
+            others
+        } else {
+            branches
+        })
+    }
+
+    /// Keeps the name of a ref to be shown; returns whether more are wanted.
+    pub(super) fn keep_ref(&self, name: String) -> bool {
+        let refs = &mut self.state().refs;
+        let kind = &mut refs[usize::from(!name.starts_with("refs/heads/"))];
+        if kind.len() < KEPT_REFS && !kind.contains(&name) {
+            kind.push(name);
+        }
+        refs[0].len() < KEPT_REFS
+    }
+
     /// Returns the bytes received so far.
     pub(super) fn received(&self) -> u64 {
         self.state().received
+    }
+
+    /// Returns the repository's URL if redirects led to another path.
+    pub(super) fn renamed_to(&self) -> Option<String> {
+        let state = self.state();
+        let renamed = !plain_path(&state.base).eq_ignore_ascii_case(&self.path);
+        renamed.then(|| state.base.to_string())
     }
 
     /// Takes the first fault that this session met.
@@ -185,8 +239,13 @@ impl HttpSession {
     fn failed(&self, fault: Fault) -> io::Error {
         // git2 makes a C string of this, and aborts at a NUL.
         let text = fault.message.replace('\0', "\u{fffd}");
-        self.state().fault.get_or_insert(fault);
+        self.note(fault);
         io::Error::other(text)
+    }
+
+    /// Keeps the first fault.
+    fn note(&self, fault: Fault) {
+        self.state().fault.get_or_insert(fault);
     }
 
     fn url(&self, path: &str) -> Result<Url, Fault> {
@@ -197,32 +256,32 @@ impl HttpSession {
 
     /// Requests the capabilities of protocol v2. A server that does not speak it answers as in v0.
     pub(super) fn capabilities(self: &Arc<Self>) -> Result<ResponseBody, Fault> {
-        let response = self.get(Protocol::V2)?;
-        Ok(self.body(response, Service::UploadPackLs))
+        let reply = self.get(Protocol::V2)?;
+        Ok(self.body(reply, Service::UploadPackLs))
     }
 
     /// Requests the refs by a command of protocol v2.
     pub(super) fn refs(self: &Arc<Self>, command: Vec<u8>) -> Result<ResponseBody, Fault> {
-        let response = self.post(Protocol::V2, command)?;
-        Ok(self.body(response, Service::UploadPackLs))
+        let reply = self.post(Protocol::V2, command)?;
+        Ok(self.body(reply, Service::UploadPackLs))
     }
 
     /// Sends any other command of protocol v2.
     pub(super) fn command(self: &Arc<Self>, command: Vec<u8>) -> Result<ResponseBody, Fault> {
-        let response = self.post(Protocol::V2, command)?;
-        Ok(self.body(response, Service::UploadPack))
+        let reply = self.post(Protocol::V2, command)?;
+        Ok(self.body(reply, Service::UploadPack))
     }
 
-    fn body(self: &Arc<Self>, response: Response, service: Service) -> ResponseBody {
+    fn body(self: &Arc<Self>, reply: Reply, service: Service) -> ResponseBody {
         ResponseBody {
             session: Arc::clone(self),
             service,
-            response: Some(response),
+            reply: Some(reply),
         }
     }
 
     /// Requests the ref advertisement.
-    fn get(&self, protocol: Protocol) -> Result<Response, Fault> {
+    fn get(&self, protocol: Protocol) -> Result<Reply, Fault> {
         for _ in 0..=MAX_REDIRECTS {
             let mut url = self.url("info/refs")?;
             url.set_query(Some("service=git-upload-pack"));
@@ -231,18 +290,18 @@ impl HttpSession {
                 .request(Method::GET, url.clone())
                 .header(ACCEPT, "application/x-git-upload-pack-advertisement")
                 .header("pragma", "no-cache");
-            let response = self.send(protocol.named_in(request), &url)?;
-            if response.status().is_redirection() {
-                self.redirect(&url, response.headers())?;
-                self.drain(response);
+            let reply = self.send(protocol.named_in(request), &url, Asked::Refs)?;
+            if reply.response.status().is_redirection() {
+                self.redirect(&url, reply.response.headers())?;
+                self.drain(reply.response);
                 continue;
             }
-            return expect(response, "application/x-git-upload-pack-advertisement");
+            return self.expect(reply, "application/x-git-upload-pack-advertisement");
         }
         Err(Fault::gone(format!("more than {MAX_REDIRECTS} redirects")))
     }
 
-    fn post(&self, protocol: Protocol, body: Vec<u8>) -> Result<Response, Fault> {
+    fn post(&self, protocol: Protocol, body: Vec<u8>) -> Result<Reply, Fault> {
         let url = self.url("git-upload-pack")?;
         let request = self
             .client
@@ -250,29 +309,35 @@ impl HttpSession {
             .header(CONTENT_TYPE, "application/x-git-upload-pack-request")
             .header(ACCEPT, "application/x-git-upload-pack-result")
             .body(body);
-        let response = self.send(protocol.named_in(request), &url)?;
-        if response.status().is_redirection() {
+        let reply = self.send(protocol.named_in(request), &url, Asked::Pack)?;
+        if reply.response.status().is_redirection() {
             return Err(Fault::refused("a redirect of a POST is not followed"));
         }
-        expect(response, "application/x-git-upload-pack-result")
+        self.expect(reply, "application/x-git-upload-pack-result")
     }
 
     /// Sends a request with the token if it belongs to the host, and again without if that is refused.
-    fn send(&self, request: RequestBuilder, url: &Url) -> Result<Response, Fault> {
+    fn send(&self, request: RequestBuilder, url: &Url, asked: Asked) -> Result<Reply, Fault> {
         let token = self
             .policy
             .token_for(url)
             .filter(|_| !self.state().token_refused);
+        let reply = |response, anonymous| Reply {
+            response,
+            asked,
+            anonymous,
+        };
         let (Some(token), Some(with_token)) = (token, request.try_clone()) else {
-            return self.exchange(request);
+            return Ok(reply(self.exchange(request)?, true));
         };
         let response = self.exchange(with_token.basic_auth("x-access-token", Some(token)))?;
-        if response.status() == StatusCode::UNAUTHORIZED {
-            self.state().token_refused = true;
-            self.drain(response);
-            return self.exchange(request);
-        }
-        Ok(response)
+        let Some(why) = TokenRefusal::of(response.status(), response.headers()) else {
+            return Ok(reply(response, false));
+        };
+        self.state().token_refused = true;
+        self.sink.token_refused(why);
+        self.drain(response);
+        Ok(reply(self.exchange(request)?, true))
     }
 
     /// Waits without a time limit: the parent ends a slot that makes no progress.
@@ -311,6 +376,56 @@ impl HttpSession {
         Ok(())
     }
 
+    /// Passes on a successful response of the expected type, and classifies all others.
+    fn expect(&self, mut reply: Reply, expected: &str) -> Result<Reply, Fault> {
+        let status = reply.response.status();
+        let content_type = reply.response.headers().get(CONTENT_TYPE);
+        let seen = content_type.and_then(|value| value.to_str().ok());
+        let seen = seen.map(str::to_owned);
+        let essence = seen.as_deref().and_then(|seen| seen.split(';').next());
+        if status.is_success() && essence.is_some_and(|essence| essence.trim() == expected) {
+            return Ok(reply);
+        }
+        let body = self.beginning(&mut reply.response);
+        Err(match status.is_success() {
+            true => answer::not_git(seen.as_deref(), &body),
+            false => answer::refusal(status, &body, reply.context()),
+        })
+    }
+
+    /// Reads the beginning of a response that is not git's, for the host's words; what of it comes soon.
+    fn beginning(&self, response: &mut Response) -> Vec<u8> {
+        let mut body = Vec::new();
+        let reading = async {
+            while body.len() < answer::WORDS_READ {
+                match response.chunk().await {
+                    Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+                    _ => break,
+                }
+            }
+        };
+        self.runtime
+            .block_on(async { tokio::time::timeout(DRAIN_TIME, reading).await })
+            .ok();
+        body.truncate(answer::WORDS_READ);
+        self.without_token(&body)
+    }
+
+    /// Classifies what the host says in an answer to git instead of going on.
+    fn said(&self, words: &[u8], reply: &Reply) -> Fault {
+        answer::said(&self.without_token(words), reply.context())
+    }
+
+    /// Removes the token from a host's words: a host may repeat what it was sent.
+    fn without_token(&self, words: &[u8]) -> Vec<u8> {
+        match &self.policy.token {
+            Some(token) => String::from_utf8_lossy(words)
+                .replace(&token.secret, "…")
+                .into_bytes(),
+            None => words.to_vec(),
+        }
+    }
+
     /// Reads a short rest of a response.
     fn drain(&self, mut response: Response) {
         let rest = async {
@@ -335,10 +450,13 @@ impl HttpSession {
             .block_on(response.chunk())
             .map_err(transport_fault)?
             .unwrap_or_default();
-        let received = {
+        let (received, received_refs) = {
             let mut state = self.state();
             state.received += chunk.len() as u64;
-            state.received
+            if service == Service::UploadPackLs {
+                state.received_refs += chunk.len() as u64;
+            }
+            (state.received, state.received_refs)
         };
         if received > self.policy.max_bytes {
             return Err(Fault::too_large(format!(
@@ -346,7 +464,7 @@ impl HttpSession {
                 self.policy.max_bytes
             )));
         }
-        if service == Service::UploadPackLs && received > MAX_ADVERTISEMENT {
+        if received_refs > MAX_ADVERTISEMENT {
             return Err(Fault::too_large(format!(
                 "more than {MAX_ADVERTISEMENT} bytes of refs"
             )));
@@ -393,7 +511,8 @@ impl SmartSubtransport for Subtransport {
                 session: Arc::clone(&self.session),
                 service,
                 request: Vec::new(),
-                response: None,
+                reply: None,
+                packets: PacketScan::default(),
                 chunk: bytes::Bytes::new(),
             })),
             Service::ReceivePackLs | Service::ReceivePack => {
@@ -407,19 +526,38 @@ impl SmartSubtransport for Subtransport {
     }
 }
 
+/// A response, and what is known of its request.
+struct Reply {
+    response: Response,
+    asked: Asked,
+    anonymous: bool,
+}
+
+impl Reply {
+    fn context(&self) -> Context<'_> {
+        Context {
+            asked: self.asked,
+            anonymous: self.anonymous,
+            headers: self.response.headers(),
+            now: OffsetDateTime::now_utc(),
+        }
+    }
+}
+
 /// One request and its response.
 struct Exchange {
     session: Arc<HttpSession>,
     service: Service,
     request: Vec<u8>,
-    response: Option<Response>,
+    reply: Option<Reply>,
+    packets: PacketScan,
     chunk: bytes::Bytes,
 }
 
 impl Exchange {
     fn next(&mut self) -> Result<(), Fault> {
-        let response = match &mut self.response {
-            Some(response) => response,
+        let reply = match &mut self.reply {
+            Some(reply) => reply,
             none => none.insert(match self.service {
                 Service::UploadPackLs => self.session.get(Protocol::V0)?,
                 _ => {
@@ -428,7 +566,23 @@ impl Exchange {
                 }
             }),
         };
-        self.chunk = self.session.chunk(self.service, response)?;
+        self.chunk = self.session.chunk(self.service, &mut reply.response)?;
+        // libgit2 passes on neither the host's last word, nor why it cannot read a repository.
+        self.packets.scan(&self.chunk, |packet| {
+            let said = answer::last_word(packet).map(|words| self.session.said(words, reply));
+            let fault = said.or_else(|| match reply.asked {
+                Asked::Refs => {
+                    if let Some(name) = answer::advertised(packet) {
+                        self.session.keep_ref(name);
+                    }
+                    answer::unreadable(packet)
+                }
+                Asked::Pack => None,
+            });
+            if let Some(fault) = fault {
+                self.session.note(fault);
+            }
+        });
         Ok(())
     }
 }
@@ -457,9 +611,9 @@ impl Write for Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        if let Some(response) = self.response.take() {
+        if let Some(reply) = self.reply.take() {
             // libgit2 stops reading at the end of git's data, just before that of the body.
-            self.session.drain(response);
+            self.session.drain(reply.response);
         }
     }
 }
@@ -473,7 +627,9 @@ impl Resolve for PublicOnly {
     fn resolve(&self, name: Name) -> Resolving {
         let host = name.as_str().to_ascii_lowercase();
         // Whatever the port: the URL's authority was checked before.
-        let named = self.policy.hosts.iter().any(|allowed| allowed.host == host);
+        let named = self.policy.hosts.iter().any(|allowed| allowed.host == host)
+            // A proxy, whose own name this is, resolves those of hosts.
+            || self.policy.proxy.is_some();
         Box::pin(async move {
             let addresses = lookup(&host).await?;
             if let Some(address) = addresses.iter().find(|a| !named && !is_public(a.ip())) {
@@ -488,6 +644,12 @@ impl Resolve for PublicOnly {
     }
 }
 
+/// Returns a repository's path without what does not distinguish repositories.
+fn plain_path(url: &Url) -> &str {
+    let path = url.path().trim_end_matches('/');
+    path.strip_suffix(".git").unwrap_or(path)
+}
+
 /// Checks a URL's literal address, which no resolver sees.
 fn check_literal(url: &Url, named: bool) -> Result<(), Fault> {
     match literal_address(url) {
@@ -496,54 +658,6 @@ fn check_literal(url: &Url, named: bool) -> Result<(), Fault> {
         }
         _ => Ok(()),
     }
-}
-
-/// Passes on a successful response of the expected type, and classifies all others.
-fn expect(response: Response, content_type: &str) -> Result<Response, Fault> {
-    let status = response.status();
-    if status.is_success() {
-        let seen = response
-            .headers()
-            .get(CONTENT_TYPE)
-            .and_then(|t| t.to_str().ok());
-        if seen.is_some_and(|t| t.split(';').next().unwrap_or_default().trim() == content_type) {
-            return Ok(response);
-        }
-        let seen = seen.unwrap_or("missing");
-        return Err(Fault::transient(format!(
-            "not a git response: content type {seen}"
-        )));
-    }
-    let headers = response.headers();
-    // GitHub's sign of an exhausted quota.
-    let quota = headers
-        .get("x-ratelimit-remaining")
-        .is_some_and(|left| left == "0");
-    let retry_after =
-        retry_after(headers, OffsetDateTime::now_utc()).or_else(|| quota.then_some(THROTTLE_PAUSE));
-    Err(status_fault(status, retry_after))
-}
-
-/// Classifies a status. A bare 403 has no `retry_after`: it may concern this repository alone.
-fn status_fault(status: StatusCode, retry_after: Option<Duration>) -> Fault {
-    let message = format!("HTTP status {status}");
-    match status.as_u16() {
-        429 => Fault::throttled(message, retry_after.or(Some(THROTTLE_PAUSE))),
-        403 => Fault::throttled(message, retry_after),
-        503 if retry_after.is_some() => Fault::throttled(message, retry_after),
-        408 | 425 | 500..=599 => Fault::transient(message),
-        _ => Fault::gone(message),
-    }
-}
-
-/// Parses Retry-After: seconds, or a date.
-fn retry_after(headers: &HeaderMap, now: OffsetDateTime) -> Option<Duration> {
-    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = value.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let date = OffsetDateTime::parse(value, &Rfc2822).ok()?;
-    Some(Duration::try_from(date - now).unwrap_or_default())
 }
 
 /// Classifies a failed exchange. The connector wraps a fault of the resolver, which is passed on; of
@@ -564,33 +678,6 @@ mod tests {
     use super::*;
     use crate::fetch::policy::FetchMode;
 
-    #[test]
-    fn statuses_have_their_class() {
-        use FaultKind::{Gone, Throttled, Transient};
-        for (status, retry_after, kind) in [
-            (401, None, Gone),
-            (403, None, Throttled),
-            (404, None, Gone),
-            (410, None, Gone),
-            (451, None, Gone),
-            (418, None, Gone),
-            (429, Some(5), Throttled),
-            (408, None, Transient),
-            (500, None, Transient),
-            (502, None, Transient),
-            (503, None, Transient),
-            (503, Some(5), Throttled),
-        ] {
-            let retry_after = retry_after.map(Duration::from_secs);
-            let fault = status_fault(StatusCode::from_u16(status).unwrap(), retry_after);
-            assert_eq!(
-                (fault.kind, fault.retry_after),
-                (kind, retry_after),
-                "{status}"
-            );
-        }
-    }
-
     #[tokio::test]
     async fn a_host_that_resolves_to_this_machine_is_refused_unless_it_was_named() {
         let resolve = async |hosts: &[&str]| {
@@ -600,6 +687,7 @@ mod tests {
                 local: false,
                 max_bytes: 0,
                 token: None,
+                proxy: None,
                 mode: FetchMode::Auto,
             };
             PublicOnly { policy }
@@ -612,27 +700,5 @@ mod tests {
         assert_eq!(fault.kind, FaultKind::Refused);
         assert!(fault.message.contains("--allow-host localhost"), "{fault}");
         assert!(resolve(&["localhost"]).await.unwrap() > 0);
-    }
-
-    #[test]
-    fn retry_after_is_seconds_or_a_date() {
-        let now = OffsetDateTime::parse("Wed, 21 Oct 2026 07:28:00 GMT", &Rfc2822).unwrap();
-        for (value, expected) in [
-            ("7", Some(7)),
-            (" 7 ", Some(7)),
-            ("99999999", Some(99_999_999)),
-            ("Wed, 21 Oct 2026 07:28:30 GMT", Some(30)),
-            ("Wed, 21 Oct 2026 07:00:00 GMT", Some(0)),
-            ("soon", None),
-            ("-3", None),
-        ] {
-            let headers = HeaderMap::from_iter([(RETRY_AFTER, value.parse().unwrap())]);
-            assert_eq!(
-                retry_after(&headers, now),
-                expected.map(Duration::from_secs),
-                "{value}"
-            );
-        }
-        assert_eq!(retry_after(&HeaderMap::new(), now), None);
     }
 }

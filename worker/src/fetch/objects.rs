@@ -2,13 +2,14 @@
 
 use std::fmt;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::fault::Fault;
-use git2::{ErrorClass, ErrorCode, ObjectType, Odb, Oid, Repository, RepositoryOpenFlags};
+use git2::{Config, ErrorClass, ErrorCode, ObjectType, Odb, Oid, Repository, RepositoryOpenFlags};
 use rustix::io::Errno;
 
+use crate::fetch::answer;
 use crate::fetch::http::ProgressSink;
 use crate::source::{EntryKind, Head, ObjectId, Source, TreeEntry};
 
@@ -20,6 +21,8 @@ pub struct Objects {
     repository: Repository,
     head: Option<Head>,
     sink: Option<Arc<dyn ProgressSink>>,
+    /// The path of a partial clone, which lacks objects.
+    partial: Option<PathBuf>,
 }
 
 impl Objects {
@@ -34,20 +37,34 @@ impl Objects {
         let ceilings: [&Path; 0] = [];
         let repository = Repository::open_ext(path, flags, ceilings).map_err(|error| {
             let message = format!("cannot open {}: {}", path.display(), error.message());
-            match error.code() {
-                ErrorCode::NotFound => Fault::gone(message),
+            match (error.code(), error.class()) {
+                (ErrorCode::NotFound, _) => Fault::gone(message),
+                (_, ErrorClass::Repository) if has_extension(path, "partialclone") => {
+                    partial_clone(path)
+                }
+                (_, ErrorClass::Repository) if has_extension(path, "objectformat") => {
+                    answer::sha256()
+                }
                 _ => Fault::refused(message),
             }
         })?;
+        let is_partial = is_promised(&repository);
         let commit = match repository.head() {
             Ok(head) => {
                 let commit = head.peel_to_commit();
                 Some(commit.map_err(|error| unreadable("HEAD", &error))?.id())
             }
-            Err(error) if is_no_head(&error) => None,
+            Err(error) if is_no_head(&error) => match local_refs(&repository) {
+                refs if refs.is_empty() => None,
+                refs => return Err(unborn_head(&repository, &refs)),
+            },
             Err(error) => return Err(unreadable("HEAD", &error)),
         };
-        Self::new(repository, commit.map(object_id))
+        let objects = Self::new(repository, commit.map(object_id))?;
+        Ok(Self {
+            partial: is_partial.then(|| path.to_owned()),
+            ..objects
+        })
     }
 
     /// Reads an open repository at `commit`; `None` if it has none.
@@ -70,6 +87,7 @@ impl Objects {
             repository,
             head,
             sink: None,
+            partial: None,
         })
     }
 
@@ -89,6 +107,14 @@ impl Objects {
     fn odb(&self) -> Result<Odb<'_>, Fault> {
         let odb = self.repository.odb();
         odb.map_err(|error| unreadable("object database", &error))
+    }
+
+    /// Classifies an object that cannot be read.
+    fn unreadable(&self, what: impl fmt::Display, error: &git2::Error) -> Fault {
+        match &self.partial {
+            Some(path) if error.code() == ErrorCode::NotFound => partial_clone(path),
+            _ => unreadable(what, error),
+        }
     }
 }
 
@@ -112,7 +138,7 @@ impl Source for Objects {
         self.alive();
         let odb = self.odb()?;
         let header = odb.read_header(oid(tree));
-        let (size, kind) = header.map_err(|error| unreadable(tree, &error))?;
+        let (size, kind) = header.map_err(|error| self.unreadable(tree, &error))?;
         if kind != ObjectType::Tree {
             return Err(Fault::transient(format!("{tree} is a {kind}, not a tree")));
         }
@@ -122,7 +148,7 @@ impl Source for Objects {
             )));
         }
         let object = odb.read(oid(tree));
-        let object = object.map_err(|error| unreadable(tree, &error))?;
+        let object = object.map_err(|error| self.unreadable(tree, &error))?;
         parse_tree(object.data()).ok_or_else(|| Fault::transient(format!("tree {tree} is damaged")))
     }
 
@@ -131,7 +157,7 @@ impl Source for Objects {
         let odb = self.odb()?;
         let size = |blob: &ObjectId| {
             let header = odb.read_header(oid(*blob));
-            let (size, kind) = header.map_err(|error| unreadable(blob, &error))?;
+            let (size, kind) = header.map_err(|error| self.unreadable(blob, &error))?;
             check_blob(*blob, kind)?;
             Ok(size as u64)
         };
@@ -146,7 +172,7 @@ impl Source for Objects {
         let odb = self.odb()?;
         for (i, blob) in blobs.iter().enumerate() {
             let object = odb.read(oid(*blob));
-            let object = object.map_err(|error| unreadable(blob, &error))?;
+            let object = object.map_err(|error| self.unreadable(blob, &error))?;
             check_blob(*blob, object.kind())?;
             self.alive();
             if visit(i, object.data()).is_break() {
@@ -227,13 +253,67 @@ fn is_no_head(error: &git2::Error) -> bool {
     matches!(error.code(), ErrorCode::UnbornBranch | ErrorCode::NotFound)
 }
 
+/// Returns the branches of a repository on disk; all its refs if it has none.
+fn local_refs(repository: &Repository) -> Vec<String> {
+    let names = |glob: &str| -> Vec<String> {
+        let references = repository.references_glob(glob);
+        let references = references.into_iter().flatten().flatten();
+        references
+            .filter_map(|reference| reference.name().ok().map(str::to_owned))
+            .collect()
+    };
+    match names("refs/heads/*") {
+        branches if branches.is_empty() => names("refs/*"),
+        branches => branches,
+    }
+}
+
+fn unborn_head(repository: &Repository, refs: &[String]) -> Fault {
+    let head = repository.find_reference("HEAD").ok();
+    let branch = head.as_ref().and_then(|head| head.symbolic_target().ok()?);
+    answer::unborn_head(branch, refs)
+}
+
+fn partial_clone(path: &Path) -> Fault {
+    let path = path.display();
+    Fault::gone(format!(
+        "{path} is a partial clone, which lacks objects; clone it without --filter"
+    ))
+}
+
+/// Whether a remote of this repository promises the objects that it lacks.
+fn is_promised(repository: &Repository) -> bool {
+    let Ok(config) = repository.config() else {
+        return false;
+    };
+    let entries = config.entries(Some("remote\\..*\\.promisor"));
+    let mut promised = false;
+    if let Ok(entries) = entries {
+        _ = entries.for_each(|entry| {
+            promised |= !entry.has_value() || entry.value_bytes() == b"true";
+        });
+    }
+    promised
+}
+
+/// Whether the configuration of a repository that cannot be opened names this extension.
+fn has_extension(path: &Path, name: &str) -> bool {
+    let places = [path.join(".git/config"), path.join("config")];
+    let mut configs = places.iter().filter_map(|place| Config::open(place).ok());
+    configs.any(|config| config.get_entry(&format!("extensions.{name}")).is_ok())
+}
+
 fn unreadable(what: impl fmt::Display, error: &git2::Error) -> Fault {
     fault(format_args!("cannot read {what}"), error)
 }
 
-/// Classifies an error of libgit2 itself. Those of the network are classified by their session.
+/// Classifies an error of libgit2 itself. Those of the network are classified by their session; what a
+/// host says never counts against this machine.
 pub(super) fn fault(what: impl fmt::Display, error: &git2::Error) -> Fault {
     let message = format!("{what}: {}", error.message());
+    if error.class() == ErrorClass::Net {
+        return Fault::transient(message);
+    }
     match (system_error(error.message()), error.class()) {
         (Some(Errno::NOSPC | Errno::DQUOT), _) => Fault::infra(format!(
             "{message}; make room in the scratch folder or choose another with --scratch"
@@ -249,6 +329,12 @@ pub(super) fn fault(what: impl fmt::Display, error: &git2::Error) -> Fault {
         // Includes a pack that was cut or damaged in transfer; another copy may be whole.
         _ => Fault::transient(message),
     }
+}
+
+/// Whether libgit2 found no room on a disk.
+pub(super) fn is_no_room(error: &git2::Error) -> bool {
+    let system = system_error(error.message());
+    matches!(system, Some(Errno::NOSPC | Errno::DQUOT))
 }
 
 /// Returns the system's error that a message of libgit2 names, or `BADMSG` for a damaged pack.
@@ -347,6 +433,16 @@ mod tests {
             (ErrorClass::Os, "invalid packfile 'x.pack'", Transient),
             (ErrorClass::Zlib, "failed to inflate", Transient),
             (ErrorClass::Net, "the server said: not now", Transient),
+            (
+                ErrorClass::Net,
+                "remote error: No space left on device",
+                Transient,
+            ),
+            (
+                ErrorClass::Net,
+                "remote error: Cannot allocate memory",
+                Transient,
+            ),
         ] {
             let error = git2::Error::new(ErrorCode::GenericError, class, text);
             let fault = fault("git", &error);

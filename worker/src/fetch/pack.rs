@@ -451,6 +451,7 @@ mod tests {
     use source::EntryKind::{Directory, File, Symlink};
 
     use super::*;
+    use crate::fetch::answer::TokenRefusal;
     use crate::fetch::policy::FetchWay;
 
     struct Nobody;
@@ -459,6 +460,7 @@ mod tests {
         fn way(&self, _: FetchWay, _: &str) {}
         fn received(&self, _: u64) {}
         fn alive(&self) {}
+        fn token_refused(&self, _: TokenRefusal) {}
     }
 
     /// Writes a pack.

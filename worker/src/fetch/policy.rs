@@ -1,11 +1,13 @@
 //! Which sources may be fetched from: schemes, hosts, addresses.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
+use common::exit::{self, ExitError};
 use common::fault::Fault;
 use common::text::parse_size;
 use serde::{Deserialize, Serialize};
@@ -14,6 +16,9 @@ use url::{Host, Url};
 
 /// Hosts that are always allowed.
 pub const DEFAULT_HOSTS: [&str; 4] = ["github.com", "gitlab.com", "bitbucket.org", "codeberg.org"];
+
+/// The host that GITHUB_TOKEN is for.
+const TOKEN_HOST: &str = "github.com";
 
 /// Options of fetching.
 #[derive(Args, Clone, Debug)]
@@ -30,6 +35,12 @@ pub struct FetchConfig {
     /// Also read repositories on this machine, by path.
     #[arg(long, env = "ALLOW_LOCAL")]
     pub allow_local: bool,
+    /// Fetch repositories through this proxy; it alone then decides which addresses may be reached.
+    ///
+    /// For a trusted egress proxy: names are resolved there, so addresses are not checked here. An http
+    /// or https URL, with credentials if it needs any.
+    #[arg(long, env = "FETCH_PROXY", value_name = "URL", hide_env_values = true)]
+    pub fetch_proxy: Option<FetchProxy>,
     /// Largest download for one repository; over it the repository fails as too_large.
     #[arg(long, env = "MAX_FETCH_BYTES", value_name = "SIZE", default_value = "1GiB", value_parser = parse_size)]
     pub max_fetch_bytes: u64,
@@ -65,19 +76,89 @@ pub enum FetchWay {
 }
 
 impl FetchConfig {
-    /// Returns the policy of these options, with `token` for github.com.
-    pub fn policy(&self, token: Option<String>) -> FetchPolicy {
-        FetchPolicy {
+    /// Returns the policy of these options, with the value of GITHUB_TOKEN as token for github.com.
+    ///
+    /// # Errors
+    /// [`exit::USAGE`] if that cannot be a token.
+    pub fn policy(&self, token: Option<OsString>) -> Result<FetchPolicy, ExitError> {
+        let token = checked_token(token).map_err(|why| ExitError::new(exit::USAGE, why))?;
+        Ok(FetchPolicy {
             hosts: self.allow_host.clone(),
             http: self.allow_http,
             local: self.allow_local,
             max_bytes: self.max_fetch_bytes,
             mode: self.fetch,
-            token: token.filter(|t| !t.is_empty()).map(|token| HostToken {
-                host: "github.com".to_owned(),
+            token: token.map(|token| HostToken {
+                host: TOKEN_HOST.to_owned(),
                 secret: token,
             }),
+            proxy: self.fetch_proxy.clone(),
+        })
+    }
+}
+
+/// Checks the form of a token; empty is none. Never repeats it.
+fn checked_token(token: Option<OsString>) -> Result<Option<String>, String> {
+    let Some(token) = token.filter(|token| !token.is_empty()) else {
+        return Ok(None);
+    };
+    let token = token.to_str().unwrap_or("\u{fffd}");
+    let wrong = token.chars().find_map(|c| match c {
+        '\n' | '\r' => Some("a line break"),
+        '"' | '\'' | '`' => Some("a quote"),
+        c if c.is_whitespace() => Some("a blank"),
+        c if c.is_ascii_graphic() => None,
+        _ => Some("a character that no token has"),
+    });
+    match wrong {
+        Some(what) => Err(format!(
+            "GITHUB_TOKEN is not a token: it contains {what}; give the token alone, or leave the variable empty"
+        )),
+        None => Ok(Some(token.to_owned())),
+    }
+}
+
+/// The proxy that repositories are fetched through. It may hold a password, and is never printed.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct FetchProxy(Url);
+
+impl FetchProxy {
+    /// Its URL.
+    pub fn url(&self) -> &Url {
+        &self.0
+    }
+}
+
+impl FromStr for FetchProxy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let url = Url::parse(text).map_err(|error| error.to_string())?;
+        match url.scheme() {
+            "http" | "https" => Ok(Self(url)),
+            _ => Err("expected an http or https URL".to_owned()),
         }
+    }
+}
+
+impl TryFrom<String> for FetchProxy {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<FetchProxy> for String {
+    fn from(proxy: FetchProxy) -> Self {
+        proxy.0.into()
+    }
+}
+
+impl fmt::Debug for FetchProxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FetchProxy({})", authority(&self.0))
     }
 }
 
@@ -137,6 +218,8 @@ pub struct FetchPolicy {
     pub max_bytes: u64,
     /// Sent to its host only.
     pub token: Option<HostToken>,
+    /// Decides about addresses in place of this process.
+    pub proxy: Option<FetchProxy>,
     /// How to fetch.
     pub mode: FetchMode,
 }
@@ -222,6 +305,11 @@ impl FetchPolicy {
 
     /// Names of hosts that only DNS knows, to find out whether it answers.
     pub fn names(&self) -> Vec<String> {
+        if let Some(proxy) = &self.proxy {
+            // It resolves all other names.
+            let host = proxy.url().domain();
+            return host.map(str::to_owned).into_iter().collect();
+        }
         let hosts = self.hosts.iter().map(|allowed| allowed.host.as_str());
         // Addresses, `localhost` and the names of a container network don't need DNS.
         let named = hosts.filter(|host| {
@@ -230,6 +318,12 @@ impl FetchPolicy {
                     .is_ok_and(|url| literal_address(&url).is_none())
         });
         named.chain(DEFAULT_HOSTS).map(str::to_owned).collect()
+    }
+
+    /// Whether there could be a token for the host of `url`, but is none.
+    pub fn lacks_token(&self, url: &str) -> bool {
+        let on_host = |url: Url| url.scheme() == "https" && authority(&url) == TOKEN_HOST;
+        self.token.is_none() && Url::parse(url).is_ok_and(on_host)
     }
 
     /// Returns the token if it belongs to the host of `url`, and the connection is encrypted or local.
@@ -322,6 +416,7 @@ mod tests {
                 host: "github.com".to_owned(),
                 secret: "sesame".to_owned(),
             }),
+            proxy: None,
         }
     }
 
@@ -392,6 +487,41 @@ mod tests {
         assert!(!for_url("https://gitlab.com/a/b"));
         assert!(!for_url("https://git.example.org/github.com"));
         assert!(!format!("{policy:?}").contains("sesame"));
+    }
+
+    #[test]
+    fn a_token_has_the_form_of_one() {
+        let check = |text: &str| checked_token(Some(text.into()));
+        assert_eq!(checked_token(None), Ok(None));
+        assert_eq!(check(""), Ok(None));
+        assert_eq!(check("ghp_aZ09"), Ok(Some("ghp_aZ09".to_owned())));
+        for (text, what) in [
+            ("ghp_sesame\n", "a line break"),
+            ("\"ghp_sesame\"", "a quote"),
+            ("'ghp_sesame'", "a quote"),
+            (" ghp_sesame", "a blank"),
+            ("ghp_sesame\t", "a blank"),
+            (" ", "a blank"),
+            ("ghp_sesäme", "a character"),
+        ] {
+            let error = check(text).unwrap_err();
+            assert!(error.contains(what), "{error}");
+            assert!(!error.contains("ghp_"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_proxy_is_never_printed_and_is_the_only_name_to_resolve() {
+        let proxy: FetchProxy = "http://user:sesame@proxy.example.org:3128".parse().unwrap();
+        let policy = FetchPolicy {
+            proxy: Some(proxy),
+            ..policy()
+        };
+        assert!(!format!("{policy:?}").contains("sesame"));
+        assert_eq!(policy.names(), ["proxy.example.org"]);
+        for text in ["", "proxy", "proxy:3128", "socks5://proxy:1", "ftp://proxy"] {
+            assert!(text.parse::<FetchProxy>().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -1,14 +1,15 @@
 //! git's protocol v2: the refs and objects that a digest needs, and nothing else.
 //!
-//! Three requests: the server's capabilities, HEAD, and a pack of its one commit without large blobs.
+//! Three requests: the server's capabilities, HEAD, and a pack of its one commit without large blobs. If
+//! there is no HEAD, the third asks for other refs.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use common::fault::{Fault, FaultKind};
-use common::text::printable;
 
+use super::answer;
 use super::http::{HttpSession, ProgressSink, ResponseBody};
 use super::pack::Pack;
 use super::pack::limits::{Failure, PackLimits};
@@ -16,8 +17,6 @@ use crate::source::ObjectId;
 
 /// Most bytes in one packet's data; its length has four digits and counts itself.
 const MAX_PACKET: usize = 65_516;
-/// Longest text of a server that is quoted, in characters.
-const MAX_QUOTE: usize = 300;
 /// The file in the scratch folder for a pack that memory has no room for.
 const PACK_FILE: &str = "pack";
 
@@ -32,11 +31,15 @@ pub(super) fn fetch(
     // git leaves out blobs of this size too.
     let limits = PackLimits::filtered_at(largest.saturating_add(1));
     let capabilities = Capabilities::read(&mut Packets::of(session.capabilities()?))?;
-    let mut refs = Packets::of(session.refs(capabilities.ls_refs())?);
-    let Some(head) = head(&mut refs)? else {
-        return Ok(Some(Pack::empty(limits, sink)));
+    let head = match ask_head(session, &capabilities)? {
+        RemoteHead::Commit(id) => id,
+        RemoteHead::Unborn(branch) => {
+            let mut refs = Packets::of(session.refs(capabilities.other_refs())?);
+            read_names(&mut refs, |name| session.keep_ref(name))?;
+            expect_no_refs(session, || branch)?;
+            return Ok(Some(Pack::empty(limits, sink)));
+        }
     };
-    drop(refs);
     if known == Some(head) {
         return Ok(None);
     }
@@ -47,19 +50,53 @@ pub(super) fn fetch(
     Pack::read(&mut pieces, head, limits, scratch.join(PACK_FILE), sink).map(Some)
 }
 
-/// Makes a fault of a server's own words, which it sent in place of an answer.
-fn server_said(text: &[u8]) -> Fault {
-    let text = String::from_utf8_lossy(text);
-    let quote: String = text.trim().chars().take(MAX_QUOTE).collect();
-    Fault::transient(format!("the server says \"{}\"", printable(&quote)))
+/// What a server says of HEAD.
+#[derive(Debug, PartialEq, Eq)]
+enum RemoteHead {
+    Commit(ObjectId),
+    /// HEAD names this branch, if the server tells, and there is no such branch.
+    Unborn(Option<String>),
 }
 
-/// What a server refuses may be what only this way asks for; if it says more, that is final.
-fn refusal(text: &[u8]) -> Failure {
-    let fault = server_said(text);
-    match fault.kind {
-        FaultKind::Transient => Failure::Surprise(fault.message),
-        _ => Failure::Fault(fault),
+/// Fails if a repository whose HEAD libgit2 did not find has refs. libgit2 does not tell what HEAD names,
+/// so the server is asked; not every server can be.
+pub(super) fn expect_empty(session: &Arc<HttpSession>) -> Result<(), Fault> {
+    expect_no_refs(session, || {
+        let capabilities = Capabilities {
+            tells_unborn: true,
+            ..Capabilities::default()
+        };
+        match ask_head(session, &capabilities) {
+            Ok(RemoteHead::Unborn(branch)) => branch,
+            Ok(RemoteHead::Commit(_)) | Err(_) => None,
+        }
+    })
+}
+
+/// Fails if the session has met refs, though there is no HEAD: it names `branch`.
+fn expect_no_refs(
+    session: &HttpSession,
+    branch: impl FnOnce() -> Option<String>,
+) -> Result<(), Fault> {
+    let refs = session.some_refs();
+    match refs.is_empty() {
+        true => Ok(()),
+        false => Err(answer::unborn_head(branch().as_deref(), &refs)),
+    }
+}
+
+fn ask_head(
+    session: &Arc<HttpSession>,
+    capabilities: &Capabilities,
+) -> Result<RemoteHead, Failure> {
+    head(&mut Packets::of(session.refs(capabilities.ls_refs())?))
+}
+
+/// What a server refuses may be what only this way asks for; if its words tell more, that is final.
+fn refusal(said: Fault) -> Failure {
+    match said.kind {
+        FaultKind::Transient => Failure::Surprise(said.message),
+        _ => Failure::Fault(said),
     }
 }
 
@@ -71,6 +108,8 @@ fn strange(what: &str) -> Failure {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Capabilities {
     names_object_format: bool,
+    /// Whether it tells which branch HEAD names if that does not exist.
+    tells_unborn: bool,
 }
 
 impl Capabilities {
@@ -108,34 +147,37 @@ impl Capabilities {
         let format = value("object-format");
         match format {
             None | Some(b"sha1") => {}
-            Some(b"sha256") => {
-                return Err(Failure::Fault(Fault::gone(
-                    "the repository names its objects by SHA-256, which is not supported",
-                )));
-            }
+            Some(b"sha256") => return Err(Failure::Fault(answer::sha256())),
             Some(_) => return Err(strange("with an unknown object format")),
         }
-        if value("ls-refs").is_none() {
-            return Err(strange("without ls-refs"));
-        }
+        let has = |features: &[u8], feature: &[u8]| {
+            let mut features = features.split(|byte| *byte == b' ');
+            features.any(|name| name == feature)
+        };
+        let ls_refs = value("ls-refs").ok_or_else(|| strange("without ls-refs"))?;
         let features = value("fetch").ok_or_else(|| strange("without fetch"))?;
         for needed in [&b"shallow"[..], b"filter"] {
-            if !features
-                .split(|byte| *byte == b' ')
-                .any(|name| name == needed)
-            {
+            if !has(features, needed) {
                 let needed = String::from_utf8_lossy(needed);
                 return Err(strange(&format!("that it fetches without {needed}")));
             }
         }
         Ok(Self {
             names_object_format: format.is_some(),
+            tells_unborn: has(ls_refs, b"unborn"),
         })
     }
 
     /// Returns the request for HEAD.
     fn ls_refs(&self) -> Vec<u8> {
-        self.command("ls-refs", &["symrefs", "ref-prefix HEAD"])
+        let arguments = ["symrefs", "ref-prefix HEAD", "unborn"];
+        let asked = if self.tells_unborn { 3 } else { 2 };
+        self.command("ls-refs", &arguments[..asked])
+    }
+
+    /// Returns the request for all refs but HEAD.
+    fn other_refs(&self) -> Vec<u8> {
+        self.command("ls-refs", &["ref-prefix refs/"])
     }
 
     /// Returns the request for a pack of `commit` without blobs of `filter` bytes or more.
@@ -174,24 +216,44 @@ fn trimmed(line: &[u8]) -> &[u8] {
     line.strip_suffix(b"\n").unwrap_or(line)
 }
 
-/// Reads HEAD's commit; `None` if HEAD names no branch that exists.
-fn head<B: Chunks>(packets: &mut Packets<B>) -> Result<Option<ObjectId>, Failure> {
-    let mut head = None;
-    loop {
-        match packets.next()?.ok_or_else(early_end)? {
-            Packet::Flush => return Ok(head),
-            Packet::Delimiter => return Err(strange("refs in sections")),
-            Packet::Data(line) => {
-                // `OID HEAD symref-target:refs/heads/main`; other refs may begin with HEAD too.
-                let mut words = trimmed(&line).split(|byte| *byte == b' ');
-                let id = words.next().unwrap_or_default();
-                if words.next() == Some(&b"HEAD"[..]) && id != b"unborn" {
-                    let id = std::str::from_utf8(id).ok().and_then(ObjectId::parse);
-                    head = Some(id.ok_or_else(|| strange("a ref without an object"))?);
-                }
+/// Reads what HEAD is.
+fn head<B: Chunks>(packets: &mut Packets<B>) -> Result<RemoteHead, Failure> {
+    let mut head = RemoteHead::Unborn(None);
+    while let Some(line) = packets.next_line("refs in sections")? {
+        // `OID HEAD symref-target:refs/heads/main`; other refs may begin with HEAD too.
+        let mut words = trimmed(&line).split(|byte| *byte == b' ');
+        match (words.next(), words.next()) {
+            (Some(b"unborn"), Some(b"HEAD")) => {
+                let branch = words.find_map(|word| word.strip_prefix(b"symref-target:"));
+                let branch = branch.map(|name| String::from_utf8_lossy(name).into_owned());
+                head = RemoteHead::Unborn(branch);
             }
+            (Some(id), Some(b"HEAD")) => {
+                let id = std::str::from_utf8(id).ok().and_then(ObjectId::parse);
+                let id = id.ok_or_else(|| strange("a ref without an object"))?;
+                head = RemoteHead::Commit(id);
+            }
+            (_, Some(_)) => {}
+            // An answer without refs would be that of an empty repository.
+            (_, None) => return Err(strange("something that is no ref")),
         }
     }
+    Ok(head)
+}
+
+/// Reads the names of refs until there are none, or no more are wanted.
+fn read_names<B: Chunks>(
+    packets: &mut Packets<B>,
+    mut keep: impl FnMut(String) -> bool,
+) -> Result<(), Failure> {
+    while let Some(line) = packets.next_line("refs in sections")? {
+        if let Some(name) = answer::advertised(&line)
+            && !keep(name)
+        {
+            break;
+        }
+    }
+    Ok(())
 }
 
 fn early_end() -> Failure {
@@ -201,11 +263,17 @@ fn early_end() -> Failure {
 /// A response's body in pieces; an empty one is the end.
 trait Chunks {
     fn chunk(&mut self) -> Result<Bytes, Fault>;
+    /// Classifies what the host says in it instead of going on.
+    fn said(&self, words: &[u8]) -> Fault;
 }
 
 impl Chunks for ResponseBody {
     fn chunk(&mut self) -> Result<Bytes, Fault> {
         ResponseBody::chunk(self)
+    }
+
+    fn said(&self, words: &[u8]) -> Fault {
+        ResponseBody::said(self, words)
     }
 }
 
@@ -244,14 +312,23 @@ impl<B: Chunks> Packets<B> {
             1 => Packet::Delimiter,
             4.. => {
                 let data = self.take(length - 4)?;
-                if let Some(text) = data.strip_prefix(b"ERR ") {
-                    return Err(refusal(text));
+                if let Some(words) = answer::last_word(&data) {
+                    return Err(refusal(self.body.said(words)));
                 }
                 Packet::Data(data)
             }
             _ => return Err(strange("with an unknown kind of packet")),
         };
         Ok(Some(packet))
+    }
+
+    /// Returns the next packet, which is not of `sections`; `None` at the flush.
+    fn next_line(&mut self, sections: &str) -> Result<Option<Bytes>, Failure> {
+        match self.next()?.ok_or_else(early_end)? {
+            Packet::Data(line) => Ok(Some(line)),
+            Packet::Flush => Ok(None),
+            Packet::Delimiter => Err(strange(sections)),
+        }
     }
 
     /// Reads a packet's length, which counts its own four digits; `None` at the body's end.
@@ -315,7 +392,10 @@ impl<B: Chunks> Packets<B> {
                 1 => self.pack = length,
                 // Progress, for people.
                 2 => drop(self.take(length)?),
-                3 => return Err(refusal(&self.take(length)?)),
+                3 => {
+                    let words = self.take(length)?;
+                    return Err(refusal(self.body.said(&words)));
+                }
                 _ => return Err(strange("with an unknown side band")),
             }
         }
@@ -333,6 +413,10 @@ impl<B: Chunks> Packets<B> {
 
 #[cfg(test)]
 mod tests {
+    use reqwest::header::HeaderMap;
+    use time::OffsetDateTime;
+
+    use super::answer::{Asked, Context};
     use super::*;
 
     /// A body in pieces of one size.
@@ -341,6 +425,16 @@ mod tests {
     impl Chunks for Cut {
         fn chunk(&mut self) -> Result<Bytes, Fault> {
             Ok(self.0.split_to(self.0.len().min(self.1)))
+        }
+
+        fn said(&self, words: &[u8]) -> Fault {
+            let context = Context {
+                asked: Asked::Pack,
+                anonymous: true,
+                headers: &HeaderMap::new(),
+                now: OffsetDateTime::UNIX_EPOCH,
+            };
+            answer::said(words, context)
         }
     }
 
@@ -439,9 +533,31 @@ mod tests {
     #[test]
     fn a_server_is_quoted_and_cannot_write_to_the_terminal() {
         let why = surprise(packets("0012ERR no \u{1b}[31m!\n", 5).next());
-        assert_eq!(why, r#"the server says "no \u{1b}[31m!""#);
+        assert!(why.ends_with(r#"the host says "no \u{1b}[31m!""#), "{why}");
         let why = surprise(packets("000d\u{3}sorry\n0\n", 5).pack_piece());
         assert!(why.contains("sorry"), "{why}");
+        let why = surprise(packets("000b\u{3}sorry\n", 5).next());
+        assert!(why.contains("sorry"), "{why}");
+    }
+
+    #[test]
+    fn a_limit_in_band_is_final() {
+        let limit = "unauthenticated downloads are limited";
+        let in_band = |start: &str| {
+            let text = format!("{start}{limit}\n");
+            let text = format!("{:04x}{text}", text.len() + 4);
+            Packets::of(Cut(Bytes::from(text), 7))
+        };
+        let first = |end: Result<(), Failure>| match end {
+            Err(Failure::Fault(fault)) => {
+                assert_eq!(fault.kind, FaultKind::Throttled, "{fault}");
+                assert!(fault.retry_after.is_some(), "{fault}");
+            }
+            other => panic!("{other:?}"),
+        };
+        first(in_band("ERR ").next().map(drop));
+        first(in_band("\u{3}").next().map(drop));
+        first(in_band("\u{3}").pack_piece().map(drop));
     }
 
     #[test]
@@ -452,7 +568,10 @@ mod tests {
             "ls-refs=unborn",
             "fetch=shallow wait-for-done filter\n",
         ];
-        assert!(!capabilities(&good).unwrap().names_object_format);
+        let found = capabilities(&good).unwrap();
+        assert!(!found.names_object_format && found.tells_unborn);
+        let older = ["version 2", "ls-refs", "fetch=shallow filter"];
+        assert!(!capabilities(&older).unwrap().tells_unborn);
         let named = [&good[..], &["object-format=sha1\n"]].concat();
         assert!(capabilities(&named).unwrap().names_object_format);
         for (bad, part) in [
@@ -488,6 +607,7 @@ mod tests {
     fn requests_are_gits() {
         let capabilities = Capabilities {
             names_object_format: true,
+            tells_unborn: true,
         };
         let request = capabilities.fetch(ObjectId([0x1f; 20]), 524_289);
         let request = String::from_utf8(request).unwrap();
@@ -499,6 +619,14 @@ mod tests {
             "1f".repeat(20)
         );
         assert_eq!(request, expected);
+        let request = String::from_utf8(capabilities.ls_refs()).unwrap();
+        let expected = format!(
+            "0014command=ls-refs\n{agent}0017object-format=sha1\n0001\
+             000csymrefs\n0014ref-prefix HEAD\n000bunborn\n0000"
+        );
+        assert_eq!(request, expected);
+        let older = Capabilities::default().ls_refs();
+        assert!(!String::from_utf8(older).unwrap().contains("unborn"));
     }
 
     #[test]
@@ -508,14 +636,16 @@ mod tests {
             let lines = lines.iter().map(|text| line(text)).collect::<String>() + "0000";
             head(&mut Packets::of(Cut(Bytes::from(lines), 7)))
         };
-        let found = Some(ObjectId([0x1f; 20]));
+        let found = RemoteHead::Commit(ObjectId([0x1f; 20]));
         let named = format!("{id} HEAD symref-target:refs/heads/main");
         let other = format!("{} HEADER", "2".repeat(40));
         assert_eq!(refs(&[named, other.clone()]).unwrap(), found);
         assert_eq!(refs(&[other, format!("{id} HEAD")]).unwrap(), found);
         let unborn = "unborn HEAD symref-target:refs/heads/main".to_owned();
-        assert_eq!(refs(&[unborn]).unwrap(), None);
-        assert_eq!(refs(&[]).unwrap(), None);
+        let branch = Some("refs/heads/main".to_owned());
+        assert_eq!(refs(&[unborn]).unwrap(), RemoteHead::Unborn(branch));
+        assert_eq!(refs(&[]).unwrap(), RemoteHead::Unborn(None));
+        surprise(refs(&["NAK".to_owned()]));
         surprise(refs(&["12 HEAD".to_owned()]));
         surprise(refs(&[format!("{} HEAD", "1".repeat(64))]));
     }

@@ -14,6 +14,7 @@ use rustix::process::{
 use super::protocol::{ARGUMENT, ChildRequest, Frame, MAX_PIECE};
 use crate::digest::Part;
 use crate::digest::write::{largest_blob, write};
+use crate::fetch::answer::TokenRefusal;
 use crate::fetch::http::ProgressSink;
 use crate::fetch::policy::FetchWay;
 use crate::fetch::{self, FetchResult, Wanted};
@@ -112,6 +113,7 @@ fn work(request: &ChildRequest, frames: &Arc<FrameWriter>) -> Result<Frame, Faul
     let done = Frame::Fetched {
         fetched_bytes: fetched.bytes,
         millis: millis(start),
+        renamed_to: fetched.renamed_to,
     };
     write_frame(&done, b"")?;
 
@@ -202,6 +204,11 @@ impl ProgressSink for FrameWriter {
 
     fn alive(&self) {
         self.progress(None);
+    }
+
+    fn token_refused(&self, why: TokenRefusal) {
+        // As above.
+        self.write(&Frame::TokenRefused { why }, b"").ok();
     }
 }
 

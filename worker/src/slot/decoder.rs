@@ -15,6 +15,7 @@ use tokio::process::ChildStdout;
 use super::protocol::{ChildRequest, Frame, MAX_PIECE};
 use super::{SlotOutput, SlotResult};
 use crate::digest::Part;
+use crate::fetch::answer::TokenRefusal;
 use crate::fetch::policy::FetchWay;
 
 /// Longest line read from a child, in bytes.
@@ -33,6 +34,8 @@ pub(super) struct FrameDecoder {
     way: Option<(FetchWay, String)>,
     fetched_bytes: u64,
     max_fetched_bytes: u64,
+    renamed_to: Option<String>,
+    token_refusal: Option<TokenRefusal>,
     /// Whether the child was told a commit, without which it cannot find HEAD unmoved.
     knows_commit: bool,
     /// How long the fetch took, once it is done.
@@ -51,6 +54,8 @@ impl FrameDecoder {
             way: None,
             fetched_bytes: 0,
             max_fetched_bytes: request.policy.max_bytes,
+            renamed_to: None,
+            token_refusal: None,
             knows_commit: request.known.is_some(),
             fetch: None,
             // Tree and content may each exceed the limit by one piece.
@@ -71,12 +76,15 @@ impl FrameDecoder {
         }
         match serde_json::from_slice(&line)? {
             Frame::Progress { fetched_bytes } => self.fetched(fetched_bytes)?,
+            Frame::TokenRefused { why } => self.token_refusal = Some(why),
             Frame::Way { way, why } => self.way = Some((way, shown(&why))),
             Frame::Fetched {
                 fetched_bytes,
                 millis,
+                renamed_to,
             } => {
                 self.fetched(fetched_bytes)?;
+                self.renamed_to = renamed_to.as_deref().map(shown);
                 self.fetch = Some(Duration::from_millis(millis));
             }
             Frame::Text { part, bytes } => self.text(part, bytes).await?,
@@ -91,6 +99,7 @@ impl FrameDecoder {
                     tree: std::mem::take(&mut self.tree),
                     content: std::mem::take(&mut self.content),
                     fetched_bytes: self.fetched_bytes,
+                    renamed_to: self.renamed_to.take(),
                     fetch: self.fetch.unwrap_or_default(),
                     digest: Duration::from_millis(millis),
                 }))));
@@ -105,6 +114,11 @@ impl FrameDecoder {
             Frame::Failed(fault) => return checked(fault).map(|fault| Some(Err(fault))),
         }
         Ok(None)
+    }
+
+    /// Takes what the last frame said about the token.
+    pub(super) fn token_refusal(&mut self) -> Option<TokenRefusal> {
+        self.token_refusal.take()
     }
 
     /// Returns how the repository was fetched, and why if it was a fallback; `None` if it is local, or

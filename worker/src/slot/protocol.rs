@@ -6,6 +6,7 @@ use common::fault::Fault;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{DigestLimits, Facts, Part, Subject};
+use crate::fetch::answer::TokenRefusal;
 use crate::fetch::policy::{FetchPolicy, FetchWay};
 use crate::source::ObjectId;
 
@@ -38,6 +39,10 @@ pub(super) enum Frame {
     Progress {
         fetched_bytes: u64,
     },
+    /// The host refused the token.
+    TokenRefused {
+        why: TokenRefusal,
+    },
     /// How the repository is fetched, and why if it is a fallback.
     Way {
         way: FetchWay,
@@ -47,6 +52,7 @@ pub(super) enum Frame {
     Fetched {
         fetched_bytes: u64,
         millis: u64,
+        renamed_to: Option<String>,
     },
     /// The text follows the line.
     Text {

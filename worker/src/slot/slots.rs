@@ -24,8 +24,10 @@ use tracing::info;
 use super::decoder::{FrameDecoder, shown};
 use super::protocol::{ARGUMENT, ChildRequest};
 use super::scratch::Scratch;
+use super::token::TokenWatch;
 use super::{SlotConfig, SlotError, SlotResult};
 use crate::digest::{DigestLimits, Subject};
+use crate::fetch::answer::TokenRefusal;
 use crate::fetch::policy::{FetchPolicy, FetchSource, FetchWay};
 use crate::source::ObjectId;
 
@@ -49,6 +51,7 @@ pub struct Slots {
     scratch: Scratch,
     free: Semaphore,
     spawner: Spawner,
+    token: TokenWatch,
     metrics: Metrics,
     /// Whether a fallback was logged.
     fell_back: AtomicBool,
@@ -76,6 +79,7 @@ impl Slots {
             scratch,
             free: Semaphore::new(config.slots().into()),
             spawner: Spawner::start().map_err(Fault::infra)?,
+            token: TokenWatch::default(),
             config,
             policy,
             limits,
@@ -161,9 +165,13 @@ impl Slots {
         let child = &self.config.child;
         let mut policy = self.policy.clone();
         let address_space = match source {
-            FetchSource::Local(_) => LOCAL_ADDRESS_SPACE,
+            FetchSource::Local(_) => {
+                policy.token = None;
+                LOCAL_ADDRESS_SPACE
+            }
             FetchSource::Remote { url, .. } => {
-                if policy.token_for(url).is_none() {
+                let now = std::time::Instant::now();
+                if policy.token_for(url).is_none() || !self.token.is_usable(now) {
                     policy.token = None;
                 }
                 policy.max_bytes.saturating_add(child.address_space)
@@ -192,7 +200,7 @@ impl Slots {
     ) -> Result<SlotResult, Fault> {
         let stdout = child.process.stdout.take().expect("it is piped");
         let mut decoder = FrameDecoder::new(stdout, request);
-        let result = self.follow(child, &mut decoder).await;
+        let result = self.follow(child, &mut decoder, request).await;
         if let Some((way, why)) = decoder.way() {
             self.metrics.fetched_by(way);
             if way == FetchWay::Fallback && !self.fell_back.swap(true, Ordering::Relaxed) {
@@ -212,6 +220,7 @@ impl Slots {
         &self,
         child: &mut ChildProcess,
         decoder: &mut FrameDecoder,
+        request: &ChildRequest,
     ) -> Result<SlotResult, Fault> {
         let SlotConfig { timeout, stall, .. } = self.config;
         let mut alive = Instant::now();
@@ -221,6 +230,7 @@ impl Slots {
                 frame = decoder.next() => match frame {
                     Ok(None) => {
                         alive = Instant::now();
+                        self.note_token(decoder.token_refusal(), request);
                         failpoint::hit("during-fetch");
                     }
                     Ok(Some(result)) => return result,
@@ -238,6 +248,14 @@ impl Slots {
         };
         self.metrics.slot_killed(reason);
         Err(fault)
+    }
+
+    /// Believes a child that had a token.
+    fn note_token(&self, refusal: Option<TokenRefusal>, request: &ChildRequest) {
+        if let (Some(why), Some(token)) = (refusal, &request.policy.token) {
+            let now = std::time::Instant::now();
+            self.token.refused(&token.host, why, now);
+        }
     }
 
     /// Returns a child to start in `scratch`, with as little of this process's environment as it

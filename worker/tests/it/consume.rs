@@ -26,7 +26,7 @@ use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use rustix::process::{Signal, kill_process};
 use tempfile::TempDir;
-use testing::git_server::{Fault as Trouble, GitServer, Kind};
+use testing::git_server::{Fault as Trouble, GitServer, Kind, Place};
 use testing::s3_server::{Fate, S3Server};
 use testing::small_disk::SmallDisk;
 use tokio::task::JoinHandle;
@@ -210,7 +210,10 @@ async fn transient_faults_are_tried_again_and_others_go_on_meanwhile() {
     };
     assert_eq!((ever.1, ever.2), (Outcome::Failed(Transient), 3));
     assert_eq!((gone.1, gone.2), (Outcome::Failed(Gone), 0));
-    assert_eq!(gone.3, "HTTP status 404 Not Found");
+    assert_eq!(
+        gone.3,
+        "HTTP status 404 Not Found: the host says \"404 on purpose\""
+    );
     assert_eq!((good, twice), (&done("good", 0), &done("twice", 2)));
     assert_eq!(server.repo_stats("owner/ever").info_refs, 4);
     assert_eq!(server.repo_stats("owner/gone").info_refs, 1);
@@ -281,6 +284,123 @@ async fn one_repository_turned_away_without_a_word_keeps_nobody_waiting() {
     );
     assert_eq!(fixture.server.repo_stats("owner/bad").info_refs, 1);
     assert!(work.shows(r#"repofleet_retries_total{class="throttled"} 1"#));
+    work.stop(&fixture).await;
+}
+
+/// As GitHub turns away whoever asks for one of many that its staff disabled.
+#[tokio::test]
+async fn repositories_that_are_disabled_keep_nobody_waiting() {
+    let fixture = Fixture::new();
+    let barred: Vec<String> = (0..10).map(|i| format!("barred-{i}")).collect();
+    let others: Vec<String> = (0..100).map(|i| format!("other-{i:02}")).collect();
+    for name in &others {
+        good(fixture.root.path(), name);
+    }
+    let why = "Access to this repository has been disabled by GitHub staff.";
+    for name in &barred {
+        let trouble = Trouble::with_body(403, why);
+        fixture.server.fault(&format!("owner/{name}"), trouble);
+    }
+    let work = Work::start(&fixture, &Choice::default());
+    let names = barred.iter().chain(&others);
+    work.enqueue(names.map(|name| fixture.url(name))).await;
+    let outcomes = work.named_outcomes(110).await;
+    for (name, outcome, attempt, message) in &outcomes[..10] {
+        assert_eq!((*outcome, *attempt), (Outcome::Failed(Gone), 0), "{name}");
+        assert!(message.contains(&format!("\"{why}\"")), "{message}");
+    }
+    let expected: Vec<_> = others.iter().map(|name| done(name, 0)).collect();
+    assert_eq!(outcomes[10..], expected);
+    assert!(work.shows(r#"repofleet_handed_back_total{reason="host"} 0"#));
+    assert!(work.shows(r#"repofleet_retries_total{class="throttled"} 0"#));
+    work.stop(&fixture).await;
+}
+
+/// First by status, then in band.
+#[tokio::test]
+async fn githubs_limit_on_anonymous_downloads_costs_no_repository_anything() {
+    let fixture = Fixture::new();
+    let names: Vec<String> = (0..60).map(|i| format!("repo-{i:02}")).collect();
+    for name in &names {
+        good(fixture.root.path(), name);
+    }
+    for limit in [Trouble::github_limit(1), Trouble::github_limit_in_band(1)] {
+        fixture
+            .server
+            .fault_all(limit.lasting(Duration::from_secs(2)));
+    }
+    let work = Work::start(&fixture, &Choice::default());
+    work.enqueue(names.iter().map(|name| fixture.url(name)))
+        .await;
+    let outcomes = work.named_outcomes(60).await;
+    let expected: Vec<_> = names.iter().map(|name| done(name, 0)).collect();
+    assert_eq!(outcomes, expected);
+    // Both forms were met, and nobody asked while the host was paused.
+    assert!(work.start.elapsed() >= Duration::from_secs(4));
+    assert!(!work.shows(r#"repofleet_retries_total{class="throttled"} 0"#));
+    assert!(work.shows(r#"repofleet_retries_total{class="transient"} 0"#));
+    let faulted = fixture
+        .server
+        .stats()
+        .values()
+        .map(|s| s.faulted)
+        .sum::<u64>();
+    assert!(faulted < 60, "{faulted} requests met the limit");
+    work.stop(&fixture).await;
+}
+
+/// As a git server does whose own disk is full, and memory too.
+#[tokio::test]
+async fn a_hosts_words_are_never_about_this_machine() {
+    let fixture = Fixture::new();
+    let words = [
+        "No space left on device",
+        "File too large",
+        "Cannot allocate memory",
+        "Disk quota exceeded",
+        "Too many open files",
+    ];
+    let mut names = Vec::new();
+    for (i, words) in words.into_iter().enumerate() {
+        for place in [Place::Err, Place::SideBand3] {
+            let name = format!("{i}-{place:?}");
+            good(fixture.root.path(), &name);
+            let trouble = Trouble::says(place, words).on(Kind::UploadPack);
+            fixture.server.fault(&format!("owner/{name}"), trouble);
+            names.push(name);
+        }
+    }
+    let work = Work::start(&fixture, &Choice::default());
+    work.enqueue(names.iter().map(|name| fixture.url(name)))
+        .await;
+    let outcomes = work.named_outcomes(names.len()).await;
+    for (name, outcome, attempt, message) in outcomes {
+        assert_eq!(
+            (outcome, attempt),
+            (Outcome::Failed(Transient), 3),
+            "{name}"
+        );
+        let index: usize = name[..1].parse().unwrap();
+        assert!(message.contains(words[index]), "{message}");
+    }
+    assert!(work.shows("repofleet_infra_paused 0"));
+    work.stop(&fixture).await;
+}
+
+#[tokio::test]
+async fn a_renamed_repository_is_recorded_with_its_new_address() {
+    let fixture = Fixture::new();
+    good(fixture.root.path(), "new-name");
+    let to = fixture.url("new-name");
+    let moved = Trouble::Moved { to: to.clone() };
+    fixture.server.fault("owner/bad", moved);
+    let work = Work::start(&fixture, &Choice::default());
+    work.enqueue(["bad", "good"].map(|name| fixture.url(name)))
+        .await;
+    for outcome in work.outcomes(2).await {
+        let expected = Some(&to).filter(|_| outcome.repo.name() == "bad");
+        assert_eq!(outcome.renamed_to.as_ref(), expected);
+    }
     work.stop(&fixture).await;
 }
 

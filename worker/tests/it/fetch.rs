@@ -4,14 +4,18 @@ use std::path::Path;
 use std::time::Duration;
 
 use common::fault::{Fault, FaultKind};
+use common::text::printable;
 use futures::future::join_all;
-use testing::git_server::{Fault as Trouble, GitServer, Kind, Rule};
+use testing::git_server::{Dialect, Fault as Trouble, GITHUB_LIMIT, GitServer, Kind, Place, Rule};
 use testing::http_server::{HttpServer, Response};
 use testing::repositories::{Builder, empty};
 use worker::fetch::policy::{FetchMode, HostToken};
 use worker::slot::SlotResult;
 
 use crate::fixture::{Fixture, TEXT, git, good, noise, work, work_unless_at};
+
+/// Both ways to fetch.
+const MODES: [FetchMode; 2] = [FetchMode::Auto, FetchMode::Git2];
 
 use FaultKind::{Gone, Killed, Refused, Throttled, TooLarge, Transient};
 
@@ -126,25 +130,74 @@ async fn nothing_is_asked_for_but_the_refs_if_head_is_the_known_commit() {
 
 #[tokio::test]
 async fn heads_of_every_kind() {
-    let fixture = Fixture::new();
+    let mut fixture = Fixture::new();
     let root = fixture.root.path();
     empty(root, "owner", "empty");
-    let dangling = good(root, "dangling");
-    git(&dangling, ["symbolic-ref", "HEAD", "refs/heads/nowhere"]);
     let detached = good(root, "detached");
     let commit = git(&detached, ["rev-parse", "main"]);
     git(&detached, ["update-ref", "--no-deref", "HEAD", &commit]);
     let elsewhere = good(root, "elsewhere");
     git(&elsewhere, ["branch", "-m", "main", "odd/branch"]);
 
-    for name in ["empty", "dangling"] {
-        let made = fixture.make(name).await.unwrap();
-        assert_eq!((made.facts.commit, made.facts.files), (None, 0), "{name}");
+    for mode in MODES {
+        fixture.policy.mode = mode;
+        let made = fixture.make("empty").await.unwrap();
+        assert_eq!((made.facts.commit, made.facts.files), (None, 0));
+        for name in ["detached", "elsewhere"] {
+            let made = fixture.make(name).await.unwrap();
+            assert_eq!(made.facts.commit.as_ref(), Some(&commit), "{name}");
+            assert!(made.content.contains(TEXT), "{name}");
+        }
     }
-    for name in ["detached", "elsewhere"] {
-        let made = fixture.make(name).await.unwrap();
-        assert_eq!(made.facts.commit.as_ref(), Some(&commit), "{name}");
-        assert!(made.content.contains(TEXT), "{name}");
+}
+
+/// Not an empty one, from wherever it is read.
+#[tokio::test]
+async fn a_head_that_names_no_branch_is_told_if_there_are_others() {
+    let mut fixture = Fixture::new();
+    fixture.policy.local = true;
+    let dangling = good(fixture.root.path(), "dangling");
+    git(&dangling, ["symbolic-ref", "HEAD", "refs/heads/nowhere"]);
+    let told = |branch: &str, there: &str| {
+        format!(
+            "HEAD names {branch}, which does not exist; there {there}; make an existing branch the default"
+        )
+    };
+    let remote = fixture.url("dangling");
+    for mode in MODES {
+        fixture.policy.mode = mode;
+        for url in [remote.as_str(), dangling.to_str().unwrap()] {
+            let fault = fixture.make_url(url).await.unwrap_err();
+            let expected = told("the branch \"nowhere\"", "is \"main\"");
+            assert_eq!((fault.kind, fault.message), (Gone, expected), "{mode:?}");
+        }
+    }
+    // Older servers do not tell.
+    fixture.server.set_dialect(Dialect {
+        config: vec![("lsrefs.unborn", "ignore")],
+        ..Dialect::default()
+    });
+    for branch in 1..5 {
+        git(&dangling, ["branch", &format!("b{branch}"), "main"]);
+    }
+    git(&dangling, ["update-ref", "refs/a/1", "main"]);
+    for mode in MODES {
+        fixture.policy.mode = mode;
+        let fault = fixture.make("dangling").await.unwrap_err();
+        let expected = told("a branch", "are \"b1\", \"b2\", \"b3\" and more");
+        assert_eq!((fault.kind, fault.message), (Gone, expected), "{mode:?}");
+    }
+    for branch in ["main", "b1", "b2", "b3", "b4"] {
+        git(
+            &dangling,
+            ["update-ref", "-d", &format!("refs/heads/{branch}")],
+        );
+    }
+    for mode in MODES {
+        fixture.policy.mode = mode;
+        let fault = fixture.make("dangling").await.unwrap_err();
+        let expected = told("a branch", "is \"refs/a/1\"");
+        assert_eq!((fault.kind, fault.message), (Gone, expected), "{mode:?}");
     }
 }
 
@@ -197,11 +250,15 @@ async fn a_local_repository_is_read_in_place_if_that_is_allowed() {
 
 #[tokio::test]
 async fn statuses_have_their_class_at_either_request() {
-    let fixture = Fixture::new();
+    let mut fixture = Fixture::new();
     let seconds = |s| Some(Duration::from_secs(s));
-    for (trouble, kind, retry_after) in [
-        (Trouble::status(401), Gone, None),
+    let cases = [
         (Trouble::status(403), Throttled, None),
+        (
+            Trouble::with_body(403, "This repository has been disabled."),
+            Gone,
+            None,
+        ),
         (Trouble::status(404), Gone, None),
         (Trouble::status(410), Gone, None),
         (Trouble::status(429), Throttled, seconds(60)),
@@ -213,32 +270,211 @@ async fn statuses_have_their_class_at_either_request() {
             seconds(3600),
         ),
         (Trouble::status(451), Gone, None),
+        (
+            Trouble::with_body(451, "DMCA \u{1b}[1mtakedown"),
+            Gone,
+            None,
+        ),
+        (
+            Trouble::says(Place::Err, GITHUB_LIMIT),
+            Throttled,
+            seconds(60),
+        ),
+        (
+            Trouble::says(Place::Err, "No space left on device"),
+            Transient,
+            None,
+        ),
+        (
+            Trouble::says(Place::Err, "fatal: File too large"),
+            Transient,
+            None,
+        ),
+        (
+            Trouble::says(Place::Err, "fatal: Cannot allocate memory"),
+            Transient,
+            None,
+        ),
         (Trouble::status(500), Transient, None),
         (Trouble::status(503), Transient, None),
         (Trouble::retry_after(503, 9), Throttled, seconds(9)),
         (Trouble::WrongContentType, Transient, None),
-    ] {
-        for at in [Kind::InfoRefs, Kind::UploadPack] {
-            let fault = fixture.fault_of(trouble.clone().on(at), kind).await;
-            assert_eq!(fault.retry_after, retry_after, "{trouble:?} at {at:?}");
-            if let Trouble::Status { code, .. } = trouble {
-                assert!(fault.message.contains(&code.to_string()), "{fault}");
+    ];
+    for mode in MODES {
+        fixture.policy.mode = mode;
+        for (trouble, kind, retry_after) in &cases {
+            for at in [Kind::InfoRefs, Kind::UploadPack] {
+                let fault = fixture.fault_of(trouble.clone().on(at), *kind).await;
+                assert_eq!(fault.retry_after, *retry_after, "{trouble:?} at {at:?}");
+                if let Trouble::Status { code, .. } = trouble {
+                    assert!(fault.message.contains(&code.to_string()), "{fault}");
+                }
+                assert_quotes(&fault, trouble);
             }
+        }
+    }
+}
+
+/// The fault says what the host said, as far as that can be printed.
+fn assert_quotes(fault: &Fault, trouble: &Trouble) {
+    let words = match trouble {
+        Trouble::Status { body, .. } => body.trim(),
+        Trouble::Says { words, .. } => words,
+        _ => return,
+    };
+    let words = printable(words);
+    assert!(fault.message.contains(&format!("\"{words}\"")), "{fault}");
+    assert!(!fault.message.contains(char::is_control), "{fault}");
+}
+
+#[tokio::test]
+async fn a_limit_on_anonymous_downloads_is_the_hosts_and_asks_for_a_token() {
+    let mut fixture = Fixture::new();
+    let says = |place| Trouble::says(place, GITHUB_LIMIT);
+    let with_body = Trouble::with_body(401, GITHUB_LIMIT);
+    // Each form, and the pause; posts at which it comes.
+    let limits = [
+        (Trouble::github_limit(7), 7, 1),
+        (Trouble::github_limit_in_band(7), 7, 1),
+        (with_body.clone().on(Kind::InfoRefs), 60, 0),
+        (with_body.on(Kind::UploadPack), 60, 1),
+        (says(Place::Err).on(Kind::InfoRefs), 60, 0),
+        (says(Place::Err).on(Kind::UploadPack), 60, 1),
+        (says(Place::SideBand3).on(Kind::UploadPack), 60, 1),
+    ];
+    for mode in [FetchMode::Auto, FetchMode::V2, FetchMode::Git2] {
+        fixture.policy.mode = mode;
+        for (trouble, pause, posts) in &limits {
+            let before = fixture.server.repo_stats("owner/bad");
+            let fault = fixture.fault_of(trouble.clone(), Throttled).await;
+            let pause = Some(Duration::from_secs(*pause));
+            assert_eq!(fault.retry_after, pause, "{trouble:?}");
+            for part in [GITHUB_LIMIT, "GITHUB_TOKEN"] {
+                assert!(fault.message.contains(part), "{trouble:?}: {fault}");
+            }
+            let after = fixture.server.repo_stats("owner/bad");
+            assert_eq!(
+                (
+                    after.info_refs - before.info_refs,
+                    after.upload_packs - before.upload_packs
+                ),
+                (1, *posts),
+                "no other way is tried: {mode:?}, {trouble:?}"
+            );
+        }
+        // It is not there for us, if nothing more is said; but whoever shows refs has the repository.
+        for (at, kind) in [(Kind::InfoRefs, Gone), (Kind::UploadPack, Throttled)] {
+            let fault = fixture.fault_of(Trouble::status(401).on(at), kind).await;
+            assert_eq!(fault.retry_after, None);
+        }
+    }
+}
+
+#[tokio::test]
+async fn words_in_side_band_3_are_quoted() {
+    let mut fixture = Fixture::new();
+    let words = "fatal: No space left on device".repeat(20);
+    let trouble = Trouble::says(Place::SideBand3, &words);
+    for mode in MODES {
+        fixture.policy.mode = mode;
+        let fault = fixture.fault_of(trouble.clone(), Transient).await;
+        assert!(fault.message.contains(&words[..299]), "{fault}");
+        assert!(!fault.message.contains(&words[..300]), "{fault}");
+    }
+}
+
+#[tokio::test]
+async fn what_this_program_cannot_read_is_said_once_and_for_all() {
+    let mut fixture = Fixture::new();
+    let root = fixture.root.path();
+    let sha256 = root.join("owner/sha256.git");
+    for name in ["sha256", "sha256-empty"] {
+        let path = format!("owner/{name}.git");
+        git(root, ["init", "--bare", "--object-format=sha256", &path]);
+    }
+    let tree = git(&sha256, ["write-tree"]);
+    let commit = git(
+        &sha256,
+        [
+            "-c",
+            "user.name=x",
+            "-c",
+            "user.email=x",
+            "commit-tree",
+            "-m",
+            "1",
+            &tree,
+        ],
+    );
+    git(&sha256, ["update-ref", "HEAD", &commit]);
+    let partial = root.join("partial");
+    let from = root.join("owner/good.git");
+    git(&from, ["config", "uploadpack.allowFilter", "true"]);
+    git(
+        root,
+        [
+            "clone",
+            "--quiet",
+            "--bare",
+            "--filter=blob:none",
+            &format!("file://{}", from.display()),
+            "partial",
+        ],
+    );
+    fixture.policy.local = true;
+    let files = HttpServer::start(|request| match request.path.as_str() {
+        "/owner/files/info/refs" => {
+            Response::new(200, format!("{}\trefs/heads/main\n", "1".repeat(40)))
+                .header("content-type", "text/plain")
+        }
+        _ => Response::new(404, ""),
+    });
+    fixture
+        .policy
+        .hosts
+        .push(files.authority().parse().unwrap());
+    let format = "the repository's object format is SHA-256, which is not supported";
+    for mode in MODES {
+        fixture.policy.mode = mode;
+        for (url, said) in [
+            (fixture.url("sha256"), format),
+            (fixture.url("sha256-empty"), format),
+            (sha256.display().to_string(), format),
+            (format!("{}/owner/files", files.url()), "dumb protocol"),
+            (partial.display().to_string(), "partial clone"),
+        ] {
+            let fault = fixture.make_url(&url).await.unwrap_err();
+            assert_eq!(fault.kind, Gone, "{url}: {fault}");
+            assert!(fault.message.contains(said), "{url}: {fault}");
         }
     }
 }
 
 #[tokio::test]
 async fn a_renamed_repository_is_fetched_from_its_new_place() {
-    let fixture = Fixture::new();
+    let mut fixture = Fixture::new();
     good(fixture.root.path(), "new-name");
     let to = fixture.url("new-name");
     fixture.server.fault("owner/bad", Trouble::Moved { to });
-    let made = work(&fixture.slots(), &fixture.url("bad")).await.unwrap();
-    assert!(made.content.contains(TEXT));
-    assert_eq!(fixture.server.repo_stats("owner/bad").upload_packs, 0);
-    assert_eq!(fixture.server.fetches("owner/new-name"), 1);
-    assert_eq!(fixture.server.connections(), 1);
+    for (mode, fetches) in MODES.into_iter().zip(1..) {
+        fixture.policy.mode = mode;
+        let made = work(&fixture.slots(), &fixture.url("bad")).await.unwrap();
+        assert!(made.content.contains(TEXT));
+        assert_eq!(fixture.server.repo_stats("owner/bad").upload_packs, 0);
+        assert_eq!(fixture.server.fetches("owner/new-name"), fetches);
+        assert_eq!(fixture.server.connections(), fetches);
+        assert_eq!(made.renamed_to, Some(fixture.url("new-name")));
+    }
+    // Another spelling is no other name.
+    for url in ["good.git", "Good", "good/"].map(|name| fixture.url(name)) {
+        fixture.server.clear_faults();
+        let to = fixture.url("good");
+        fixture
+            .server
+            .fault("owner/good", Trouble::Moved { to }.times(1));
+        let made = work(&fixture.slots(), &url).await.unwrap();
+        assert_eq!(made.renamed_to, None, "{url}");
+    }
 }
 
 #[tokio::test]
@@ -374,6 +610,85 @@ async fn a_refused_token_is_not_needed_for_what_is_public() {
     let fault = fixture.fault().await;
     assert_eq!(fault.kind, Gone);
     assert!(!fault.message.contains(TOKEN), "{fault}");
+}
+
+#[tokio::test]
+async fn a_token_that_is_refused_is_not_sent_again() {
+    let mut fixture = Fixture::with_token();
+    fixture.config.concurrency = Some(1);
+    let (code, headers) = (401, Vec::new());
+    fixture
+        .server
+        .fault_all(Trouble::RefuseToken { code, headers });
+    let slots = fixture.slots();
+    for _ in 0..2 {
+        let made = work(&slots, &fixture.url("bad")).await.unwrap();
+        assert!(made.content.contains(TEXT));
+    }
+    let sent = fixture.server.repo_stats("owner/bad").authorizations;
+    assert_eq!(sent.len(), 1);
+}
+
+/// It opens other organizations' repositories.
+#[tokio::test]
+async fn a_token_without_single_sign_on_is_not_needed_for_what_is_public() {
+    let fixture = Fixture::with_token();
+    let headers = vec![("x-github-sso".to_owned(), "required; url=…".to_owned())];
+    let code = 403;
+    fixture
+        .server
+        .fault("owner/bad", Trouble::RefuseToken { code, headers });
+    let slots = fixture.slots();
+    for name in ["bad", "good", "bad"] {
+        let made = work(&slots, &fixture.url(name)).await.unwrap();
+        assert!(made.content.contains(TEXT));
+    }
+    let sent = |repo| fixture.server.repo_stats(repo).authorizations.len();
+    assert_eq!((sent("owner/bad"), sent("owner/good")), (2, 3));
+}
+
+/// With a token it is not about those who don't say who they are.
+#[tokio::test]
+async fn a_limit_on_a_token_is_not_its_refusal() {
+    let fixture = Fixture::with_token();
+    let fault = fixture.fault_of(Trouble::github_limit(7), Throttled).await;
+    assert!(!fault.message.contains("GITHUB_TOKEN"), "{fault}");
+    let sent = fixture.server.repo_stats("owner/bad").authorizations;
+    assert_eq!(sent.len(), 2, "one for each request: {sent:?}");
+}
+
+#[tokio::test]
+async fn a_host_that_repeats_the_token_does_not_get_it_logged() {
+    let fixture = Fixture::with_token();
+    let words = format!("{TOKEN} is not allowed");
+    for trouble in [
+        Trouble::with_body(404, &words),
+        Trouble::with_body(403, &words),
+        Trouble::says(Place::Err, &words),
+    ] {
+        fixture.server.clear_faults();
+        fixture.server.fault("owner/bad", trouble.clone());
+        let fault = fixture.fault().await;
+        assert!(fault.message.contains("is not allowed"), "{fault}");
+        assert!(!fault.message.contains(TOKEN), "{fault}");
+    }
+}
+
+/// Names are for the proxy to resolve, and addresses for it to judge.
+#[tokio::test]
+async fn a_proxy_fetches_what_it_alone_can_find() {
+    let mut fixture = Fixture::new();
+    let host = "git.invalid";
+    fixture.policy.hosts.push(host.parse().unwrap());
+    let url = format!("http://{host}/owner/bad");
+    assert_eq!(fixture.make_url(&url).await.unwrap_err().kind, Transient);
+    // The server takes a proxy's requests too.
+    fixture.policy.proxy = Some(fixture.server.url().parse().unwrap());
+    let made = fixture.make_url(&url).await.unwrap();
+    assert!(made.content.contains(TEXT));
+    // What may be fetched is still decided here.
+    let fault = fixture.make_url("http://other.invalid/owner/bad").await;
+    assert_eq!(fault.unwrap_err().kind, Refused);
 }
 
 #[tokio::test]

@@ -1,10 +1,11 @@
 //! Protocol v2 and libgit2: the same digests, whatever the server speaks.
 
 use std::path::Path;
+use std::time::Duration;
 
 use common::fault::FaultKind;
 use common::telemetry::registry::Expose;
-use testing::git_server::{Dialect, Fault as Trouble, Kind};
+use testing::git_server::{Dialect, Fault as Trouble, GITHUB_LIMIT, Kind};
 use testing::http_server::{HttpServer, Response};
 use testing::repositories::{
     BombLeaf, Builder, Mode, Raw, empty, git_bomb, many_files, nested_directories,
@@ -147,7 +148,7 @@ async fn what_surprises_on_the_fast_way_is_left_to_libgit2() {
                 ("uploadpackfilter.allow", "false"),
                 ("uploadpackfilter.blob:none.allow", "true"),
             ]),
-            Some("the server says"),
+            Some("the host says"),
         ),
         (only_v0, Some("older version")),
         // It filters something else.
@@ -223,20 +224,6 @@ async fn a_damaged_pack_is_fetched_again_by_libgit2() {
     assert_eq!(fixture.server.repo_stats("owner/bad").info_refs, 2);
 }
 
-#[tokio::test]
-async fn a_repository_named_by_sha_256_is_refused_in_a_sentence() {
-    let fixture = Fixture::new();
-    let path = fixture.root.path().join("owner/other.git");
-    std::fs::create_dir(&path).unwrap();
-    git(
-        &path,
-        ["init", "--quiet", "--bare", "--object-format=sha256"],
-    );
-    let fault = fixture.make("other").await.unwrap_err();
-    assert_eq!(fault.kind, FaultKind::Gone, "{fault}");
-    assert!(fault.message.contains("SHA-256"), "{fault}");
-}
-
 /// Returns packets of these texts, and a flush.
 fn packets(texts: &[&[u8]]) -> Vec<u8> {
     let mut all = Vec::new();
@@ -248,30 +235,70 @@ fn packets(texts: &[&[u8]]) -> Vec<u8> {
     all
 }
 
-/// A server of one repository whose pack is `pack`.
-fn server_of(pack: Vec<u8>) -> HttpServer {
+/// A server of one repository that answers requests for its pack with `answer`.
+fn server_of(answer: impl Fn() -> Response + Send + Sync + 'static) -> HttpServer {
     HttpServer::start(move |request| {
         let asks_for = |what: &str| String::from_utf8_lossy(&request.body).contains(what);
-        let (kind, body) = if request.method == "GET" {
+        if request.method == "GET" {
             let lines = [&b"version 2\n"[..], b"ls-refs\n", b"fetch=shallow filter\n"];
-            ("advertisement", packets(&lines))
+            gits("advertisement", packets(&lines))
         } else if asks_for("command=ls-refs") {
             let head = format!("{} HEAD\n", "1".repeat(40));
-            ("result", packets(&[head.as_bytes()]))
+            gits("result", packets(&[head.as_bytes()]))
         } else {
-            let pieces = pack
-                .chunks(60_000)
-                .map(|piece| [&b"\x01"[..], piece].concat());
-            let pieces: Vec<Vec<u8>> = pieces.collect();
-            let mut lines = vec![&b"packfile\n"[..]];
-            lines.extend(pieces.iter().map(Vec::as_slice));
-            ("result", packets(&lines))
-        };
-        Response::new(200, body).header(
-            "content-type",
-            format!("application/x-git-upload-pack-{kind}"),
-        )
+            answer()
+        }
     })
+}
+
+/// A response to git.
+fn gits(kind: &str, body: Vec<u8>) -> Response {
+    let kind = format!("application/x-git-upload-pack-{kind}");
+    Response::new(200, body).header("content-type", kind)
+}
+
+/// A response with this pack.
+fn with_pack(pack: &[u8]) -> Response {
+    let pieces = pack
+        .chunks(60_000)
+        .map(|piece| [&b"\x01"[..], piece].concat());
+    let pieces: Vec<Vec<u8>> = pieces.collect();
+    let mut lines = vec![&b"packfile\n"[..]];
+    lines.extend(pieces.iter().map(Vec::as_slice));
+    gits("result", packets(&lines))
+}
+
+/// Its third request is the first that asks for much.
+#[tokio::test]
+async fn a_limit_in_place_of_the_pack_is_the_hosts() {
+    let in_band = |start: &str| format!("{start}{GITHUB_LIMIT}\n").into_bytes();
+    let (error, after_pack) = (in_band("ERR "), in_band("\x03"));
+    let sections = [&b"packfile\n"[..], b"\x01PACK", &after_pack];
+    let answers: [Box<dyn Fn() -> Response + Send + Sync>; 3] = [
+        Box::new(|| Response::new(401, "").header("x-github-edge-message", GITHUB_LIMIT)),
+        Box::new({
+            let body = packets(&[&error]);
+            move || gits("result", body.clone())
+        }),
+        Box::new({
+            let body = packets(&sections);
+            move || gits("result", body.clone())
+        }),
+    ];
+    for answer in answers {
+        let mut fixture = Fixture::new();
+        let server = server_of(answer);
+        let host = server.authority().parse().unwrap();
+        fixture.policy.hosts.push(host);
+        let url = format!("{}/owner/bad", server.url());
+        let fault = fixture.make_url(&url).await.unwrap_err();
+        assert_eq!(fault.kind, FaultKind::Throttled, "{fault}");
+        assert_eq!(fault.retry_after, Some(Duration::from_secs(60)));
+        for part in [GITHUB_LIMIT, "GITHUB_TOKEN"] {
+            assert!(fault.message.contains(part), "{fault}");
+        }
+        assert_eq!(server.request_count(), 3, "nobody tries the other way");
+    }
 }
 
 #[tokio::test]
@@ -288,7 +315,7 @@ async fn a_pack_that_would_cost_too_much_is_given_up_before_it_does() {
         // Without room for a part of it.
         fixture.config.child.address_space = 100 << 20;
         fixture.policy.max_bytes = 1 << 20;
-        let server = server_of(pack);
+        let server = server_of(move || with_pack(&pack));
         fixture
             .policy
             .hosts

@@ -63,6 +63,7 @@ impl Fixture {
             max_bytes: 64 << 20,
             mode: FetchMode::Auto,
             token: None,
+            proxy: None,
         };
         Self {
             root,
