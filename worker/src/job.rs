@@ -111,7 +111,7 @@ pub async fn attempt(
     };
     let fetched_bytes = fetched_bytes + made.fetched_bytes;
     let renamed_to = made.renamed_to.take();
-    let digest = work.assemble(made).await?;
+    let digest = work.assemble(*made).await?;
     let attempt = work.put(&digest, found).await?;
     Ok(Attempt {
         fetched_bytes,
