@@ -10,17 +10,63 @@ use crate::ids::{JobKey, PushedAt, RepoRef, RunId};
 
 /// How a job ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, AsRefStr)]
-#[serde(tag = "outcome", content = "class", rename_all = "snake_case")]
+#[serde(from = "WrittenOutcome", into = "WrittenOutcome")]
 #[strum(serialize_all = "snake_case")]
 pub enum Outcome {
     /// A digest was made and stored.
     Processed,
+    /// HEAD is still the commit of the stored digest, whose record was renewed.
+    Unmoved,
     /// The store already had this `pushedAt`.
     Unchanged,
     /// The store has a newer `pushedAt`.
     Superseded,
     /// No digest, because of a fault of this class.
     Failed(FaultKind),
+}
+
+/// An outcome as the ledger has it. Programs from before [`Outcome::Unmoved`] skip a record with a
+/// word that they do not know, and would wait for the job for ever; so they read `processed`.
+#[derive(Serialize, Deserialize)]
+struct WrittenOutcome {
+    #[serde(flatten)]
+    word: OutcomeWord,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    unmoved: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "outcome", content = "class", rename_all = "snake_case")]
+enum OutcomeWord {
+    Processed,
+    Unchanged,
+    Superseded,
+    Failed(FaultKind),
+}
+
+impl From<Outcome> for WrittenOutcome {
+    fn from(outcome: Outcome) -> Self {
+        let word = match outcome {
+            Outcome::Processed | Outcome::Unmoved => OutcomeWord::Processed,
+            Outcome::Unchanged => OutcomeWord::Unchanged,
+            Outcome::Superseded => OutcomeWord::Superseded,
+            Outcome::Failed(kind) => OutcomeWord::Failed(kind),
+        };
+        let unmoved = outcome == Outcome::Unmoved;
+        Self { word, unmoved }
+    }
+}
+
+impl From<WrittenOutcome> for Outcome {
+    fn from(written: WrittenOutcome) -> Self {
+        match written.word {
+            OutcomeWord::Processed if written.unmoved => Self::Unmoved,
+            OutcomeWord::Processed => Self::Processed,
+            OutcomeWord::Unchanged => Self::Unchanged,
+            OutcomeWord::Superseded => Self::Superseded,
+            OutcomeWord::Failed(kind) => Self::Failed(kind),
+        }
+    }
 }
 
 impl fmt::Display for Outcome {
@@ -54,9 +100,9 @@ pub struct OutcomeRecord {
     pub millis: u64,
     /// Bytes fetched over the network.
     pub fetched_bytes: u64,
-    /// Size of the stored digest; 0 if none was stored.
+    /// Size of the stored digest; 0 if none was stored, or only its record.
     pub stored_bytes: u64,
-    /// What was stored; `None` if nothing was.
+    /// What was stored or renewed; `None` if nothing was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<StoredDigest>,
     /// Where the host says that the repository is now, if that is another path than was asked for.
@@ -74,6 +120,9 @@ pub struct StoredDigest {
     pub etag: String,
     /// [`DIGEST_FORMAT`](crate::job::DIGEST_FORMAT) of the worker.
     pub format: String,
+    /// Its size.
+    #[serde(default)]
+    pub bytes: u64,
 }
 
 impl OutcomeRecord {
@@ -115,7 +164,28 @@ mod tests {
         let record: OutcomeRecord = serde_json::from_str(golden).unwrap();
         assert_eq!(record.outcome, Outcome::Failed(FaultKind::TooLarge));
         assert_eq!(serde_json::to_string(&record).unwrap(), golden);
-        let processed = serde_json::to_value(Outcome::Processed).unwrap();
-        assert_eq!(processed, serde_json::json!({"outcome": "processed"}));
+        for (outcome, written) in [
+            (Outcome::Processed, r#"{"outcome":"processed"}"#),
+            (
+                Outcome::Unmoved,
+                r#"{"outcome":"processed","unmoved":true}"#,
+            ),
+            (Outcome::Unchanged, r#"{"outcome":"unchanged"}"#),
+            (Outcome::Superseded, r#"{"outcome":"superseded"}"#),
+        ] {
+            assert_eq!(serde_json::to_string(&outcome).unwrap(), written);
+            let read: Outcome = serde_json::from_str(written).unwrap();
+            assert_eq!(read, outcome);
+        }
+    }
+
+    #[test]
+    fn an_unmoved_head_is_processed_to_earlier_programs() {
+        let written = r#"{"run":"20261123T130000Z-0a1b2c","repo":"a/b","pushedAt":"2026-11-22T10:00:00Z","outcome":"processed","unmoved":true,"attempt":0,"millis":20,"fetchedBytes":3,"storedBytes":0,"digest":{"etag":"e","format":"f","bytes":7}}"#;
+        let record: OutcomeRecord = serde_json::from_str(written).unwrap();
+        assert_eq!(record.outcome, Outcome::Unmoved);
+        assert_eq!(serde_json::to_string(&record).unwrap(), written);
+        let word: OutcomeWord = serde_json::from_str(written).unwrap();
+        assert!(matches!(word, OutcomeWord::Processed));
     }
 }

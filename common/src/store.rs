@@ -39,6 +39,16 @@ pub trait DigestStore: fmt::Debug + Send + Sync {
     async fn put(&self, repo: &RepoRef, digest: &Digest, expected: &Expected)
     -> Result<Put, Fault>;
 
+    /// Replaces the record of the digest that is `version`, and leaves its text as it is.
+    ///
+    /// `meta` is the new record; `bytes` stays that of the text.
+    async fn renew(
+        &self,
+        repo: &RepoRef,
+        meta: &DigestMeta,
+        version: &Version,
+    ) -> Result<Renewal, Fault>;
+
     /// Lists the repositories of which the store holds something and whose `owner/name/` begins
     /// with `prefix`, in no particular order.
     fn list(&self, prefix: &str) -> BoxStream<'_, Result<Listed, Fault>>;
@@ -86,6 +96,8 @@ pub enum DocumentKey {
     },
     /// What the producer remembers of the digests; it can do without.
     Index,
+    /// [`KnownFailures`](crate::run::documents::KnownFailures), written at a run's end.
+    Failures,
     /// [`LatestRun`](crate::run::documents::LatestRun), written with each manifest.
     Latest,
     /// [`LastClosed`](crate::run::documents::LastClosed), written when a run closes.
@@ -115,6 +127,7 @@ impl fmt::Display for DocumentKey {
                 write!(f, "runs/{run}/{name}")
             }
             Self::Index => f.write_str("runs/index.json"),
+            Self::Failures => f.write_str("runs/failures.json"),
             Self::Latest => f.write_str("runs/latest.json"),
             Self::LastClosed => f.write_str("runs/last-closed.json"),
         }
@@ -138,7 +151,7 @@ pub struct DigestMeta {
     pub pushed_at: PushedAt,
     /// Where it was fetched from.
     pub url: String,
-    /// When it was made, RFC 3339 in UTC.
+    /// When it was made, or found to be of a HEAD that has not moved; RFC 3339 in UTC.
     pub processed_at: String,
     /// HEAD's commit; `None` for a repository without one.
     pub commit: Option<String>,
@@ -148,7 +161,7 @@ pub struct DigestMeta {
     pub bytes: u64,
     /// Whether the text was cut at its limit.
     pub truncated: bool,
-    /// The run that it was made for.
+    /// The run that it was made or renewed for.
     pub run: RunId,
 }
 
@@ -234,4 +247,15 @@ impl Put {
     pub fn is_stored(&self) -> bool {
         matches!(self, Self::Stored(_))
     }
+}
+
+/// What a [`DigestStore::renew`] did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Renewal {
+    /// The record is renewed, safe against a crash, and the digest is this copy now.
+    Renewed(Version),
+    /// Something other than expected was there; nothing was changed.
+    Conflict,
+    /// The text is not the one that its record describes; nothing was changed.
+    Torn,
 }

@@ -13,17 +13,20 @@ use std::time::Duration;
 use common::exit::{self, ExitError};
 use common::ids::JobKey;
 use common::retry::Policy;
-use common::run::documents::CacheReason;
+use common::run::documents::{CacheReason, Failure};
 use common::store::DigestStore;
 use common::text::duration_within;
 use strum::VariantArray;
+use time::OffsetDateTime;
 
 use self::answer::Answer;
 use self::api::{ApiUrl, by_api};
+use self::failures::Failures;
 use self::index::Index;
 use crate::feed::entry::FeedRepo;
 
 pub mod api;
+pub mod failures;
 pub mod index;
 pub mod listing;
 
@@ -64,6 +67,10 @@ pub struct CacheConfig {
     /// Digest every selected repository, whatever is cached; the same as --cache none.
     #[arg(long, env = "FORCE")]
     pub force: bool,
+
+    /// Try repositories again that an earlier run found too large, killing or gone at the same push.
+    #[arg(long, env = "RETRY_FAILED")]
+    pub retry_failed: bool,
 
     /// Log for each selected repository why it is, or is not, digested.
     #[arg(long, env = "EXPLAIN")]
@@ -106,20 +113,24 @@ pub struct Checked {
     pub detail: String,
     /// It is digested although the store may hold this very push.
     pub force: bool,
+    /// How it failed, for [`CacheReason::FailedBefore`].
+    pub failure: Option<Failure>,
 }
 
 impl Checked {
     /// Returns the key by which a run counts its job.
     pub fn key(&self) -> JobKey {
-        JobKey {
-            repo: self.entry.repo.clone(),
-            pushed_at: self.entry.pushed_at.clone(),
-        }
+        self.entry.key()
     }
 
-    /// Whether there is nothing to do.
+    /// Whether the store has the digest.
     pub fn is_cached(&self) -> bool {
         self.reason.is_cached()
+    }
+
+    /// Whether it is digested.
+    pub fn has_job(&self) -> bool {
+        self.reason.has_job()
     }
 }
 
@@ -183,9 +194,34 @@ pub async fn check(
             reason: answer.reason,
             detail: answer.detail,
             force: answer.force,
-        })
-        .collect();
+            failure: None,
+        });
+    let mut checked: Vec<_> = checked.collect();
+    if !config.retry_failed {
+        leave_out_failed(store, &mut checked).await;
+    }
     Ok((checked, index))
+}
+
+/// Takes the job from what failed before, unless somebody asked for it by name.
+async fn leave_out_failed(store: &dyn DigestStore, checked: &mut [Checked]) {
+    fn may_be_left_out(checked: &Checked) -> bool {
+        checked.has_job() && !checked.force
+    }
+    if !checked.iter().any(may_be_left_out) {
+        return;
+    }
+    let (failures, now) = (Failures::load(store).await, OffsetDateTime::now_utc());
+    for checked in checked
+        .iter_mut()
+        .filter(|checked| may_be_left_out(checked))
+    {
+        if let Some(failure) = failures.of(&checked.entry, now) {
+            checked.reason = CacheReason::FailedBefore;
+            checked.detail = format!("{}: {}", failure.class, failure.message);
+            checked.failure = Some(failure);
+        }
+    }
 }
 
 async fn ask_api(
@@ -303,6 +339,7 @@ mod tests {
                 reason: answer.reason,
                 detail: answer.detail,
                 force: answer.force,
+                failure: None,
             };
             assert!(!checked.force, "the worker may look again");
             assert_eq!(checked.to_string(), line);

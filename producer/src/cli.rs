@@ -93,7 +93,8 @@ Members of --json; null is not known, or no longer to the point:
                         producer was killed, nobody can tell: it counts as running.
   source                ledger (now) or summary (as the producer left it)
   total_repos = cached + processed + failed + open; cache_hit_rate (percent), adopted
-  unchanged, superseded (both within processed), failures_by_class
+  unmoved, unchanged, superseded (all within processed), failed_before (within failed),
+  failures_by_class
   outcomes_per_minute (over the last 5), eta_seconds
   oldest_open_repo, oldest_open_seconds
   waiting, waiting_retry, dead_letters     of all runs on this broker

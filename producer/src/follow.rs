@@ -70,7 +70,7 @@ impl Following {
         let to_publish = self
             .checked
             .iter()
-            .filter(|checked| !checked.is_cached() && !self.adopted.contains_key(&checked.key()));
+            .filter(|checked| checked.has_job() && !self.adopted.contains_key(&checked.key()));
         // What is on its way gets its confirm, but not from a broker that is away.
         let too_late = async {
             over.cancelled().await;

@@ -240,6 +240,8 @@ impl Observer {
     /// Updates the metrics.
     fn show(&mut self, alone: bool) {
         let now = OffsetDateTime::now_utc();
+        let metrics = self.metrics.clone();
+        let _consistent = metrics.hold();
         if let Some(latest) = &self.latest {
             let pauses = match latest.view.caught_up() {
                 true => latest.view.snapshot(now).pauses(),

@@ -35,7 +35,7 @@ pub async fn adopt(broker: &SharedBroker, checked: &[Checked]) -> Result<Adopted
     if waiting.ready + waiting.retry == 0 {
         return Ok(adopted);
     }
-    let wanted = checked.iter().filter(|checked| !checked.is_cached());
+    let wanted = checked.iter().filter(|checked| checked.has_job());
     let wanted: HashMap<_, _> = wanted.map(|checked| (checked.key(), checked)).collect();
     let does_it = |job: &Job| {
         wanted

@@ -70,7 +70,7 @@ pub fn explain(checked: &[Checked]) {
 
 /// Logs what a run would do, and the summary that it would end with if every job went well.
 pub fn dry_run(view: &mut RunView, checked: &[Checked], now: OffsetDateTime) {
-    for checked in checked.iter().filter(|checked| !checked.is_cached()) {
+    for checked in checked.iter().filter(|checked| checked.has_job()) {
         let (entry, reason) = (&checked.entry, checked.reason);
         info!(
             operation = "dry-run",
@@ -135,10 +135,12 @@ pub fn completed(summary: &RunSummary) {
         total_repos = summary.total_repos,
         cached = summary.cached,
         processed = summary.processed,
+        unmoved = summary.unmoved,
         unchanged = summary.unchanged,
         superseded = summary.superseded,
         adopted = summary.adopted,
         failed = summary.failed,
+        failed_before = summary.failed_before,
         open = summary.open.len(),
         cache_hit_rate = summary.cache_hit_rate,
         elapsed_seconds = summary.elapsed_seconds,
@@ -315,6 +317,7 @@ mod tests {
             reason,
             detail: String::new(),
             force: false,
+            failure: None,
         }
     }
 
@@ -556,7 +559,7 @@ mod tests {
             "WARN Failed: a/r50 (gone): HTTP 404 operation=\"failed-repository\" repo=\"a/r50\" class=\"gone\"",
             "WARN Failed: entry 3 (invalid_entry): name is missing operation=\"failed-repository\"",
             "WARN 2 failed: 1 gone, 1 invalid_entry operation=\"failures-by-class\" failed=2",
-            "INFO Pipeline complete: 201 total, 50 cached (24.9%), 149 processed, 2 failed, completed in 1m 15s operation=\"orchestrator-completion\" run_id=\"run-1\" closed=true total_repos=201 cached=50 processed=149 unchanged=1 superseded=0 adopted=0 failed=2 open=0 cache_hit_rate=25.0 elapsed_seconds=75.0 elapsed_formatted=\"1m 15s\" failures_by_class_json=\"{\\\"gone\\\":1,\\\"invalid_entry\\\":1}\" bytes_stored=3000 bytes_fetched=1500",
+            "INFO Pipeline complete: 201 total, 50 cached (24.9%), 149 processed, 2 failed, completed in 1m 15s operation=\"orchestrator-completion\" run_id=\"run-1\" closed=true total_repos=201 cached=50 processed=149 unmoved=0 unchanged=1 superseded=0 adopted=0 failed=2 failed_before=0 open=0 cache_hit_rate=25.0 elapsed_seconds=75.0 elapsed_formatted=\"1m 15s\" failures_by_class_json=\"{\\\"gone\\\":1,\\\"invalid_entry\\\":1}\" bytes_stored=3000 bytes_fetched=1500",
         ];
         assert_eq!(lines.len(), expected.len(), "{lines:#?}");
         for (line, expected) in lines.iter().zip(expected) {

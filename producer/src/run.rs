@@ -27,6 +27,7 @@ use time::format_description::well_known::Rfc3339;
 use tracing::{error, info, warn};
 use worker::metrics::Metrics;
 
+use crate::cache::failures::Failures;
 use crate::cache::index::{Index, Learned};
 use crate::cache::{self, CacheConfig, Checked};
 use crate::engine::{Engine, EngineConfig};
@@ -73,7 +74,7 @@ pub struct RunConfig {
     #[arg(long, env = "DETACH", requires = "broker_url", help_heading = "Broker")]
     detach: bool,
     /// Most repositories that may fail: a number, or a percentage of what was attempted (jobs and
-    /// unusable entries). A run that closes with more ends with exit code 3.
+    /// unusable entries). What failed before and is not tried again does not count. A run that closes with more ends with exit code 3.
     #[arg(
         long,
         env = "MAX_FAILURES",
@@ -103,16 +104,17 @@ impl MaxFailures {
 
     /// Returns the exit code of a run that closed.
     fn exit_code(self, summary: &RunSummary) -> u8 {
-        let attempted = summary.total_repos - summary.cached;
-        if self.allows(summary.failed, attempted) {
+        let attempted = summary.total_repos - summary.cached - summary.failed_before;
+        let failed = summary.failed - summary.failed_before;
+        if self.allows(failed, attempted) {
             return exit::OK;
         }
         error!(
             operation = "max-failures",
-            failed = summary.failed,
+            failed,
             attempted,
             "{} of {} attempted repositories failed, more than --max-failures {self} allows",
-            thousands(summary.failed),
+            thousands(failed),
             thousands(attempted)
         );
         exit::TOO_MANY_FAILED
@@ -176,15 +178,16 @@ impl Plan {
             reasons: cache::counts(&self.checked),
             adopted: adopted.len() as u64,
         };
-        let jobs = self.checked.iter().filter(|checked| !checked.is_cached());
+        let jobs = self.checked.iter().filter(|checked| checked.has_job());
         let jobs = jobs.map(|checked| {
             let key = checked.key();
             let adopted_from = adopted.get(&key).cloned().unwrap_or_default();
             ExpectedJob { key, adopted_from }
         });
+        let failed_before = self.checked.iter().filter_map(|c| c.failure.clone());
         let jobs = JobList {
             version: JobList::VERSION,
-            invalid,
+            invalid: invalid.into_iter().chain(failed_before).collect(),
             jobs: jobs.collect(),
         };
         Ok((manifest, jobs))
@@ -342,7 +345,7 @@ impl RunConfig {
             warn_of_index(&fault);
         }
         let learned = self.cache.keeps_index(store.as_ref()).then(|| {
-            let jobs = plan.checked.iter().filter(|checked| !checked.is_cached());
+            let jobs = plan.checked.iter().filter(|checked| checked.has_job());
             Learned::of(jobs.map(|checked| (checked.key(), checked.entry.url.clone())))
         });
         let view = RunView::new(run.clone(), Some(&manifest), Some(jobs));
@@ -423,6 +426,17 @@ impl RunConfig {
             && let Err(fault) = until(last_writes, learned.save(store.as_ref())).await
         {
             warn_of_index(&fault);
+        }
+        if let Err(fault) = until(
+            last_writes,
+            remember_failures(store, &begun.checked, &begun.view),
+        )
+        .await
+        {
+            warn!(
+                operation = "run",
+                "what failed could not be remembered, so the next run tries it again: {fault}"
+            );
         }
         let digests = format!("{store_location}/{DIGEST_PATTERN}");
         info!(
@@ -547,6 +561,22 @@ fn warn_of_index(fault: &Fault) {
     warn!(operation = "run", "the index could not be stored: {fault}");
 }
 
+/// Remembers what failed for a reason that stays, and forgets what did not.
+async fn remember_failures(
+    store: &SharedStore,
+    checked: &[Checked],
+    view: &RunView,
+) -> Result<(), Fault> {
+    let (store, now) = (store.as_ref(), OffsetDateTime::now_utc());
+    let mut failures = Failures::load(store).await;
+    for checked in checked {
+        if let Some(settled) = view.settled(&checked.key()) {
+            failures.note(&checked.entry, settled, now);
+        }
+    }
+    failures.save(store, now).await
+}
+
 /// Remembers this run beside the one that closed before it.
 async fn write_last_closed(store: &SharedStore, summary: &RunSummary) -> Result<(), Fault> {
     let known = store.document(&DocumentKey::LastClosed).await?;
@@ -616,6 +646,7 @@ mod tests {
             reason: CacheReason::Miss,
             detail: String::new(),
             force: false,
+            failure: None,
         };
         let run = RunId::new();
         let list = JobList {

@@ -1,4 +1,4 @@
-//! One attempt at one job: look, make, store.
+//! One attempt at one job: look, fetch unless HEAD has not moved, store.
 
 use std::time::Instant;
 
@@ -7,16 +7,18 @@ use common::failpoint;
 use common::fault::Fault;
 use common::job::{DIGEST_FORMAT, Job};
 use common::outcome::{Outcome, StoredDigest};
-use common::store::freshness::{Freshness, freshness};
-use common::store::{Digest, DigestMeta, Found, Put, SharedStore};
+use common::store::freshness::{Freshness, freshness, renewable};
+use common::store::{Digest, DigestMeta, Found, Put, Renewal, SharedStore, Version};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use crate::digest::Subject;
 use crate::digest::assemble::assemble;
 use crate::slot::slots::Slots;
-use crate::slot::{SlotError, SlotResult};
+use crate::slot::{SlotError, SlotOutput, SlotResult};
+use crate::source::ObjectId;
 
 /// How often a digest is offered to the store before the worker gives in to others who write the
 /// same one: each time, somebody else was quicker.
@@ -31,7 +33,7 @@ pub struct Attempt {
     pub fetched_bytes: u64,
     /// Bytes of the digest, if one was stored.
     pub stored_bytes: u64,
-    /// The digest, if one was stored.
+    /// The digest, if one was stored or renewed.
     pub digest: Option<StoredDigest>,
     /// Where the host said that the repository is now, if that is another path.
     pub renamed_to: Option<String>,
@@ -70,82 +72,191 @@ pub async fn attempt(
     metrics: &Metrics,
     stop: &CancellationToken,
 ) -> Result<Attempt, SlotError> {
-    let mut found = unless_stopped(stop, store.head(&job.repo)).await?;
+    let work = Work {
+        job,
+        store,
+        slots,
+        metrics,
+        stop,
+    };
+    let found = work.look().await?;
     if let Some(outcome) = settled_by(job, &found) {
         return Ok(outcome.into());
     }
-
     failpoint::hit("before-fetch");
-    let subject = Subject::Repository {
-        owner: job.repo.owner().to_owned(),
-        name: job.repo.name().to_owned(),
-    };
-    let made = match slots.work(&job.url, subject, None, stop).await? {
-        SlotResult::Digest(made) => made,
-        SlotResult::Unmoved { .. } => unreachable!("no commit is known"),
-    };
-    metrics.fetched_bytes.inc_by(made.fetched_bytes);
-    metrics.fetched_in(made.fetch);
-    metrics.digested_in(made.digest);
-    let (fetched_bytes, renamed_to) = (made.fetched_bytes, made.renamed_to);
-
-    let max_text_bytes = slots.limits().max_text_bytes;
-    let commit = made.facts.commit.clone();
-    // Counting tokens is the parent's only heavy work.
-    let text = tokio::task::spawn_blocking(move || {
-        assemble(&made.facts, &made.tree, &made.content, max_text_bytes)
-    })
-    .await
-    .map_err(|panic| Fault::killed(format!("counting tokens: {panic}")))?;
-    let digest = Digest {
-        meta: DigestMeta {
-            pushed_at: job.pushed_at.clone(),
-            url: job.url.clone(),
-            processed_at: OffsetDateTime::now_utc()
-                .format(&Rfc3339)
-                .map_err(Fault::infra)?,
-            commit,
-            format: DIGEST_FORMAT.to_owned(),
-            bytes: text.text.len() as u64,
-            truncated: text.truncated,
-            run: job.run.clone(),
-        },
-        text: text.text,
-    };
-
-    failpoint::hit("before-put");
-    let start = Instant::now();
-    for _ in 0..OFFERS {
-        let expected = found.expected();
-        let put = store.put(&job.repo, &digest, &expected);
-        if let Put::Stored(version) = unless_stopped(stop, put).await? {
-            failpoint::hit("after-put");
-            metrics.stored_in(start.elapsed());
-            metrics.stored_bytes.inc_by(digest.meta.bytes);
-            return Ok(Attempt {
-                outcome: Outcome::Processed,
-                fetched_bytes,
-                stored_bytes: digest.meta.bytes,
-                digest: Some(StoredDigest {
-                    etag: version.etag().to_owned(),
-                    format: digest.meta.format,
-                }),
-                renamed_to,
-            });
+    let (mut made, found, fetched_bytes) = match work.fetch(known_commit(job, &found)).await? {
+        SlotResult::Digest(made) => (made, found, 0),
+        SlotResult::Unmoved { fetched_bytes } => {
+            if let Some(digest) = work.renew(&found).await? {
+                return Ok(Attempt {
+                    outcome: Outcome::Unmoved,
+                    fetched_bytes,
+                    stored_bytes: 0,
+                    digest: Some(digest),
+                    renamed_to: None,
+                });
+            }
+            let found = work.look().await?;
+            if let Some(outcome) = settled_by(job, &found) {
+                return Ok(Attempt {
+                    fetched_bytes,
+                    ..outcome.into()
+                });
+            }
+            match work.fetch(None).await? {
+                SlotResult::Digest(made) => (made, found, fetched_bytes),
+                SlotResult::Unmoved { .. } => unreachable!("no commit is known"),
+            }
         }
-        found = unless_stopped(stop, store.head(&job.repo)).await?;
-        if let Some(outcome) = settled_by(job, &found) {
-            return Ok(Attempt {
-                fetched_bytes,
-                renamed_to,
-                ..outcome.into()
-            });
+    };
+    let fetched_bytes = fetched_bytes + made.fetched_bytes;
+    let renamed_to = made.renamed_to.take();
+    let digest = work.assemble(*made).await?;
+    let attempt = work.put(&digest, found).await?;
+    Ok(Attempt {
+        fetched_bytes,
+        renamed_to,
+        ..attempt
+    })
+}
+
+/// Returns the commit whose digest the store has, if an earlier push is all that is wrong with it.
+fn known_commit(job: &Job, found: &Found) -> Option<ObjectId> {
+    let (meta, _) = renewable(found, &job.into()).filter(|_| !job.force)?;
+    ObjectId::parse(meta.commit.as_ref()?)
+}
+
+/// An attempt at work.
+struct Work<'a> {
+    job: &'a Job,
+    store: &'a SharedStore,
+    slots: &'a Slots,
+    metrics: &'a Metrics,
+    stop: &'a CancellationToken,
+}
+
+impl Work<'_> {
+    async fn look(&self) -> Result<Found, SlotError> {
+        unless_stopped(self.stop, self.store.head(&self.job.repo)).await
+    }
+
+    /// Has a slot make the parts of a digest, unless HEAD is `known`.
+    async fn fetch(&self, known: Option<ObjectId>) -> Result<SlotResult, SlotError> {
+        let subject = Subject::Repository {
+            owner: self.job.repo.owner().to_owned(),
+            name: self.job.repo.name().to_owned(),
+        };
+        let work = self.slots.work(&self.job.url, subject, known, self.stop);
+        let result = work.await?;
+        let fetched_bytes = match &result {
+            SlotResult::Digest(made) => {
+                self.metrics.fetched_in(made.fetch);
+                self.metrics.digested_in(made.digest);
+                made.fetched_bytes
+            }
+            SlotResult::Unmoved { fetched_bytes } => *fetched_bytes,
+        };
+        self.metrics.fetched_bytes.inc_by(fetched_bytes);
+        Ok(result)
+    }
+
+    /// Renews the record of what was found. `None` if that is not there any more, or its text is not
+    /// what its record says.
+    async fn renew(&self, found: &Found) -> Result<Option<StoredDigest>, SlotError> {
+        let Some((meta, version)) = renewable(found, &self.job.into()) else {
+            return Ok(None);
+        };
+        let meta = DigestMeta {
+            pushed_at: self.job.pushed_at.clone(),
+            processed_at: now()?,
+            run: self.job.run.clone(),
+            ..meta.clone()
+        };
+        failpoint::hit("before-put");
+        let repo = &self.job.repo;
+        let renewal = self.store.renew(repo, &meta, version);
+        match unless_stopped(self.stop, renewal).await? {
+            Renewal::Renewed(version) => {
+                failpoint::hit("after-put");
+                Ok(Some(stored(&version, &meta)))
+            }
+            Renewal::Conflict => Ok(None),
+            Renewal::Torn => {
+                warn!(
+                    operation = "renew",
+                    "the stored digest of {repo} is not the text that its record describes; making it anew"
+                );
+                Ok(None)
+            }
         }
     }
-    Err(Fault::transient(format!(
-        "somebody else stored this digest {OFFERS} times meanwhile"
-    ))
-    .into())
+
+    /// Counting tokens is the parent's only heavy work.
+    async fn assemble(&self, made: SlotOutput) -> Result<Digest, SlotError> {
+        let max_text_bytes = self.slots.limits().max_text_bytes;
+        let commit = made.facts.commit.clone();
+        let text = tokio::task::spawn_blocking(move || {
+            assemble(&made.facts, &made.tree, &made.content, max_text_bytes)
+        })
+        .await
+        .map_err(|panic| Fault::killed(format!("counting tokens: {panic}")))?;
+        Ok(Digest {
+            meta: DigestMeta {
+                pushed_at: self.job.pushed_at.clone(),
+                url: self.job.url.clone(),
+                processed_at: now()?,
+                commit,
+                format: DIGEST_FORMAT.to_owned(),
+                bytes: text.text.len() as u64,
+                truncated: text.truncated,
+                run: self.job.run.clone(),
+            },
+            text: text.text,
+        })
+    }
+
+    /// Stores a digest, unless somebody else stores one meanwhile that leaves nothing to do.
+    async fn put(&self, digest: &Digest, mut found: Found) -> Result<Attempt, SlotError> {
+        failpoint::hit("before-put");
+        let start = Instant::now();
+        for _ in 0..OFFERS {
+            let expected = found.expected();
+            let put = self.store.put(&self.job.repo, digest, &expected);
+            if let Put::Stored(version) = unless_stopped(self.stop, put).await? {
+                failpoint::hit("after-put");
+                self.metrics.stored_in(start.elapsed());
+                self.metrics.stored_bytes.inc_by(digest.meta.bytes);
+                return Ok(Attempt {
+                    outcome: Outcome::Processed,
+                    fetched_bytes: 0,
+                    stored_bytes: digest.meta.bytes,
+                    digest: Some(stored(&version, &digest.meta)),
+                    renamed_to: None,
+                });
+            }
+            found = self.look().await?;
+            if let Some(outcome) = settled_by(self.job, &found) {
+                return Ok(outcome.into());
+            }
+        }
+        Err(Fault::transient(format!(
+            "somebody else stored this digest {OFFERS} times meanwhile"
+        ))
+        .into())
+    }
+}
+
+fn stored(version: &Version, meta: &DigestMeta) -> StoredDigest {
+    StoredDigest {
+        etag: version.etag().to_owned(),
+        format: meta.format.clone(),
+        bytes: meta.bytes,
+    }
+}
+
+fn now() -> Result<String, Fault> {
+    let now = OffsetDateTime::now_utc().format(&Rfc3339);
+    now.map_err(Fault::infra)
 }
 
 /// The answer of the store, which may hang, unless `stop` is cancelled first.
@@ -163,7 +274,6 @@ async fn unless_stopped<T>(
 mod tests {
     use common::ids::PushedAt;
     use common::ids::RunId;
-    use common::store::Version;
 
     use super::*;
 
@@ -249,6 +359,56 @@ mod tests {
             ),
         ] {
             assert_eq!(settled_by(&job, &found), expected, "{job:?} {found:?}");
+        }
+    }
+
+    #[test]
+    fn the_commit_is_known_if_only_the_push_is_older() {
+        const OLD: &str = "2026-01-01T00:00:00Z";
+        const NEW: &str = "2026-01-02T00:00:00Z";
+        const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+        let commit = ObjectId::parse(COMMIT);
+        let of_commit = |found: Found, commit: Option<&str>| match found {
+            Found::Stored { mut meta, version } => {
+                meta.commit = commit.map(str::to_owned);
+                Found::Stored { meta, version }
+            }
+            other => other,
+        };
+        let older = || stored(OLD, "other", DIGEST_FORMAT);
+        let from = |url| stored_from(url, 1, OLD, "other", DIGEST_FORMAT);
+        for (job, found, expected) in [
+            (job(NEW, false), of_commit(older(), Some(COMMIT)), commit),
+            (job(NEW, true), of_commit(older(), Some(COMMIT)), None),
+            (job(OLD, false), of_commit(older(), Some(COMMIT)), None),
+            (job(NEW, false), of_commit(older(), None), None),
+            (job(NEW, false), of_commit(older(), Some("main")), None),
+            (job(NEW, false), Found::Absent, None),
+            (
+                job(NEW, false),
+                of_commit(stored(OLD, "other", "older"), Some(COMMIT)),
+                None,
+            ),
+            (
+                job(NEW, false),
+                of_commit(from("https://GitHub.com/a/B.git/"), Some(COMMIT)),
+                commit,
+            ),
+            (
+                job(NEW, false),
+                of_commit(from("https://github.com/a/c"), Some(COMMIT)),
+                None,
+            ),
+            (
+                job(NEW, false),
+                of_commit(
+                    stored_from("https://github.com/a/b", 0, OLD, "other", DIGEST_FORMAT),
+                    Some(COMMIT),
+                ),
+                None,
+            ),
+        ] {
+            assert_eq!(known_commit(&job, &found), expected, "{job:?} {found:?}");
         }
     }
 }

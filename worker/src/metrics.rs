@@ -97,7 +97,7 @@ impl Metrics {
         let store_seconds = seconds("store_seconds", "Time to store a digest", &OF_WORK);
         let queue_to_stored_seconds = seconds(
             "queue_to_stored_seconds",
-            "Time from when a job was put on the queue until its digest was stored, retries and pauses included",
+            "Time from when a job was put on the queue until its digest was stored or renewed, retries and pauses included",
             &OF_WAITING,
         );
         let gauge = |name: &str, help: &str| register(&registry, Gauge::new(name, help));
@@ -177,7 +177,12 @@ impl Metrics {
             registry,
         };
         // An absent series reads as "no data" in an alert; a zero reads as zero.
-        for outcome in [Outcome::Processed, Outcome::Unchanged, Outcome::Superseded] {
+        for outcome in [
+            Outcome::Processed,
+            Outcome::Unmoved,
+            Outcome::Unchanged,
+            Outcome::Superseded,
+        ] {
             metrics.job_counter(outcome);
         }
         for &class in FaultKind::VARIANTS {

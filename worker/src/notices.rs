@@ -160,6 +160,7 @@ impl Notices {
     pub(crate) async fn tell(&self) {
         let (mut gate, mut hosts) = (self.gate.watch(), self.throttle.watch());
         let mut told = WorkerState::default();
+        let mut tell_again = Instant::now() + STILL_WAITING;
         let mut pauses = retry::pauses(SHORTEST_PAUSE, LONGEST_PAUSE);
         loop {
             let now = Instant::now();
@@ -170,16 +171,23 @@ impl Notices {
                 infra: self.gate.watch().borrow().reason().map(str::to_owned),
                 hosts: self.throttle.paused(now),
             };
-            let mut next = now + STILL_WAITING;
-            if state != WorkerState::default() || told != state {
+            let is_due = now >= tell_again;
+            if is_due {
+                tell_again = now + STILL_WAITING;
+            }
+            if told != state || (is_due && state != WorkerState::default()) {
                 match self.record(&state).await {
-                    Ok(()) => told = state,
+                    Ok(()) => {
+                        told = state;
+                        tell_again = now + STILL_WAITING;
+                    }
                     Err(fault) => {
                         debug!(operation = "record", "state is not recorded: {fault}");
-                        next = now + pauses.next().unwrap_or(LONGEST_PAUSE);
+                        tell_again = now + pauses.next().unwrap_or(LONGEST_PAUSE);
                     }
                 }
             }
+            let mut next = tell_again;
             if let Some(end) = self.throttle.next_end(now) {
                 next = next.min(end);
             }

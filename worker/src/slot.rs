@@ -87,13 +87,11 @@ impl SlotConfig {
 #[derive(Debug)]
 pub enum SlotResult {
     /// The parts of a digest.
-    Digest(SlotOutput),
+    Digest(Box<SlotOutput>),
     /// HEAD is the known commit; nothing was fetched.
     Unmoved {
         /// Bytes received over the network: the refs.
         fetched_bytes: u64,
-        /// How long that took.
-        fetch: Duration,
     },
 }
 

@@ -335,7 +335,12 @@ mod tests {
 
     #[test]
     fn an_outcome_and_a_host_given_up_end_a_job() {
-        for outcome in [Outcome::Processed, Outcome::Unchanged, Outcome::Superseded] {
+        for outcome in [
+            Outcome::Processed,
+            Outcome::Unmoved,
+            Outcome::Unchanged,
+            Outcome::Superseded,
+        ] {
             let verdict = verdict(&state(3, 15), &Progress::Done(outcome));
             assert_eq!(verdict, Verdict::end(outcome));
         }

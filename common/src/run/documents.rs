@@ -46,12 +46,19 @@ pub enum CacheReason {
     Unreadable,
     /// The cache was not asked (`--force`).
     Forced,
+    /// An earlier run failed at this very push, for a reason that stays: it is not tried again.
+    FailedBefore,
 }
 
 impl CacheReason {
     /// Whether there is nothing to do.
     pub fn is_cached(self) -> bool {
         matches!(self, Self::Hit | Self::Newer)
+    }
+
+    /// Whether a job is published.
+    pub fn has_job(self) -> bool {
+        !self.is_cached() && self != Self::FailedBefore
     }
 }
 
@@ -88,6 +95,12 @@ impl Manifest {
         let cached = self.reasons.iter().filter(|(reason, _)| reason.is_cached());
         cached.map(|(_, count)| count).sum()
     }
+
+    /// Repositories that failed before and are not tried again.
+    pub fn failed_before(&self) -> u64 {
+        let count = self.reasons.get(&CacheReason::FailedBefore);
+        count.copied().unwrap_or(0)
+    }
 }
 
 /// The jobs of a run: `runs/{run}/jobs.json`, written before its manifest. With it, any reader of
@@ -98,7 +111,8 @@ pub struct JobList {
     /// adopted jobs did not name the run that published them.
     #[serde(default)]
     pub version: u32,
-    /// Entries of the feed that failed before they were jobs.
+    /// Entries of the feed that failed without a job: unusable ones, and
+    /// [`CacheReason::FailedBefore`].
     pub invalid: Vec<Failure>,
     /// The jobs, adopted ones included.
     pub jobs: Vec<ExpectedJob>,
@@ -156,6 +170,41 @@ pub struct ClosedRun {
     pub cache_hit_rate: f64,
 }
 
+/// Failures that are facts of a push: `runs/failures.json`. The cache check believes them for a
+/// while, so that no run pays for them again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownFailures {
+    /// [`KnownFailures::VERSION`] of the program that wrote it; no other is read.
+    pub version: u32,
+    /// At most [`KnownFailures::MOST`], one for each repository.
+    pub failures: Vec<KnownFailure>,
+}
+
+impl KnownFailures {
+    /// The version that this program reads and writes.
+    pub const VERSION: u32 = 1;
+    /// How many are kept: the latest.
+    pub const MOST: usize = 50_000;
+}
+
+/// A repository that failed at a push.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KnownFailure {
+    /// Repository and push.
+    #[serde(flatten)]
+    pub key: JobKey,
+    /// Where it was tried.
+    pub url: String,
+    /// The class.
+    pub class: FaultKind,
+    /// What happened, for a person.
+    pub message: String,
+    /// When the run ended that tried it.
+    #[serde(with = "time::serde::rfc3339")]
+    pub failed_at: OffsetDateTime,
+}
+
 /// One repository without a digest, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
@@ -178,8 +227,11 @@ pub struct RunSummary {
     pub total_repos: u64,
     /// Digests that were there already.
     pub cached: u64,
-    /// Jobs that ended with a digest in the store, `unchanged` and `superseded` included.
+    /// Jobs that ended with a digest in the store; the next three are included.
     pub processed: u64,
+    /// Of those: HEAD had not moved since the stored digest, whose record was renewed.
+    #[serde(default)]
+    pub unmoved: u64,
     /// Of those: somebody had stored this `pushedAt` meanwhile.
     pub unchanged: u64,
     /// Of those: somebody had stored a newer `pushedAt` meanwhile.
@@ -189,6 +241,9 @@ pub struct RunSummary {
     pub adopted: u64,
     /// Jobs and entries that ended without a digest.
     pub failed: u64,
+    /// Of those: failed in an earlier run and not tried again.
+    #[serde(default)]
+    pub failed_before: u64,
     /// Percent, one decimal.
     pub cache_hit_rate: f64,
     /// Seconds from the start of the run.
@@ -311,5 +366,20 @@ impl RunSummary {
                 self.elapsed_formatted
             )
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The document is a contract between versions of the producer: version 1 as first published.
+    #[test]
+    fn known_failures_are_as_published() {
+        let golden = r#"{"version":1,"failures":[{"repo":"a/b","pushedAt":"2026-11-22T10:00:00Z","url":"https://github.com/a/b","class":"too_large","message":"why","failedAt":"2026-11-23T03:00:00Z"}]}"#;
+        let known: KnownFailures = serde_json::from_str(golden).unwrap();
+        assert_eq!(known.version, KnownFailures::VERSION);
+        assert_eq!(known.failures[0].class, FaultKind::TooLarge);
+        assert_eq!(serde_json::to_string(&known).unwrap(), golden);
     }
 }

@@ -39,7 +39,9 @@ pub struct RunView {
     started: Option<OffsetDateTime>,
     cached: u64,
     adopted: u64,
+    /// Failed without a job.
     invalid: Vec<Failure>,
+    failed_before: u64,
     jobs: HashMap<JobKey, JobState>,
     open: u64,
     expects: Expects,
@@ -130,12 +132,16 @@ pub struct RunSnapshot {
     pub cache_hit_rate: f64,
     /// Jobs that ended with a digest in the store.
     pub processed: u64,
+    /// Of those: HEAD had not moved since the stored digest, whose record was renewed.
+    pub unmoved: u64,
     /// Of those: somebody had stored this `pushedAt` meanwhile.
     pub unchanged: u64,
     /// Of those: somebody had stored a newer `pushedAt` meanwhile.
     pub superseded: u64,
     /// Jobs and entries that ended without a digest.
     pub failed: u64,
+    /// Of those: failed in an earlier run and not tried again.
+    pub failed_before: u64,
     /// How many failed of each class.
     pub failures_by_class: BTreeMap<FaultKind, u64>,
     /// Jobs that an earlier run had published.
@@ -180,6 +186,7 @@ impl RunView {
             cached: manifest.map_or(0, Manifest::cached),
             adopted: manifest.map_or(0, |m| m.adopted),
             invalid: list.invalid,
+            failed_before: manifest.map_or(0, Manifest::failed_before),
             open: jobs.len() as u64,
             jobs,
             expects,
@@ -313,6 +320,11 @@ impl RunView {
         self.cached + (self.invalid.len() + self.jobs.len()) as u64
     }
 
+    /// Those of them that the cache check was made for.
+    fn checked(&self) -> u64 {
+        self.cached + self.failed_before + self.jobs.len() as u64
+    }
+
     /// Everything but the open jobs.
     pub fn done(&self) -> u64 {
         self.total() - self.open
@@ -357,11 +369,13 @@ impl RunView {
             elapsed_seconds: started_at.map(|at| seconds(end - at)),
             total_repos: self.total(),
             cached: self.cached,
-            cache_hit_rate: tenths(percent(self.cached, self.cached + self.jobs.len() as u64)),
+            cache_hit_rate: tenths(percent(self.cached, self.checked())),
             processed: 0,
+            unmoved: 0,
             unchanged: 0,
             superseded: 0,
             failed: 0,
+            failed_before: self.failed_before,
             failures_by_class: BTreeMap::new(),
             adopted: self.adopted,
             open: self.open,
@@ -379,12 +393,13 @@ impl RunView {
         for settled in settled {
             match settled.outcome {
                 Outcome::Processed => snapshot.processed += 1,
+                Outcome::Unmoved => snapshot.unmoved += 1,
                 Outcome::Unchanged => snapshot.unchanged += 1,
                 Outcome::Superseded => snapshot.superseded += 1,
                 Outcome::Failed(class) => failed.push(class),
             }
         }
-        snapshot.processed += snapshot.unchanged + snapshot.superseded;
+        snapshot.processed += snapshot.unmoved + snapshot.unchanged + snapshot.superseded;
         snapshot.failed = failed.len() as u64;
         for class in failed {
             *snapshot.failures_by_class.entry(class).or_insert(0) += 1;
@@ -536,10 +551,12 @@ impl RunView {
             total_repos: snapshot.total_repos,
             cached: snapshot.cached,
             processed: snapshot.processed,
+            unmoved: snapshot.unmoved,
             unchanged: snapshot.unchanged,
             superseded: snapshot.superseded,
             adopted: snapshot.adopted,
             failed: snapshot.failed,
+            failed_before: snapshot.failed_before,
             cache_hit_rate: snapshot.cache_hit_rate,
             elapsed_seconds: (elapsed.as_secs_f64() * 1000.0).round() / 1000.0,
             elapsed_formatted: format_duration(elapsed),
@@ -598,9 +615,11 @@ impl From<&RunSummary> for RunSnapshot {
             cached: summary.cached,
             cache_hit_rate: summary.cache_hit_rate,
             processed: summary.processed,
+            unmoved: summary.unmoved,
             unchanged: summary.unchanged,
             superseded: summary.superseded,
             failed: summary.failed,
+            failed_before: summary.failed_before,
             failures_by_class: summary.failures_by_class.clone(),
             adopted: summary.adopted,
             open: summary.open.len() as u64,

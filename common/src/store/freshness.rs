@@ -7,7 +7,7 @@ use url::Url;
 
 use crate::ids::PushedAt;
 use crate::job::{DIGEST_FORMAT, Job};
-use crate::store::{DigestMeta, Found};
+use crate::store::{DigestMeta, Found, Version};
 
 /// Hosts that ignore the letter case of a repository's path.
 const CASE_INSENSITIVE_HOSTS: [&str; 4] =
@@ -95,6 +95,26 @@ pub fn freshness(found: &Found, wanted: &Wanted<'_>) -> Freshness {
         Found::Unreadable { .. } => Freshness::Unreadable,
         Found::Stored { meta, .. } => Facts::from(meta).freshness(wanted),
     }
+}
+
+/// Returns a stored digest that covers an earlier push, but would be the wanted one if HEAD were
+/// still its commit: `pushedAt` moves with any branch.
+pub fn renewable<'a>(
+    found: &'a Found,
+    wanted: &Wanted<'_>,
+) -> Option<(&'a DigestMeta, &'a Version)> {
+    let Found::Stored { meta, version } = found else {
+        return None;
+    };
+    let of_its_push = Wanted {
+        push: &meta.pushed_at,
+        ..wanted.clone()
+    };
+    let facts = Facts::from(meta);
+    let renewable = meta.commit.is_some()
+        && facts.freshness(wanted) == Freshness::Older
+        && facts.freshness(&of_its_push) == Freshness::Current;
+    renewable.then_some((meta, version))
 }
 
 impl Facts<'_> {

@@ -17,7 +17,9 @@ use rustix::fs::Access;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{Digest, DigestMeta, DigestStore, DocumentKey, Expected, Found, Listed, Put, Version};
+use super::{
+    Digest, DigestMeta, DigestStore, DocumentKey, Expected, Found, Listed, Put, Renewal, Version,
+};
 use crate::fault::Fault;
 use crate::ids::RepoRef;
 
@@ -131,10 +133,7 @@ impl DigestStore for FsStore {
         let (text, expected) = (digest.text.clone(), expected.clone());
         self.blocking(move |_| {
             make_folder(&folder)?;
-            let directory = File::open(&folder).map_err(|e| fault("open", &folder, &e))?;
-            // Given back when `directory` is closed, however that happens.
-            directory.lock().map_err(|e| fault("lock", &folder, &e))?;
-
+            let directory = locked(&folder)?;
             let look = look(&folder)?;
             if look.found().expected() != expected {
                 return Ok(Put::Conflict);
@@ -148,6 +147,42 @@ impl DigestStore for FsStore {
             records.put_in_place(&directory)?;
             text.put_in_place(&directory)?;
             Ok(Put::Stored(version))
+        })
+        .await
+    }
+
+    async fn renew(
+        &self,
+        repo: &RepoRef,
+        meta: &DigestMeta,
+        version: &Version,
+    ) -> Result<Renewal, Fault> {
+        let folder = self.folder(repo);
+        let (meta, version) = (meta.clone(), version.clone());
+        self.blocking(move |_| {
+            if !folder.is_dir() {
+                return Ok(Renewal::Conflict);
+            }
+            let directory = locked(&folder)?;
+            let Some(record) = look(&folder)?.record.filter(|r| r.version() == version) else {
+                return Ok(Renewal::Conflict);
+            };
+            // A look compares no more than length and beginning.
+            let text = read_optional(&folder.join(TEXT))?;
+            if text.map(|text| sha256(&text)).as_ref() != Some(&record.sha256) {
+                return Ok(Renewal::Torn);
+            }
+            let record = Record {
+                meta: DigestMeta {
+                    bytes: record.meta.bytes,
+                    ..meta
+                },
+                ..record
+            };
+            let version = record.version();
+            let records = serde_json::to_vec_pretty(&[record]).map_err(Fault::infra)?;
+            Pending::write(&folder, RECORDS, &records)?.put_in_place(&directory)?;
+            Ok(Renewal::Renewed(version))
         })
         .await
     }
@@ -225,6 +260,14 @@ impl DigestStore for FsStore {
     fn location(&self) -> String {
         self.root.display().to_string()
     }
+}
+
+/// Opens a repository's folder for its only writer: the lock is given back when the file is closed,
+/// however that happens.
+fn locked(folder: &Path) -> Result<File, Fault> {
+    let directory = File::open(folder).map_err(|e| fault("open", folder, &e))?;
+    directory.lock().map_err(|e| fault("lock", folder, &e))?;
+    Ok(directory)
 }
 
 /// What is in a repository's folder.

@@ -8,6 +8,10 @@
 //! writers replace the same text at the same moment, one of them by the very same text of another
 //! push, then the later one wins. The next cache check notices.
 //!
+//! A renewal reads the text and stores it again with other metadata. A copy on the server would save
+//! the bytes, but not every server can make it depend on what it overwrites: S3's condition is on the
+//! source alone, which may be replaced between reading and writing.
+//!
 //! A server that ignores conditions is found out by the first probe, or else before the first PUT.
 //! There, reading the mark is all the protection: the last writer wins.
 //!
@@ -26,7 +30,9 @@ use self::conditions::{Conditions, Probe};
 use self::config::S3Config;
 use self::errors::is_conflict;
 use self::metadata::{millis, quoted, unquoted};
-use super::{Digest, DigestStore, DocumentKey, Expected, Found, Listed, Put, Version};
+use super::{
+    Digest, DigestMeta, DigestStore, DocumentKey, Expected, Found, Listed, Put, Renewal, Version,
+};
 use crate::fault::Fault;
 use crate::ids::RepoRef;
 
@@ -64,6 +70,40 @@ impl S3Store {
 
     fn key(&self, key: &str) -> String {
         self.client.config.key(key)
+    }
+
+    /// Stores a text if the object's ETag is still that of `expected`.
+    async fn put_if(
+        &self,
+        key: &str,
+        text: Vec<u8>,
+        meta: &DigestMeta,
+        conditions: Conditions,
+        expected: &Expected,
+    ) -> Result<Put, Fault> {
+        let mark = format!("{:016x}", fastrand::u64(..));
+        // The predecessor's content type: some readers compare it.
+        let put = self
+            .client
+            .put(key, "text/plain", text)
+            .set_metadata(Some(metadata::of(meta, &mark)));
+        let put = match (conditions, expected) {
+            (Conditions::Ignored, _) => put,
+            (Conditions::Kept, Expected::Absent) => put.if_none_match("*"),
+            (Conditions::Kept, Expected::Version(version)) => put.if_match(quoted(version.etag())),
+        };
+        match put.send().await {
+            Ok(answer) => {
+                let etag = unquoted(answer.e_tag());
+                Ok(Put::Stored(Version(format!("{etag} {mark}"))))
+            }
+            // The SDK repeats a PUT that got no answer, which then meets its own earlier self.
+            Err(error) if is_conflict(&error) => match self.client.head(key).await? {
+                Some(seen) if seen.metadata.mark == mark => Ok(Put::Stored(seen.version())),
+                _ => Ok(Put::Conflict),
+            },
+            Err(error) => Err(self.client.fault("write", key, &error)),
+        }
     }
 
     /// Reads a listed object; `None` for anything but a digest.
@@ -116,30 +156,42 @@ impl DigestStore for S3Store {
         if look_first && self.head(repo).await?.expected() != *expected {
             return Ok(Put::Conflict);
         }
+        let text = digest.text.clone().into_bytes();
+        self.put_if(key, text, &digest.meta, conditions, expected)
+            .await
+    }
 
-        let mark = format!("{:016x}", fastrand::u64(..));
-        // The predecessor's content type: some readers compare it.
-        let put = self
-            .client
-            .put(key, "text/plain", digest.text.clone().into_bytes())
-            .set_metadata(Some(metadata::of(&digest.meta, &mark)));
-        let put = match (conditions, expected) {
-            (Conditions::Ignored, _) => put,
-            (Conditions::Kept, Expected::Absent) => put.if_none_match("*"),
-            (Conditions::Kept, Expected::Version(version)) => put.if_match(quoted(version.etag())),
+    async fn renew(
+        &self,
+        repo: &RepoRef,
+        meta: &DigestMeta,
+        version: &Version,
+    ) -> Result<Renewal, Fault> {
+        let key = &self.key(&repo.digest_key());
+        let conditions = self.probe.conditions(&self.client).await?;
+        let Some((seen, text)) = self.client.get(key).await? else {
+            return Ok(Renewal::Conflict);
         };
-        match put.send().await {
-            Ok(answer) => {
-                let etag = unquoted(answer.e_tag());
-                Ok(Put::Stored(Version(format!("{etag} {mark}"))))
-            }
-            // The SDK repeats a PUT that got no answer, which then meets its own earlier self.
-            Err(error) if is_conflict(&error) => match self.client.head(key).await? {
-                Some(seen) if seen.metadata.mark == mark => Ok(Put::Stored(seen.version())),
-                _ => Ok(Put::Conflict),
-            },
-            Err(error) => Err(self.client.fault("write", key, &error)),
+        let bytes = match seen.found() {
+            Found::Stored {
+                meta,
+                version: found,
+            } if found == *version => meta.bytes,
+            _ => return Ok(Renewal::Conflict),
+        };
+        if text.len() as u64 != bytes || std::str::from_utf8(&text).is_err() {
+            return Ok(Renewal::Torn);
         }
+        let meta = DigestMeta {
+            bytes,
+            ..meta.clone()
+        };
+        let expected = Expected::Version(version.clone());
+        let put = self.put_if(key, text, &meta, conditions, &expected).await?;
+        Ok(match put {
+            Put::Stored(version) => Renewal::Renewed(version),
+            Put::Conflict => Renewal::Conflict,
+        })
     }
 
     fn list(&self, prefix: &str) -> BoxStream<'_, Result<Listed, Fault>> {

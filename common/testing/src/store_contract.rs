@@ -12,7 +12,7 @@ use common::ids::RepoRef;
 use common::ids::RunId;
 use common::job::DIGEST_FORMAT;
 use common::store::{
-    Digest, DigestMeta, DigestStore, Document, DocumentKey, Expected, Found, Listed, Put,
+    Digest, DigestMeta, DigestStore, Document, DocumentKey, Expected, Found, Listed, Put, Renewal,
     SharedStore, Version,
 };
 
@@ -27,6 +27,9 @@ where
     owners_are_listed_as_they_are_spelled(&*fresh().await).await;
     put_replaces_only_what_was_expected(&*fresh().await).await;
     the_same_text_of_another_push_is_another_version(&*fresh().await).await;
+    renewing_changes_the_record_alone(&*fresh().await).await;
+    only_what_was_expected_is_renewed(&*fresh().await).await;
+    renewing_and_putting_at_once_leave_one_of_both(fresh().await).await;
     of_many_that_put_at_once_one_wins(fresh().await).await;
     readers_never_see_a_mixture(fresh().await).await;
     documents_are_replaced_and_read(&*fresh().await).await;
@@ -216,6 +219,114 @@ async fn the_same_text_of_another_push_is_another_version(store: &dyn DigestStor
     assert!(put(store, &repo, &two, &expected).await.is_stored());
     assert_ne!(version(store, &repo).await, one);
     assert_eq!(store.get(&repo).await.expect("get"), Some(two));
+}
+
+async fn renew(
+    store: &dyn DigestStore,
+    repo: &RepoRef,
+    digest: &Digest,
+    version: &Version,
+) -> Renewal {
+    let renewal = store.renew(repo, &digest.meta, version).await;
+    renewal.expect("renew")
+}
+
+async fn renewing_changes_the_record_alone(store: &dyn DigestStore) {
+    let (one, other) = (repo("a"), repo("b"));
+    let text = "ä€😀\n".repeat(10_000);
+    for repo in [&one, &other] {
+        put(store, repo, &digest(&text, "1"), &Expected::Absent).await;
+    }
+    let (old, before) = (version(store, &one).await, listed(store, "").await);
+    let mut renewed = digest(&text, "2");
+    renewed.meta.processed_at = "2026-01-02T00:00:00Z".to_owned();
+    // The text's, whatever is said.
+    let mut said = renewed.clone();
+    said.meta.bytes = 1;
+    let Renewal::Renewed(new) = renew(store, &one, &said, &old).await else {
+        panic!("nobody else was there");
+    };
+    assert_ne!(new, old);
+    assert_eq!(version(store, &one).await, new);
+    assert_eq!(store.get(&one).await.expect("get"), Some(renewed.clone()));
+
+    let after = listed(store, "").await;
+    assert_eq!(after[&other], before[&other]);
+    assert_eq!(new.etag(), after[&one].0);
+    assert_eq!(after[&one].2, before[&one].2, "the same size");
+    if store.is_remote() {
+        assert_eq!(
+            after[&one].0, before[&one].0,
+            "the same text, the same ETag"
+        );
+    }
+    // And again, and then another text.
+    let third = digest(&text, "3");
+    let Renewal::Renewed(new) = renew(store, &one, &third, &new).await else {
+        panic!("nobody else was there");
+    };
+    assert_eq!(store.get(&one).await.expect("get"), Some(third));
+    let fourth = digest("another", "4");
+    let put = put(store, &one, &fourth, &Expected::Version(new)).await;
+    assert!(put.is_stored());
+    assert_eq!(store.get(&one).await.expect("get"), Some(fourth));
+}
+
+async fn only_what_was_expected_is_renewed(store: &dyn DigestStore) {
+    let repo = repo("a");
+    let (one, two, three) = (
+        digest("same", "1"),
+        digest("same", "2"),
+        digest("same", "3"),
+    );
+    let never = Version("0 0".to_owned());
+    assert_eq!(renew(store, &repo, &one, &never).await, Renewal::Conflict);
+    assert_eq!(store.head(&repo).await.expect("head"), Found::Absent);
+
+    put(store, &repo, &one, &Expected::Absent).await;
+    let of_one = version(store, &repo).await;
+    assert_eq!(renew(store, &repo, &two, &never).await, Renewal::Conflict);
+    // Neither by a put nor by a renewal may it be taken for what it was before.
+    put(store, &repo, &two, &Expected::Version(of_one.clone())).await;
+    assert_eq!(
+        renew(store, &repo, &three, &of_one).await,
+        Renewal::Conflict
+    );
+    assert_eq!(store.get(&repo).await.expect("get"), Some(two));
+    let of_two = version(store, &repo).await;
+    renew(store, &repo, &three, &of_two).await;
+    for expected in [of_one, of_two] {
+        let four = digest("four", "4");
+        assert_eq!(
+            renew(store, &repo, &four, &expected).await,
+            Renewal::Conflict
+        );
+        let put = put(store, &repo, &four, &Expected::Version(expected)).await;
+        assert_eq!(put, Put::Conflict);
+    }
+    assert_eq!(store.get(&repo).await.expect("get"), Some(three));
+}
+
+/// A new text is never overwritten by an old one with a new record.
+async fn renewing_and_putting_at_once_leave_one_of_both(store: SharedStore) {
+    for round in 0..20 {
+        let repo = repo(&format!("r{round}"));
+        put(&*store, &repo, &digest("old", "1"), &Expected::Absent).await;
+        let of_old = version(&*store, &repo).await;
+        let (renewed, new) = (digest("old", "2"), digest("new", "3"));
+        let expected = Expected::Version(of_old.clone());
+        let (renewal, put) = tokio::join!(
+            renew(&*store, &repo, &renewed, &of_old),
+            put(&*store, &repo, &new, &expected)
+        );
+        let stored = store.get(&repo).await.expect("get");
+        let expected = match (put, renewal) {
+            (Put::Stored(_), _) => new,
+            (Put::Conflict, Renewal::Renewed(_)) => renewed,
+            (Put::Conflict, lost) => panic!("one of both: {lost:?}"),
+        };
+        assert_eq!(stored, Some(expected), "{round}");
+    }
 }
 
 async fn of_many_that_put_at_once_one_wins(store: SharedStore) {

@@ -15,7 +15,7 @@ use common::job::DIGEST_FORMAT;
 use common::store::s3::S3Store;
 use common::store::s3::config::{Limits, S3Config};
 use common::store::{
-    DigestStore, Document, DocumentKey, Expected, Found, Put, SharedStore, Version,
+    DigestStore, Document, DocumentKey, Expected, Found, Put, Renewal, SharedStore, Version,
 };
 use futures::TryStreamExt;
 use testing::http_server::{HttpServer, Response};
@@ -192,6 +192,44 @@ async fn a_put_that_meets_its_own_earlier_self_is_stored() {
             assert_eq!(server.writes(KEY).len(), 1 + usize::from(replaces));
         }
     }
+}
+
+#[tokio::test]
+async fn a_renewal_whose_answer_is_lost_is_done_once() {
+    for lost in 1..=2 {
+        let server = S3Server::start();
+        let store = server.store();
+        put(&store, &digest("text", "1"), &Expected::Absent).await;
+        let Expected::Version(version) = expected(&store).await else {
+            panic!("it is stored");
+        };
+        server.decide(first(lost, "PUT", Fate::AnswerLost));
+        let later = digest("text", "2");
+        let renewal = store.renew(&repo(), &later.meta, &version).await.unwrap();
+        assert!(matches!(renewal, Renewal::Renewed(_)), "{renewal:?}");
+        assert_eq!(store.get(&repo()).await.unwrap(), Some(later));
+        assert_eq!(
+            server.objects()[KEY].content_type.as_deref(),
+            Some("text/plain")
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_text_is_not_renewed() {
+    let server = S3Server::start();
+    let store = server.store();
+    put(&store, &digest("text", "1"), &Expected::Absent).await;
+    let mut object = server.remove(KEY).unwrap();
+    object.content = vec![0xff; 4].into();
+    server.insert(KEY, object.clone());
+    let Found::Stored { version, .. } = store.head(&repo()).await.unwrap() else {
+        panic!("a look sees no difference");
+    };
+    let later = digest("text", "2").meta;
+    let renewal = store.renew(&repo(), &later, &version).await.unwrap();
+    assert_eq!(renewal, Renewal::Torn);
+    assert_eq!(server.objects()[KEY], object);
 }
 
 #[tokio::test]

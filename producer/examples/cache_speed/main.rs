@@ -135,6 +135,7 @@ async fn check(
         cache_url: None,
         cache_timeout: Duration::from_secs(10),
         force: false,
+        retry_failed: false,
         explain: false,
         retry: Policy::three_attempts(),
     };

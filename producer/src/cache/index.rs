@@ -6,7 +6,7 @@
 //! never an answer.
 //!
 //! ETag and size identify the text, and of which push, URL and format a text is the digest does not
-//! change. So an entry that makes a digest current is believed if ETag and size agree, also for an
+//! change, unless the record is renewed for a later push. So an entry that makes a digest current is believed if ETag and size agree, also for an
 //! object that is seconds old: [`Learned`] takes them from the outcomes of a run.
 //!
 //! The same text may be stored again for another push, which changes the metadata alone. So an entry
@@ -234,7 +234,7 @@ impl Index {
     }
 }
 
-/// What a run learns of the digests that its workers store.
+/// What a run learns of the digests that its workers store and renew.
 #[derive(Debug, Default)]
 pub struct Learned {
     urls: HashMap<JobKey, String>,
@@ -252,7 +252,9 @@ impl Learned {
 
     /// Takes a record of the ledger.
     pub fn record(&mut self, record: &OutcomeRecord) {
-        let (Outcome::Processed, Some(digest)) = (record.outcome, &record.digest) else {
+        let (Outcome::Processed | Outcome::Unmoved, Some(digest)) =
+            (record.outcome, &record.digest)
+        else {
             return;
         };
         let Some(url) = self.urls.get(&record.key()) else {
@@ -261,7 +263,7 @@ impl Learned {
         let entry = Entry {
             etag: digest.etag.clone(),
             modified_millis: None,
-            bytes: record.stored_bytes,
+            bytes: digest.bytes,
             pushed_at: record.pushed_at.clone(),
             url: url.clone(),
             format: digest.format.clone(),

@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
 use common::fault::FaultKind;
-use common::ids::{PushedAt, RepoRef};
+use common::ids::{JobKey, PushedAt, RepoRef};
 use common::run::documents::Failure;
 use serde::Deserialize;
 use serde::de::{Deserializer, SeqAccess, Visitor};
@@ -35,6 +35,16 @@ pub struct FeedRepo {
     pub pushed_at: PushedAt,
     /// Whether the feed marks it as archived.
     pub archived: bool,
+}
+
+impl FeedRepo {
+    /// Returns the key by which a run counts its job.
+    pub fn key(&self) -> JobKey {
+        JobKey {
+            repo: self.repo.clone(),
+            pushed_at: self.pushed_at.clone(),
+        }
+    }
 }
 
 /// An entry of the feed that cannot become a job.

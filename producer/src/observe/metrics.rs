@@ -1,5 +1,7 @@
 //! The state of a fleet and of its latest run as metrics.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use common::broker::Waiting;
 use common::fault::FaultKind;
 use common::run::documents::CacheReason;
@@ -15,6 +17,8 @@ pub const UNKNOWN: f64 = f64::NAN;
 #[derive(Clone, Debug)]
 pub struct FleetMetrics {
     registry: Registry,
+    /// Held while they are set, and while they are rendered.
+    consistent: Arc<Mutex<()>>,
     reached: GaugeVec,
     queue_jobs: GaugeVec,
     dead_letters: Gauge,
@@ -139,6 +143,7 @@ impl FleetMetrics {
                 "How long the run took that closed last",
             ),
             registry,
+            consistent: Arc::default(),
         };
         for what in ["store", "broker"] {
             metrics.reached.with_label_values(&[what]).set(UNKNOWN);
@@ -151,6 +156,13 @@ impl FleetMetrics {
         metrics.set_hit_ratios(UNKNOWN, UNKNOWN);
         metrics.set_run("");
         metrics
+    }
+
+    /// Holds up rendering, so that values which belong together are seen together.
+    pub fn hold(&self) -> MutexGuard<'_, ()> {
+        self.consistent
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sets whether the store answers.
@@ -233,6 +245,7 @@ pub fn residual(run: &RunSnapshot) -> f64 {
 
 impl Expose for FleetMetrics {
     fn render(&self) -> Vec<u8> {
+        let _consistent = self.hold();
         registry::render(&self.registry)
     }
 }

@@ -81,6 +81,7 @@ fn counts(page: &mut Page, status: &Status) {
     let rate = format!("hit rate {:.1}%", status.run.cache_hit_rate);
     count(page, "cached", status.run.cached, &rate);
     let unchanged = [
+        (status.run.unmoved, "unmoved"),
         (status.run.unchanged, "unchanged"),
         (status.run.superseded, "superseded"),
     ];
@@ -95,7 +96,11 @@ fn counts(page: &mut Page, status: &Status) {
         status.run.processed,
         &unchanged.join(", "),
     );
-    let classes = by_class(&status.run.failures_by_class);
+    let mut classes = by_class(&status.run.failures_by_class);
+    if status.run.failed_before > 0 {
+        let known = thousands(status.run.failed_before);
+        classes.push_str(&format!("; {known} failed before, not tried again"));
+    }
     count(page, "failed", status.run.failed, &classes);
     let adopted = match status.run.adopted {
         0 => String::new(),
@@ -186,10 +191,12 @@ mod tests {
             total_repos: 21_000,
             cached: 18_000,
             processed: 1_500,
+            unmoved: 1_200,
             unchanged: 3,
             superseded: 0,
             adopted: 12,
             failed: 40,
+            failed_before: 0,
             cache_hit_rate: 85.7,
             elapsed_seconds: 3720.0,
             elapsed_formatted: String::new(),
@@ -234,7 +241,7 @@ Feed https://example.org/repos.json
 24.3 a minute over the last 5 minutes, ETA: 1h
 
   cached                   18,000  hit rate 85.7%
-  processed                 1,500  3 unchanged
+  processed                 1,500  1,200 unmoved, 3 unchanged
   failed                       40  10 transient, 30 gone
   open                      1,460  12 jobs are of earlier runs
     wait for a worker       1,400

@@ -16,7 +16,9 @@ use common::job::DIGEST_FORMAT;
 use common::retry::Policy;
 use common::run::documents::CacheReason;
 use common::store::fs::FsStore;
-use common::store::{Digest, DigestMeta, DigestStore, DocumentKey, Expected, Found, Listed, Put};
+use common::store::{
+    Digest, DigestMeta, DigestStore, DocumentKey, Expected, Found, Listed, Put, Renewal, Version,
+};
 use futures::stream::BoxStream;
 use producer::cache::{self, CacheConfig, CacheSource, Check, Checked};
 use producer::feed::entry::FeedRepo;
@@ -35,6 +37,7 @@ fn config(cache: CacheSource, url: Option<&str>) -> CacheConfig {
         cache_url: url.map(|url| url.parse().unwrap()),
         cache_timeout: Duration::from_secs(10),
         force: false,
+        retry_failed: false,
         explain: false,
         retry: Policy {
             pauses: vec![Duration::ZERO; 2],
@@ -98,6 +101,10 @@ where
         unreachable!("a check writes nothing")
     }
 
+    async fn renew(&self, _: &RepoRef, _: &DigestMeta, _: &Version) -> Result<Renewal, Fault> {
+        unreachable!("a check writes nothing")
+    }
+
     fn list(&self, _: &str) -> BoxStream<'_, Result<Listed, Fault>> {
         unreachable!("a check lists nothing")
     }
@@ -111,7 +118,7 @@ where
     }
 
     async fn document(&self, _: &DocumentKey) -> Result<Option<Vec<u8>>, Fault> {
-        unreachable!("a check reads no document")
+        Ok(None)
     }
 
     async fn reachable(&self) -> Result<(), Fault> {

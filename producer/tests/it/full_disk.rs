@@ -27,6 +27,9 @@ fn fleet() -> Fleet {
     fleet
 }
 
+/// The way of fetching that writes to the scratch folder, however small the repository.
+const ON_DISK: [&str; 2] = ["--fetch", "git2"];
+
 /// Fills the disk at `folder` up to the last byte; the file is to be removed for room.
 fn fill(folder: &Path) -> std::path::PathBuf {
     let path = folder.join("something-else");
@@ -158,7 +161,7 @@ fn a_full_scratch_folder_ends_the_run_and_room_lets_it_go_on() {
         let scratch = fleet.scratch_folder();
         let disk = SmallDisk::mount(&scratch, "3m");
         fill(&scratch);
-        let run = fleet.run(&["--patience", "2", "--concurrency", "1"]);
+        let run = fleet.run(&[&ON_DISK[..], &["--patience", "2", "--concurrency", "1"]].concat());
         let run = run.with(UNAVAILABLE);
         assert_given_up(&run, &scratch, "--scratch");
 
@@ -178,7 +181,8 @@ fn a_repository_larger_than_the_scratch_disk_fails_alone() {
         let scratch = fleet.scratch_folder();
         let disk = SmallDisk::mount(&scratch, "200k");
         // One of three.
-        let run = fleet.run(&["--concurrency", "4"]).with(TOO_MANY_FAILED);
+        let run = fleet.run(&[&ON_DISK[..], &["--concurrency", "4"]].concat());
+        let run = run.with(TOO_MANY_FAILED);
         let summary = run.summary();
         assert_eq!(
             (&summary["processed"], &summary["failed"]),
@@ -208,7 +212,8 @@ fn room_in_the_scratch_folder_is_noticed() {
         let scratch = fleet.scratch_folder();
         let _disk = SmallDisk::mount(&scratch, "3m");
         let filling = fill(&scratch);
-        let run = fleet.start(&["--patience", "1000", "--concurrency", "1"]);
+        let run =
+            fleet.start(&[&ON_DISK[..], &["--patience", "1000", "--concurrency", "1"]].concat());
         run.wait_for_line("not a repository's fault");
         fs::remove_file(filling).unwrap();
         let run = run.wait().with(0);

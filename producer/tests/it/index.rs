@@ -13,7 +13,7 @@ use common::outcome::{Outcome, OutcomeRecord, StoredDigest};
 use common::run::documents::CacheReason;
 use common::store::fs::FsStore;
 use common::store::s3::S3Store;
-use common::store::{Digest, DigestMeta, DigestStore, DocumentKey, Put};
+use common::store::{Digest, DigestMeta, DigestStore, DocumentKey, Found, Put, Renewal};
 use producer::cache::index::{Entry, Index, Learned, SETTLED};
 use producer::cache::{self, CacheConfig, CacheSource, Check, Checked};
 use producer::feed::entry::FeedRepo;
@@ -33,6 +33,7 @@ fn config(check: Check) -> CacheConfig {
         cache_url: None,
         cache_timeout: Duration::from_secs(10),
         force: false,
+        retry_failed: false,
         explain: false,
         retry: common::retry::Policy::three_attempts(),
     }
@@ -372,6 +373,7 @@ async fn what_a_run_stored_is_not_read_by_the_next() {
             digest: Some(StoredDigest {
                 etag: version.etag().to_owned(),
                 format: DIGEST_FORMAT.to_owned(),
+                bytes: digest.meta.bytes,
             }),
             ..processed
         });
@@ -402,6 +404,62 @@ async fn what_a_run_stored_is_not_read_by_the_next() {
     server.forget_calls();
     assert_eq!(check(&store, &later).await, expected);
     assert_eq!(server.calls("HEAD"), 198);
+}
+
+/// A renewed record: the same object to a listing but for its time, and current by another push.
+#[tokio::test]
+async fn what_a_run_renewed_is_not_read_by_the_next() {
+    let server = S3Server::start();
+    let store = server.store();
+    let feed = feed(20);
+    for entry in &feed {
+        put(&store, &entry.repo, &digest("text", PUSHED, DIGEST_FORMAT)).await;
+    }
+    server.age(2 * SETTLED);
+    check(&store, &feed).await;
+    let feed: Vec<_> = feed
+        .into_iter()
+        .map(|entry| FeedRepo {
+            pushed_at: PushedAt::new(PUSHED_LATER).unwrap(),
+            ..entry
+        })
+        .collect();
+    let jobs = check(&store, &feed).await;
+    assert!(jobs.iter().all(|job| job.reason == CacheReason::Stale));
+    let mut learned = Learned::of(jobs.iter().map(|job| (job.key(), job.entry.url.clone())));
+    for job in &jobs {
+        let repo = &job.entry.repo;
+        let Found::Stored { meta, version } = store.head(repo).await.unwrap() else {
+            panic!("it is stored");
+        };
+        let meta = DigestMeta {
+            pushed_at: job.entry.pushed_at.clone(),
+            ..meta
+        };
+        let renewal = store.renew(repo, &meta, &version).await.unwrap();
+        let Renewal::Renewed(version) = renewal else {
+            panic!("{renewal:?}");
+        };
+        let unmoved = OutcomeRecord::without_work(job.key(), RunId::new(), Outcome::Unmoved, "");
+        learned.record(&OutcomeRecord {
+            digest: Some(StoredDigest {
+                etag: version.etag().to_owned(),
+                format: meta.format,
+                bytes: meta.bytes,
+            }),
+            ..unmoved
+        });
+    }
+    learned.save(&store).await.unwrap();
+    server.forget_calls();
+    let checked = check(&store, &feed).await;
+    assert_eq!(server.calls("HEAD"), 0);
+    assert!(
+        checked
+            .iter()
+            .all(|checked| checked.reason == CacheReason::Hit)
+    );
+    assert_eq!(checked, check_by_looking(&store, &feed).await);
 }
 
 /// The same text of another push: a young object costs a read once its push is not the wanted one.

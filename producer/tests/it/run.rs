@@ -212,7 +212,7 @@ fn odd_repositories_are_digested_once_and_then_cached() {
     );
     assert_eq!(
         manifest["reasons"],
-        json!({"hit": 0, "newer": 0, "miss": odd.len() + 1, "stale": 0, "url": 0, "format": 0, "unreadable": 0, "forced": 0})
+        json!({"hit": 0, "newer": 0, "miss": odd.len() + 1, "stale": 0, "url": 0, "format": 0, "unreadable": 0, "forced": 0, "failed_before": 0})
     );
     let summary = fleet.document(&run, "summary.json");
     let failed = failures(&summary);

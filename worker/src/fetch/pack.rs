@@ -646,7 +646,7 @@ mod tests {
         let empty = writer.blob(b"");
         let large = writer.blob(&[7; 1000]);
         let blobs = [base, named, first, second, third, far, Vec::new()];
-        let blobs: Vec<_> = blobs.map(|bytes| (name(&bytes), bytes)).into();
+        let blobs: Blobs = blobs.map(|bytes| (name(&bytes), bytes)).into();
         let mut entries = vec![(Symlink, "link", empty), (File, "large", large)];
         let names = ["a", "b", "c", "d", "e", "f", "g"];
         entries.extend(

@@ -107,7 +107,6 @@ fn work(request: &ChildRequest, frames: &Arc<FrameWriter>) -> Result<Frame, Faul
         FetchResult::Unmoved { bytes } => {
             return Ok(Frame::Unmoved {
                 fetched_bytes: bytes,
-                millis: millis(start),
             });
         }
     };

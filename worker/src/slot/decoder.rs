@@ -94,7 +94,7 @@ impl FrameDecoder {
                 if !facts.commit.as_ref().is_none_or(is_hash) {
                     return Err(invalid("the commit is no commit hash"));
                 }
-                return Ok(Some(Ok(SlotResult::Digest(SlotOutput {
+                return Ok(Some(Ok(SlotResult::Digest(Box::new(SlotOutput {
                     facts,
                     tree: std::mem::take(&mut self.tree),
                     content: std::mem::take(&mut self.content),
@@ -102,20 +102,14 @@ impl FrameDecoder {
                     renamed_to: self.renamed_to.take(),
                     fetch: self.fetch.unwrap_or_default(),
                     digest: Duration::from_millis(millis),
-                }))));
+                })))));
             }
-            Frame::Unmoved {
-                fetched_bytes,
-                millis,
-            } => {
+            Frame::Unmoved { fetched_bytes } => {
                 self.fetched(fetched_bytes)?;
                 if !self.knows_commit {
                     return Err(invalid("HEAD is unmoved, though no commit was known"));
                 }
-                return Ok(Some(Ok(SlotResult::Unmoved {
-                    fetched_bytes,
-                    fetch: Duration::from_millis(millis),
-                })));
+                return Ok(Some(Ok(SlotResult::Unmoved { fetched_bytes })));
             }
             Frame::Failed(fault) => return checked(fault).map(|fault| Some(Err(fault))),
         }

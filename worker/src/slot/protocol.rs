@@ -66,7 +66,6 @@ pub(super) enum Frame {
     /// HEAD is the known commit. The last frame.
     Unmoved {
         fetched_bytes: u64,
-        millis: u64,
     },
     Failed(Fault),
 }

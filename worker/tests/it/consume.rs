@@ -17,7 +17,10 @@ use common::outcome::{Outcome, OutcomeRecord};
 use common::shutdown::Shutdown;
 use common::store::fs::FsStore;
 use common::store::s3::S3Store;
-use common::store::{Digest, DigestStore, DocumentKey, Expected, Found, Listed, Put, SharedStore};
+use common::store::{
+    Digest, DigestMeta, DigestStore, DocumentKey, Expected, Found, Listed, Put, Renewal,
+    SharedStore, Version,
+};
 use common::telemetry::registry::Expose;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
@@ -29,6 +32,7 @@ use testing::small_disk::SmallDisk;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use worker::consume::Worker;
+use worker::fetch::policy::FetchMode;
 use worker::metrics::Metrics;
 use worker::run::probe_at_start;
 
@@ -450,7 +454,9 @@ async fn a_killed_slot_gets_one_retry() {
 #[test]
 fn a_full_disk_is_waited_out() {
     as_root("consume::a_full_disk_is_waited_out", async {
-        let fixture = Fixture::new();
+        let mut fixture = Fixture::new();
+        // However small the repository, it goes to the disk.
+        fixture.policy.mode = FetchMode::Git2;
         let _disk = SmallDisk::mount(fixture.scratch.path(), "2m");
         let work = Work::start(&fixture, &Choice::default());
         let other = fixture.scratch.path().join("other");
@@ -481,7 +487,8 @@ fn patience_with_a_full_disk_has_an_end_and_no_job_is_lost() {
     as_root(
         "consume::patience_with_a_full_disk_has_an_end_and_no_job_is_lost",
         async {
-            let fixture = Fixture::new();
+            let mut fixture = Fixture::new();
+            fixture.policy.mode = FetchMode::Git2;
             let _disk = SmallDisk::mount(fixture.scratch.path(), "2m");
             let choice = Choice {
                 patience: Duration::from_secs(1),
@@ -605,6 +612,15 @@ impl DigestStore for Touchy {
         expected: &Expected,
     ) -> Result<Put, Fault> {
         self.0.put(repo, digest, expected).await
+    }
+
+    async fn renew(
+        &self,
+        repo: &RepoRef,
+        meta: &DigestMeta,
+        version: &Version,
+    ) -> Result<Renewal, Fault> {
+        self.0.renew(repo, meta, version).await
     }
 
     fn list(&self, prefix: &str) -> BoxStream<'_, Result<Listed, Fault>> {

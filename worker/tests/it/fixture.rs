@@ -189,7 +189,7 @@ pub(crate) fn subject() -> Subject {
 /// Runs `url` in `slots`.
 pub(crate) async fn work(slots: &Slots, url: &str) -> Result<SlotOutput, Fault> {
     match work_unless_at(slots, url, None).await? {
-        SlotResult::Digest(made) => Ok(made),
+        SlotResult::Digest(made) => Ok(*made),
         unmoved @ SlotResult::Unmoved { .. } => panic!("no commit is known: {unmoved:?}"),
     }
 }

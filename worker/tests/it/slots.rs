@@ -289,7 +289,7 @@ async fn a_child_that_lies_is_not_believed() {
             "more bytes fetched",
         ),
         (
-            echo(r#"{"unmoved":{"fetched_bytes":1,"millis":1}}"#),
+            echo(r#"{"unmoved":{"fetched_bytes":1}}"#),
             "no commit was known",
         ),
         (
