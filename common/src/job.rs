@@ -1,79 +1,17 @@
-//! A job: one repository at one `pushedAt`, as it travels on the wire.
-
-use std::cmp::Ordering;
-use std::fmt;
+//! A job, one repository at one `pushedAt`, as a message.
 
 use serde::{Deserialize, Serialize};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use crate::fault::Fault;
-use crate::repo::RepoRef;
-use crate::run::{JobKey, RunId};
+use crate::ids::{JobKey, PushedAt, RepoRef, RunId};
 
-/// Version of the wire format that this program writes, and the only one that it reads.
+/// The only version of the wire format that this program writes and reads.
 pub const WIRE_VERSION: u32 = 1;
 
-/// What a digest is made by; part of its metadata. A digest of another format is made anew.
+/// The format of digests, part of their metadata: a digest in another format is made anew.
 ///
-/// To be changed whenever the text made of one and the same commit changes.
+/// Change it whenever the digest of an unchanged commit changes.
 pub const DIGEST_FORMAT: &str = "gitingest-0.3.1/1";
-
-/// The feed's time of the last push, kept exactly as the feed wrote it.
-///
-/// Equality is equality of text, since that is what the cache promises. As a time it only says
-/// which of two is newer ([`PushedAt::compare`]).
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct PushedAt(String);
-
-/// Why a text is not a `pushedAt`.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("pushedAt is empty, longer than 64 bytes, or holds something other than visible ASCII")]
-pub struct InvalidPushedAt;
-
-impl PushedAt {
-    /// Takes a non-empty text of at most 64 visible ASCII characters, so that it fits into an
-    /// object's metadata and a message's header as it is.
-    pub fn new(text: &str) -> Result<Self, InvalidPushedAt> {
-        let ok = (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
-        ok.then(|| Self(text.to_owned())).ok_or(InvalidPushedAt)
-    }
-
-    /// The text as the feed wrote it.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// Which of the two is newer; `None` where they differ and either is not an RFC 3339 time.
-    pub fn compare(&self, other: &Self) -> Option<Ordering> {
-        if self.0 == other.0 {
-            return Some(Ordering::Equal);
-        }
-        let time = |text: &str| OffsetDateTime::parse(text, &Rfc3339).ok();
-        Some(time(&self.0)?.cmp(&time(&other.0)?))
-    }
-}
-
-impl fmt::Display for PushedAt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl TryFrom<String> for PushedAt {
-    type Error = InvalidPushedAt;
-
-    fn try_from(text: String) -> Result<Self, InvalidPushedAt> {
-        Self::new(&text)
-    }
-}
-
-impl From<PushedAt> for String {
-    fn from(pushed_at: PushedAt) -> Self {
-        pushed_at.0
-    }
-}
 
 /// One repository to digest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,29 +19,29 @@ impl From<PushedAt> for String {
 pub struct Job {
     /// [`WIRE_VERSION`] of the program that wrote it.
     pub version: u32,
-    /// The run that it was published for.
+    /// The run that published it.
     pub run: RunId,
     /// What to digest.
     pub repo: RepoRef,
-    /// Where to fetch it from: `https://…`, or a path where the worker allows local sources.
+    /// Where to fetch it from: `https://…`, or a path if the worker allows local sources.
     pub url: String,
     /// The push that the digest will cover.
     pub pushed_at: PushedAt,
-    /// Digest it although the store may hold this `pushedAt` already (`--force`).
+    /// Digest it even if the store has this `pushedAt` already (`--force`).
     #[serde(default)]
     pub force: bool,
-    /// [`Job::id`] of the dead letter that it was made of, where it was made of one.
+    /// [`Job::id`] of the dead letter that it replays, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay_of: Option<String>,
 }
 
 impl Job {
-    /// `{run}/{owner}/{name}@{pushedAt}`: the same for every copy of the message.
+    /// Returns `{run}/{owner}/{name}@{pushedAt}`, which is the same for every copy of the message.
     pub fn id(&self) -> String {
         format!("{}/{}@{}", self.run, self.repo, self.pushed_at)
     }
 
-    /// What a [`Job::id`] says of its job.
+    /// Parses a [`Job::id`].
     pub fn parse_id(id: &str) -> Option<(RunId, JobKey)> {
         let (run, rest) = id.split_once('/')?;
         let (repo, pushed_at) = rest.split_once('@')?;
@@ -116,7 +54,7 @@ impl Job {
         ))
     }
 
-    /// What a run counts it by.
+    /// Returns the repository and push, which identify the job in any run.
     pub fn key(&self) -> JobKey {
         JobKey {
             repo: self.repo.clone(),
@@ -124,12 +62,12 @@ impl Job {
         }
     }
 
-    /// The message's body.
+    /// Serializes the message's body.
     pub fn encode(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("a job has only strings and numbers")
     }
 
-    /// Reads a message's body. Unknown fields are ignored.
+    /// Parses a message's body. Unknown fields are ignored.
     ///
     /// # Errors
     /// [`FaultKind::Poison`](crate::fault::FaultKind::Poison) for anything that is not a job of a
@@ -142,7 +80,7 @@ impl Job {
         let Version { version } = serde_json::from_slice(body).map_err(Fault::poison)?;
         if version != WIRE_VERSION {
             return Err(Fault::poison(format!(
-                "wire version {version} is not known here, only {WIRE_VERSION}"
+                "wire version {version} is unknown; this program reads {WIRE_VERSION}"
             )));
         }
         serde_json::from_slice(body).map_err(Fault::poison)
@@ -154,37 +92,7 @@ mod tests {
     use super::*;
     use crate::fault::FaultKind;
 
-    fn pushed(text: &str) -> PushedAt {
-        PushedAt::new(text).unwrap()
-    }
-
-    #[test]
-    fn pushed_at_is_text_for_equality_and_time_for_order() {
-        let (z, offset) = (
-            pushed("2026-01-02T03:04:05Z"),
-            pushed("2026-01-02T04:04:05+01:00"),
-        );
-        assert_ne!(z, offset);
-        assert_eq!(z.compare(&offset), Some(Ordering::Equal));
-        assert_eq!(
-            z.compare(&pushed("2026-01-02T03:04:06Z")),
-            Some(Ordering::Less)
-        );
-        assert_eq!(z.compare(&pushed("yesterday")), None);
-        assert_eq!(
-            pushed("yesterday").compare(&pushed("yesterday")),
-            Some(Ordering::Equal)
-        );
-    }
-
-    #[test]
-    fn pushed_at_refuses_what_metadata_could_not_hold() {
-        for text in ["", " ", "a b", "a\nb", "ä", &"x".repeat(65)] {
-            assert!(PushedAt::new(text).is_err(), "{text:?}");
-        }
-    }
-
-    /// The wire format is a contract: this is version 1 as it was first published.
+    /// The wire format is a contract: version 1 as first published.
     const GOLDEN_V1: &str = r#"{"version":1,"run":"20261123T130000Z-0a1b2c","repo":"alphagov/whitehall","url":"https://github.com/alphagov/whitehall","pushedAt":"2026-11-22T10:00:00Z","force":false}"#;
 
     #[test]

@@ -1,10 +1,12 @@
-//! The words that producer and worker share, and the two boundaries to the outside world.
+#![doc = include_str!("../README.md")]
 //!
-//! In reading order: [`repo`] and [`job`] say what is to be done, [`fault`] and [`outcome`] what
-//! became of it, [`run`] adds outcomes up to a run. [`broker`] carries jobs and remembers outcomes;
-//! [`store`] keeps digests. The rest serves all of them.
+//! # Modules
+//!
+//! In reading order: [`ids`] and [`job`] say what to do, [`fault`] and [`outcome`] what became of
+//! it, [`run`] adds outcomes up to a run. [`broker`] carries jobs and remembers outcomes; [`store`]
+//! keeps digests. The rest serves all of them.
 
-pub mod repo;
+pub mod ids;
 
 pub mod job;
 
@@ -18,7 +20,11 @@ pub mod broker;
 
 pub mod store;
 
+pub mod text;
+
 pub mod retry;
+
+pub mod tls;
 
 pub mod telemetry;
 
@@ -26,9 +32,6 @@ pub mod shutdown;
 
 pub mod exit;
 
-pub mod options;
+pub mod cli;
 
-pub mod moment;
-
-#[cfg(feature = "testing")]
-pub mod testing;
+pub mod failpoint;

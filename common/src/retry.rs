@@ -1,7 +1,6 @@
-//! Trying again, with growing pauses.
+//! Retries with growing pauses.
 //!
-//! The only user of `backoff`, which its author no longer maintains (RUSTSEC-2025-0012): were it
-//! to go, this file is what would change.
+//! Nothing else uses `backoff`, which is no longer maintained (RUSTSEC-2025-0012).
 
 use std::fmt;
 use std::future::Future;
@@ -11,7 +10,7 @@ use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff;
 use tracing::warn;
 
-/// How often and when to try again.
+/// How often and when to retry.
 #[derive(Clone, Debug)]
 pub struct Policy {
     /// The pauses between attempts; one more attempt than there are pauses.
@@ -19,10 +18,9 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Three attempts in all; the pauses before the second and third are 1 s and 2 s.
+    /// Returns a policy of three attempts, 1 s and 2 s apart.
     ///
-    /// The predecessor speaks of "3 attempts, 1/2/4 s": its 4 s pause is never used, since no
-    /// attempt follows it.
+    /// The predecessor's "3 attempts, 1/2/4 s" is the same: no attempt follows its pause of 4 s.
     pub fn three_attempts() -> Self {
         Self {
             pauses: vec![Duration::from_secs(1), Duration::from_secs(2)],
@@ -30,7 +28,7 @@ impl Policy {
     }
 }
 
-/// What became of one attempt that failed.
+/// A failed attempt.
 #[derive(Debug)]
 pub enum Attempt<E> {
     /// Another attempt may help.
@@ -39,8 +37,8 @@ pub enum Attempt<E> {
     Final(E),
 }
 
-/// Calls `operation` until it succeeds, fails for good, or the policy has no pause left. Each
-/// failure that is tried again is logged with `what`.
+/// Calls `operation` until it succeeds, fails for good, or the policy has no pause left. Logs each
+/// failure that is followed by another attempt, with `what`.
 ///
 /// # Errors
 /// The last attempt's.
@@ -51,36 +49,30 @@ where
     Fut: Future<Output = Result<T, Attempt<E>>>,
 {
     let attempts = policy.pauses.len() + 1;
-    let mut attempt = 0;
-    let pauses = Pauses {
-        all: policy.pauses.clone(),
-        next: 0,
-    };
-    let operation = || {
-        let future = operation();
-        async {
-            future.await.map_err(|failed| match failed {
-                Attempt::Again(error) => backoff::Error::transient(error),
-                Attempt::Final(error) => backoff::Error::permanent(error),
-            })
-        }
-    };
-    backoff::future::retry_notify(pauses, operation, |error: E, pause: Duration| {
-        attempt += 1;
+    let mut pauses = (1..).zip(&policy.pauses);
+    loop {
+        let error = match operation().await {
+            Ok(value) => return Ok(value),
+            Err(Attempt::Final(error)) => return Err(error),
+            Err(Attempt::Again(error)) => error,
+        };
+        let Some((attempt, pause)) = pauses.next() else {
+            return Err(error);
+        };
+        let pause_seconds = pause.as_secs_f64();
         warn!(
             operation = "retry",
             attempt,
             attempts,
-            pause_seconds = pause.as_secs_f64(),
-            "{what} failed (attempt {attempt} of {attempts}), trying again in {} s: {error:#}",
-            pause.as_secs_f64()
+            pause_seconds,
+            "{what} failed (attempt {attempt} of {attempts}), trying again in {pause_seconds} s: {error:#}",
         );
-    })
-    .await
+        tokio::time::sleep(*pause).await;
+    }
 }
 
-/// Pauses that double from `first` to `longest`, for ever, each made up to a third shorter or
-/// longer by chance, so that a fleet does not come back all at once.
+/// Returns endless pauses that double from `first` to `longest`, each randomly up to a third shorter
+/// or longer, which keeps a fleet from coming back all at once.
 pub fn pauses(first: Duration, longest: Duration) -> impl Iterator<Item = Duration> + Send {
     let mut pauses = ExponentialBackoffBuilder::new()
         .with_initial_interval(first)
@@ -90,24 +82,6 @@ pub fn pauses(first: Duration, longest: Duration) -> impl Iterator<Item = Durati
         .with_max_elapsed_time(None)
         .build();
     std::iter::from_fn(move || pauses.next_backoff())
-}
-
-/// A fixed list of pauses, as `backoff` wants it.
-struct Pauses {
-    all: Vec<Duration>,
-    next: usize,
-}
-
-impl Backoff for Pauses {
-    fn reset(&mut self) {
-        self.next = 0;
-    }
-
-    fn next_backoff(&mut self) -> Option<Duration> {
-        let pause = self.all.get(self.next).copied();
-        self.next += 1;
-        pause
-    }
 }
 
 #[cfg(test)]

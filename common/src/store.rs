@@ -1,24 +1,19 @@
 //! The store boundary: at most one digest for each repository, and the documents of runs.
 
 use std::fmt;
-use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use clap::Args;
+use futures::TryStreamExt;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
-use crate::exit::{self, ExitError};
 use crate::fault::Fault;
-use crate::job::PushedAt;
-use crate::repo::RepoRef;
-use crate::run::RunId;
-use crate::store::s3::S3Store;
-use crate::store::s3::config::{S3Config, unsubstituted};
+use crate::ids::{PushedAt, RepoRef, RunId};
 
+pub mod config;
+pub mod freshness;
 pub mod fs;
-
 pub mod s3;
 
 /// A store as the programs hold it.
@@ -26,48 +21,70 @@ pub type SharedStore = Arc<dyn DigestStore>;
 
 /// At most one digest for each repository, always with its own metadata.
 ///
-/// What every implementation promises, and `testing::store_contract` checks:
+/// Every implementation promises, and `testing::store_contract` checks:
 /// - a reader sees a digest with the metadata it was stored with, or the one before with its own,
 ///   whatever is written, or dies, at the same time;
 /// - [`DigestStore::put`] stores nothing if the store no longer holds what `expected` says.
+///
+/// A store tells spellings of a name apart; the cache check finds out which one is in use.
 #[async_trait]
 pub trait DigestStore: fmt::Debug + Send + Sync {
-    /// What the store holds for `repo`, without the text.
+    /// Reads what the store holds for `repo`, without the text.
     async fn head(&self, repo: &RepoRef) -> Result<Found, Fault>;
 
-    /// The digest and its metadata; `None` where there is none that can be read.
+    /// Reads a digest and its metadata; `None` if there is none that can be read.
     async fn get(&self, repo: &RepoRef) -> Result<Option<Digest>, Fault>;
 
     /// Stores a digest if the store still holds what `expected` says.
     async fn put(&self, repo: &RepoRef, digest: &Digest, expected: &Expected)
     -> Result<Put, Fault>;
 
-    /// Every repository of which the store holds something and whose `owner/name/` begins with
-    /// `prefix`, in no particular order.
+    /// Replaces the record of the digest that is `version`, and leaves its text as it is.
+    ///
+    /// `meta` is the new record; `bytes` stays that of the text.
+    async fn renew(
+        &self,
+        repo: &RepoRef,
+        meta: &DigestMeta,
+        version: &Version,
+    ) -> Result<Renewal, Fault>;
+
+    /// Lists the repositories of which the store holds something and whose `owner/name/` begins
+    /// with `prefix`, in no particular order.
     fn list(&self, prefix: &str) -> BoxStream<'_, Result<Listed, Fault>>;
+
+    /// Lists the owners of which the store may hold something, in the spelling of its keys.
+    async fn owners(&self) -> Result<Vec<String>, Fault> {
+        let listed = self
+            .list("")
+            .map_ok(|listed| listed.repo.owner().to_owned());
+        let mut owners: Vec<_> = listed.try_collect().await?;
+        owners.sort();
+        owners.dedup();
+        Ok(owners)
+    }
 
     /// Stores a document, replacing what was there.
     async fn put_document(&self, key: &DocumentKey, content: &[u8]) -> Result<(), Fault>;
 
-    /// A document; `None` where there is none.
+    /// Reads a document; `None` if there is none.
     async fn document(&self, key: &DocumentKey) -> Result<Option<Vec<u8>>, Fault>;
 
-    /// Whether the store answers: one look at one key. Nothing is written.
+    /// Checks with one read that the store answers.
     async fn reachable(&self) -> Result<(), Fault>;
 
-    /// Finds out whether the store can be read and written now, by writing something of no other
-    /// use. A store in a bucket also finds out what its server can do.
+    /// Checks that the store can be read and written, by writing something that is removed again.
+    /// A store in a bucket also finds out what its server can do.
     async fn probe(&self) -> Result<(), Fault>;
 
-    /// Whether every call is a journey over a network, so that it pays to save some.
+    /// Whether every call crosses a network, so that it pays to save some.
     fn is_remote(&self) -> bool;
 
-    /// Where a person would look for the keys of digests and documents: a folder or an address,
-    /// without a slash at its end.
+    /// The folder or address below which a person finds the keys, without a slash at its end.
     fn location(&self) -> String;
 }
 
-/// The place of a document: `runs/{run}/{name}`, or `runs/{name}` where it is of no one run.
+/// The key of a document: `runs/{run}/{name}`, or `runs/{name}` for one that belongs to no run.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum DocumentKey {
     /// A document of a run.
@@ -79,20 +96,22 @@ pub enum DocumentKey {
     },
     /// What the producer remembers of the digests; it can do without.
     Index,
-    /// [`LatestRun`](crate::run::LatestRun), written with each manifest.
+    /// [`KnownFailures`](crate::run::documents::KnownFailures), written at a run's end.
+    Failures,
+    /// [`LatestRun`](crate::run::documents::LatestRun), written with each manifest.
     Latest,
-    /// [`LastClosed`](crate::run::LastClosed), written when a run closes.
+    /// [`LastClosed`](crate::run::documents::LastClosed), written when a run closes.
     LastClosed,
 }
 
 /// The documents of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Document {
-    /// [`JobList`](crate::run::JobList), written before the manifest.
+    /// [`JobList`](crate::run::documents::JobList), written before the manifest.
     Jobs,
-    /// [`Manifest`](crate::run::Manifest), written before the first job.
+    /// [`Manifest`](crate::run::documents::Manifest), written before the first job.
     Manifest,
-    /// [`RunSummary`](crate::run::RunSummary), written at the end.
+    /// [`RunSummary`](crate::run::documents::RunSummary), written at the end.
     Summary,
 }
 
@@ -108,6 +127,7 @@ impl fmt::Display for DocumentKey {
                 write!(f, "runs/{run}/{name}")
             }
             Self::Index => f.write_str("runs/index.json"),
+            Self::Failures => f.write_str("runs/failures.json"),
             Self::Latest => f.write_str("runs/latest.json"),
             Self::LastClosed => f.write_str("runs/last-closed.json"),
         }
@@ -127,11 +147,11 @@ pub struct Digest {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DigestMeta {
-    /// The push that it covers: the cache compares this.
+    /// The push that it covers.
     pub pushed_at: PushedAt,
     /// Where it was fetched from.
     pub url: String,
-    /// When it was made, RFC 3339 in UTC.
+    /// When it was made, or found to be of a HEAD that has not moved; RFC 3339 in UTC.
     pub processed_at: String,
     /// HEAD's commit; `None` for a repository without one.
     pub commit: Option<String>,
@@ -141,18 +161,18 @@ pub struct DigestMeta {
     pub bytes: u64,
     /// Whether the text was cut at its limit.
     pub truncated: bool,
-    /// The run that it was made for.
+    /// The run that it was made or renewed for.
     pub run: RunId,
 }
 
-/// Which copy of an object this is. Another copy has another version, even of the same text.
+/// Identifies one copy of an object. Another copy has another version, even with the same text.
 ///
 /// The text up to the first space is its [`Listed::etag`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Version(pub String);
 
 impl Version {
-    /// What a listing shows of it.
+    /// Returns the part that a listing shows.
     pub fn etag(&self) -> &str {
         self.0.split_once(' ').map_or(&self.0, |(etag, _)| etag)
     }
@@ -161,11 +181,11 @@ impl Version {
 /// What [`DigestStore::list`] shows of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
-    /// The repository that it is of.
+    /// The repository, in the spelling of the object's key.
     pub repo: RepoRef,
-    /// Changes with the content. In S3 it does not change where only the metadata do.
+    /// Identifies the content. In S3 it does not change if only the metadata do.
     pub etag: String,
-    /// When it was stored, by the store's clock: Unix time, as exact as the store has it.
+    /// When it was stored, by the store's clock, which may have whole seconds only. Unix time.
     pub modified_millis: i64,
     /// Its size.
     pub bytes: u64,
@@ -193,7 +213,7 @@ pub enum Found {
 }
 
 impl Found {
-    /// What a [`DigestStore::put`] is to expect that was decided on this.
+    /// Returns what a [`DigestStore::put`] that was decided on this has to expect.
     pub fn expected(&self) -> Expected {
         match self {
             Self::Absent => Expected::Absent,
@@ -214,85 +234,28 @@ pub enum Expected {
 }
 
 /// What a [`DigestStore::put`] did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Put {
-    /// The digest is stored, safe against a crash.
-    Stored,
+    /// The digest is stored, safe against a crash, as this copy.
+    Stored(Version),
     /// Something other than expected was there; nothing was changed.
     Conflict,
 }
 
-/// Where digests are kept.
-#[derive(Args, Clone, Debug, Default)]
-#[command(next_help_heading = "Store")]
-pub struct StoreConfig {
-    /// Where digests are kept: a folder, or s3://BUCKET[/PREFIX] with endpoint and credentials in
-    /// AWS_* or R2_* variables [default: ./digests, or R2_BUCKET where that is set].
-    #[arg(long, env = "STORE_URL", value_name = "FOLDER|URL")]
-    pub store: Option<String>,
-}
-
-/// The folder where nothing else is said.
-const DEFAULT_FOLDER: &str = "./digests";
-
-fn environment(name: &str) -> Option<String> {
-    std::env::var(name).ok()
-}
-
-impl StoreConfig {
-    /// What was said; a variable that is empty counts as not set.
-    fn place(&self) -> Option<&str> {
-        self.store
-            .as_deref()
-            .filter(|place| !place.trim().is_empty())
-    }
-
-    /// The folder, where the store is one.
-    pub fn folder(&self) -> Option<&Path> {
-        match self.place() {
-            Some(place) => (!place.contains("://")).then(|| Path::new(place)),
-            None if S3Config::is_predecessors(environment) => None,
-            None => Some(Path::new(DEFAULT_FOLDER)),
-        }
-    }
-
-    /// Opens the store. Nothing is read or written yet.
-    ///
-    /// # Errors
-    /// [`exit::USAGE`] for a place that is not supported, or of which something is not said.
-    pub fn open(&self) -> Result<SharedStore, ExitError> {
-        if let Some(folder) = self.folder() {
-            let place = folder.to_string_lossy();
-            if let Some(why) = unsubstituted("--store", &place) {
-                return Err(ExitError::new(exit::USAGE, why));
-            }
-            if let Some(bucket) = place.strip_prefix("s3:") {
-                let bucket = bucket.trim_start_matches('/');
-                let why = format!(
-                    "--store {place}: a bucket is s3://{bucket}; a folder of that name is ./{place}"
-                );
-                return Err(ExitError::new(exit::USAGE, why));
-            }
-            return Ok(Arc::new(fs::FsStore::new(folder)));
-        }
-        let config = S3Config::from_env(self.place(), environment)
-            .map_err(|why| ExitError::new(exit::USAGE, why))?;
-        Ok(Arc::new(S3Store::new(&config)))
+impl Put {
+    /// Whether the digest is stored.
+    pub fn is_stored(&self) -> bool {
+        matches!(self, Self::Stored(_))
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// As `.env.example` has it, so that R2_BUCKET is not silently passed over.
-    #[test]
-    fn an_empty_store_url_counts_as_not_set() {
-        for store in [None, Some(""), Some(" ")] {
-            let config = StoreConfig {
-                store: store.map(str::to_owned),
-            };
-            assert_eq!(config.folder(), Some(Path::new(DEFAULT_FOLDER)));
-        }
-    }
+/// What a [`DigestStore::renew`] did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Renewal {
+    /// The record is renewed, safe against a crash, and the digest is this copy now.
+    Renewed(Version),
+    /// Something other than expected was there; nothing was changed.
+    Conflict,
+    /// The text is not the one that its record describes; nothing was changed.
+    Torn,
 }

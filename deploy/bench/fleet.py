@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
-"""Measures a fleet: workers on RabbitMQ and a bucket, as far as one machine can show it.
+"""Measures a fleet of workers with RabbitMQ and a bucket, on one machine.
 
     deploy/test.sh prepare
     cargo build --release --bins
-    cargo build --release -p common --features testing --example git-server --example queue-speed
+    cargo build --release -p testing --example git-server --example queue-speed
     cargo build --release -p producer --example cache_speed
     python3 deploy/bench/fleet.py COMMAND
 
-  speedup    one worker and forty on repositories far away; and what dealing by modulo would take
-  overhead   CPU for each repository that broker, bucket and processes add to embedded mode
+  speedup    one worker against forty, on repositories far away; computes what dealing by modulo would take
+  overhead   CPU per repository that broker, bucket and processes add to a run in one process
   soak       24,500 jobs, with the memory of every process
-  queue      how fast jobs get into the queue and the ledger out of it
+  queue      how fast jobs are enqueued and the ledger is replayed
   cache      how fast 24,500 repositories are looked up in a bucket 40 ms away
 
-Each prints what it measured and what was asked for, and ends with 1 where that was not reached.
+Each prints its measurements and targets, and exits with 1 if a target was missed.
 All run on a RabbitMQ node, an S3 server (SeaweedFS) and a git server of their own, which end with
 them. `speedup`, `overhead` and `soak` take others by --broker-url and --store, `queue` another
 broker.
@@ -49,8 +49,8 @@ from pathlib import Path
 RELEASE = Path(__file__).resolve().parent.parent.parent / "target" / "release"
 PREPARE = "run deploy/test.sh prepare"
 BUILD_EXAMPLES = {
-    "git-server": "-p common --features testing --example git-server",
-    "queue-speed": "-p common --features testing --example queue-speed",
+    "git-server": "-p testing --example git-server",
+    "queue-speed": "-p testing --example queue-speed",
     "cache_speed": "-p producer --example cache_speed",
 }
 PUSHED_AT = "2026-01-01T00:00:00Z"
@@ -60,7 +60,7 @@ PUSHED_AT = "2026-01-01T00:00:00Z"
 
 
 class Guardian:
-    """Ends process groups and removes a folder when this script ends, in whatever way."""
+    """Ends process groups and removes a folder when this script ends, however it ends."""
 
     SCRIPT = """
         trap '' INT TERM HUP
@@ -87,7 +87,7 @@ class Guardian:
 
 
 def free_ports(count):
-    """Below those that the kernel gives to outgoing connections, held at once so that they differ."""
+    """Distinct free ports below the kernel's range for outgoing connections."""
     listeners = []
     while len(listeners) < count:
         listener = socket.socket()
@@ -103,7 +103,7 @@ def free_ports(count):
 
 
 def wait_until(what, process, log, ready, patience=120):
-    """Waits until `ready`; fails with the log of `process` when that ends, or takes too long."""
+    """Waits until `ready`; fails with the log of `process` if it ends or takes too long."""
     deadline = time.monotonic() + patience
     while not ready():
         if process.poll() is not None or time.monotonic() > deadline:
@@ -128,7 +128,7 @@ class Rabbit:
         (folder / "rabbitmq-env.conf").write_text("")
         (folder / "enabled_plugins").write_text("[].\n")
         port, distribution, epmd = free_ports(3)
-        # Schedulers that spin while they wait would take the cores from what is measured.
+        # Schedulers that spin while waiting would distort the measurement.
         erlang = "-kernel inet_dist_use_interface {127,0,0,1} "
         erlang += "+sbwt none +sbwtdcpu none +sbwtdio none"
         environment = {
@@ -152,7 +152,7 @@ class Rabbit:
         with open(log, "w") as output:
             own = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
             own |= {"start_new_session": True, "env": environment}
-            # Before the node, which would leave one behind that nobody knows.
+            # Before the node, which would leave one behind.
             names = ["epmd", "-port", str(epmd), "-address", "127.0.0.1"]
             self.guardian.watch(subprocess.Popen(names, **own))
             server = self.guardian.watch(subprocess.Popen([self.PROGRAM], **own))
@@ -201,7 +201,7 @@ class Bucket:
         self.guardian.watch(process)
         self.url = "s3://bench"
         self.environment = keys | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.ports[0]}"}
-        # It refuses what has no signature; that it answers is enough.
+        # It refuses unsigned requests; any answer is enough.
         wait_until("SeaweedFS", process, log, lambda: b"HTTP/" in self.first_bytes())
 
     def first_bytes(self):
@@ -225,14 +225,14 @@ class Bucket:
 
     def stop(self):
         self.guardian.end()
-        # Its sockets, which it has in /tmp whatever it is told.
+        # Its sockets, which are always in /tmp.
         for path in Path("/tmp").glob("seaweedfs-*.sock"):
             if any(path.stem.endswith(f"-{port}") for port in self.ports):
                 path.unlink(missing_ok=True)
 
 
 class Repositories:
-    """Small bare repositories: some dozens of real ones, under as many names as are wanted."""
+    """Small bare repositories: some dozens of real ones, under any number of names."""
 
     REAL = 48
 
@@ -267,7 +267,7 @@ class GitServer:
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         greeting = self.process.stdout.readline()
         if not greeting:
-            sys.exit("git-server does not start; what it lacks stands above")
+            sys.exit("git-server does not start; see its message above")
         self.url = greeting.split()[-1]
 
     def stop(self):
@@ -275,11 +275,11 @@ class GitServer:
         self.process.wait()
 
 
-# The programs that are measured.
+# The measured programs.
 
 
 class Bench:
-    """Programs, servers, and a folder for what is to be forgotten."""
+    """Programs, servers, and a temporary folder."""
 
     def __init__(self, arguments, stack):
         self.binaries, self.stack = arguments.binaries, stack
@@ -287,7 +287,7 @@ class Bench:
             self.program(program)
         self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-bench-")))
         self.name = f"bench-{random.randrange(16**8):08x}"
-        # Nobody's settings but ours.
+        # Without the caller's settings.
         kept = ("PATH", "HOME", "SSL_CERT_FILE")
         self.environment = {key: os.environ[key] for key in kept if key in os.environ}
         (self.folder / "scratch").mkdir()
@@ -320,7 +320,7 @@ class Bench:
         return server
 
     def wait_for_store(self):
-        """A bucket may come later than its server."""
+        """Waits for the bucket, which may appear after its server."""
         feed = self.feed(["a/b"], "https://github.com")
         command = [self.program("producer"), "run", "--dry-run", "--feed", feed]
         command += ["--store", self.store]
@@ -367,14 +367,14 @@ def program(binaries, name):
 
 
 def kill(process):
-    """Whatever becomes of a benchmark, nothing of it goes on."""
+    """Ends every process of a benchmark, however it ends."""
     if process.returncode is None:
         process.kill()
         process.wait()
 
 
 class Process:
-    """A producer or worker at work."""
+    """A running producer or worker."""
 
     def __init__(self, label, process, log):
         self.label, self.process, self.log = label, process, log
@@ -389,7 +389,7 @@ class Process:
         return '"operation":"worker"' in self.log.read_text()
 
     def wait(self):
-        """Waits for its end, and gives the CPU that it and its children took."""
+        """Waits for its end; returns the CPU of it and its children."""
         _, status, usage = os.wait4(self.process.pid, 0)
         self.process.returncode = os.waitstatus_to_exitcode(status)
         if self.process.returncode != 0:
@@ -399,7 +399,7 @@ class Process:
         return self.cpu
 
     def summary(self):
-        """What the run ended with, which must have closed."""
+        """The run's summary; fails if the run did not close."""
         *_, last = self.lines()
         numbers = last["context"]["metadata"]
         if last["context"]["operation"] != "orchestrator-completion" or not numbers["closed"]:
@@ -407,7 +407,7 @@ class Process:
         return numbers | {"message": last["message"]}
 
     def digested(self, expected):
-        """The same; it must have digested so many."""
+        """The same; fails if it did not digest so many."""
         summary = self.summary()
         if summary["processed"] != expected:
             sys.exit(f"not all {expected} were digested: {summary['message']}")
@@ -415,7 +415,7 @@ class Process:
 
 
 class Fleet:
-    """Workers of one slot each, on queues and in a folder of the bucket of their own."""
+    """Workers of one slot each, with their own queues and their own prefix in the bucket."""
 
     def __init__(self, bench, label, workers, server, log_level="info"):
         self.bench, self.label, self.server = bench, label, server
@@ -436,7 +436,7 @@ class Fleet:
         return self.bench.produce(f"{self.label}-{label}", names, self.server.url, *self.common)
 
     def jobs(self, names):
-        """By name, when each job started and ended, as the worker's clock says."""
+        """Start and end of each job by name, by the worker's clock."""
         wanted, jobs = set(names), {}
         for worker in self.workers:
             for line in worker.lines():
@@ -450,7 +450,7 @@ class Fleet:
         return jobs
 
     def stop(self):
-        """Gives the CPU of all workers and their slots."""
+        """Returns the CPU of all workers and their slots."""
         for worker in self.workers:
             worker.process.send_signal(signal.SIGTERM)
         return sum(worker.wait() for worker in self.workers)
@@ -464,7 +464,7 @@ def load():
 
 
 class Cores:
-    """How busy all cores were since it was made, whoever kept them busy."""
+    """Load of all cores since its creation, by any process."""
 
     def __init__(self):
         self.before = self.now()
@@ -480,7 +480,7 @@ class Cores:
 
 
 class Verdict:
-    """What was asked for, and whether it was reached."""
+    """A target, and whether it was reached."""
 
     def __init__(self):
         self.failed = False
@@ -523,9 +523,9 @@ def speedup(arguments, stack):
     print(f"latency {arguments.latency_ms} ms, spread {arguments.latency_spread}; {load()}")
 
     def measure(label, workers, warming, names):
-        # The workers' logs tell what each job took.
+        # The workers' logs show how long each job took.
         fleet = Fleet(bench, label, workers, server, "info,worker=debug")
-        # The first job of a process loads the token table.
+        # The first job of a process connects to the store.
         fleet.produce("warm-up", warming).wait()
         cores, producer = Cores(), fleet.produce("run", names)
         producer.wait()
@@ -545,7 +545,7 @@ def speedup(arguments, stack):
     alone, _ = measure("one", 1, warming[:2], sample)
     together, jobs = measure("fleet", workers, warming, names)
     times = {name: end - start for name, (start, end) in jobs.items()}
-    # The few that one worker did may be nearer or farther ones than all are.
+    # The few jobs of one worker may be shorter or longer than the average.
     all_alone = alone * sum(times.values()) / sum(times[name] for name in sample)
     times = [times[name] for name in names]
     rates = (count / together) / (arguments.alone / alone)
@@ -604,7 +604,7 @@ def overhead(arguments, stack):
 
     here, there, producers = [], [], []
     for i in range(arguments.rounds):
-        # In turn, and each first as often as last.
+        # Alternating, each first as often as last.
         for what in ("embedded", "fleet") if i % 2 == 0 else ("fleet", "embedded"):
             if what == "embedded":
                 here.append(embedded(f"embedded-{i}"))
@@ -699,7 +699,7 @@ def soak(arguments, stack):
 
 
 def example(arguments, name, *options, **environment):
-    """Runs an example, shows what it prints, and gives that."""
+    """Runs an example; prints and returns its output."""
     command = [program(arguments.binaries, name), *map(str, options)]
     environment = os.environ | environment
     ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
@@ -817,6 +817,6 @@ def positive(text):
 
 
 if __name__ == "__main__":
-    # So that what was started is ended.
+    # Ends what was started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main())

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Measures CPU and memory of fetch + digest + store against other ways to do it, in one run.
+"""Compares CPU and memory of fetch + digest + store with other ways to do it, in one run.
 
-    cargo build --release --bins && cargo build --release -p common --features testing --example git-server
+    cargo build --release --bins && cargo build --release -p testing --example git-server
     python3 deploy/bench/speed.py CORPUS --gitingest-python VENV/bin/python --token-table FILE
 
 CORPUS holds bare repositories CORPUS/{owner}/{name}.git, best of one commit each. They are served
@@ -31,7 +31,7 @@ RELEASE = Path(__file__).resolve().parent.parent.parent / "target" / "release"
 
 
 def measured(command, **keywords):
-    """Seconds of CPU and peak bytes of a command; the peak is that of its largest process."""
+    """Seconds of CPU of a command, and peak bytes of its largest process."""
     process = subprocess.Popen(command, **keywords)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -41,7 +41,7 @@ def measured(command, **keywords):
 
 
 class Server:
-    """The corpus over HTTP, in lower case, as gitingest asks for it."""
+    """Serves the corpus over HTTP, in lower case, as gitingest requests it."""
 
     def __init__(self, corpus, binary, scratch):
         root = scratch / "served"

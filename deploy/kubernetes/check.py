@@ -1,21 +1,25 @@
 #!/usr/bin/env python3
-"""Holds what kustomize builds to what Kubernetes' schemas cannot say.
+"""Checks built manifests and units for what Kubernetes' schemas cannot express.
 
     check.py BUILT...             a file for each overlay, as `kustomize build` prints it
     check.py --environment FILE   the variables of an environment file
-    check.py --units UNIT...      systemd's units
-    check.py --self-test BUILT... that every check finds what it is there for
+    check.py --units UNIT...      systemd units
+    check.py --self-test BUILT... breaks the manifests, and expects each fault to be found
 
-Which variables and options there are is read from README's option table and .env.example, the first
-of which a test of the producer holds to the programs.
+Variables, options and exit codes are read from the manuals of producer and worker, which a test of the producer
+compares with the programs, and from .env.example. The limits of a worker are those that `worker run --print-limits`
+prints: of the program that REPOFLEET_WORKER names, else of one that cargo builds.
 
-Needs PyYAML, and nothing else.
+Needs PyYAML.
 """
 
 import copy
 import ipaddress
+import json
 import math
+import os
 import re
+import subprocess
 import sys
 from decimal import Decimal
 from pathlib import Path
@@ -24,44 +28,42 @@ from urllib.parse import urlsplit
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-# Secrets that an operator makes by hand.
+# Secrets that an operator creates by hand.
 FOREIGN_SECRETS = {"repofleet"}
-# What README and --help name outside of the option table.
+# Variables that the manuals name outside of the option tables.
 FOREIGN_VARIABLES = {"GITHUB_TOKEN", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"}
-# Seconds between the end of a drain and the kill, for handing jobs back.
-GRACE = 15
-# worker/src/slot.rs: room for a pack's index beside the pack.
-INDEX_BYTES = 64 << 20
-# The same: what a slot may take beyond the largest fetch; and what one usually takes, and a worker without any.
-SLOT_BYTES, USUAL_SLOT_BYTES, WORKER_BYTES = 512 << 20, 128 << 20, 256 << 20
-# worker/src/run.rs: RabbitMQ takes a job back after 30 minutes, of which it may have waited ten.
-LONGEST_JOB = 15 * 60
-# The longest wait of a job in a retry queue.
-LONGEST_RETRY = 60
 FORBIDDEN = [ipaddress.ip_network(n) for n in ("169.254.0.0/16", "fe80::/10", "fd00:ec2::254/128")]
 SUFFIXES = {"": 1, "m": Decimal("0.001"), "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
             "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
-class Programs:
-    """What README and .env.example say that the programs know."""
+UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9,
+         "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
-    def __init__(self, readme, env_example):
-        self.variables = {}
-        self.options = {}
+
+class Programs:
+    """What the programs know, from their manuals, .env.example and `worker run --print-limits`."""
+
+    def __init__(self, manuals, env_example, limits):
+        self.limits = limits
+        self.variables, self.options = {}, {}
         self.numeric = set()
-        table = readme.split("<!-- options:", 1)[1].split("<!-- end of options -->", 1)[0]
         row = re.compile(r"\| `(--[a-z-]+)[^`]*` \| (?:`(\w+)`)? ?\| (?:`(.*?)`)? ?\| (.*?) \|")
-        for option, variable, default, of in row.findall(table):
-            commands = set(of.split(", "))
-            self.options.setdefault(option, set()).update(commands)
-            if variable:
-                self.variables.setdefault(variable, set()).update(commands)
-                if default.isdigit():
-                    self.numeric.add(variable)
-        if len(self.variables) < 20:
-            raise SystemExit("check.py: README's option table does not read as it used to")
-        # What the table has not is for every program: those of a bucket, and of other programs.
+        for program, manual in manuals.items():
+            table = manual.split("<!-- options:", 1)[1].split("<!-- end of options -->", 1)[0]
+            for option, variable, default, of in row.findall(table):
+                commands = {program if c == "all" else f"{program} {c}" for c in of.split(", ")}
+                self.options.setdefault(option, set()).update(commands)
+                if variable:
+                    self.variables.setdefault(variable, set()).update(commands)
+                    if amount(default) is not None:
+                        self.numeric.add(variable)
+        # Failures after which a scheduler does not start the producer again.
+        rows = re.findall(r"^\| ([\d, ]+) \| (yes|no) \|", manuals["producer"], re.M)
+        self.final = {int(code) for codes, again in rows if again == "no" for code in codes.split(", ")} - {0}
+        if len(self.variables) < 20 or not self.final:
+            raise SystemExit("check.py: the tables of the manuals do not read as they used to")
+        # Variables that no table has are for every program: those of a bucket, and of other programs.
         exampled = set(re.findall(r"^#?([A-Z][A-Z0-9_]+)=", env_example, re.M))
         self.anywhere = FOREIGN_VARIABLES | (exampled - self.variables.keys())
 
@@ -71,6 +73,27 @@ class Programs:
 
     def has_option(self, option, command):
         return covers(self.options.get(option, ()), command)
+
+    def memory(self, values):
+        """Bytes that a worker needs with one slot at its limit and the others as usual."""
+        others = (number(values, "CONCURRENCY", 1) - 1) * self.limits["usual_slot_bytes"]
+        largest = number(values, "MAX_FETCH_BYTES", 1 << 30) + self.limits["slot_overhead_bytes"]
+        return largest + others + self.limits["worker_bytes"]
+
+
+def limits_of_worker():
+    program = os.environ.get("REPOFLEET_WORKER")
+    command = [program] if program else ["cargo", "run", "--quiet", "--locked", "--bin", "worker", "--"]
+    result = subprocess.run([*command, "run", "--print-limits"], cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    return json.loads(result.stdout)
+
+
+def amount(text):
+    """Seconds or bytes of an option's value, such as 90s, 1m 15s, 512MiB or 300; None if it is neither."""
+    if not re.fullmatch(r"(\d+ ?[a-z]* ?)+", text.lower()):
+        return None
+    parts = re.findall(r"(\d+) ?([a-z]*)", text.lower())
+    return sum(int(n) * UNITS[unit] for n, unit in parts) if all(unit in UNITS for _, unit in parts) else None
 
 
 def covers(commands, command):
@@ -100,7 +123,7 @@ def matches(selector, labels):
 
 
 class Pod:
-    """A pod template, and whose it is."""
+    """A pod template and its owner."""
 
     def __init__(self, owner, template):
         self.owner = owner
@@ -112,7 +135,7 @@ class Pod:
 
 
 class OperatorPod(Pod):
-    """A pod that RabbitMQ's cluster operator makes; its labels and ports are the operator's."""
+    """A pod of RabbitMQ's cluster operator, which chooses its labels and ports."""
 
     def __init__(self, owner):
         self.owner = owner
@@ -212,7 +235,7 @@ class Checker:
         else:
             self.need(kind == "Secret" and name in FOREIGN_SECRETS, owner, f"there is no {kind} {name}")
 
-    # Pod Security, profile "restricted", and a little more
+    # Pod Security, profile "restricted", and more
 
     def restricted(self, pod):
         spec, owner = pod.spec, pod.owner
@@ -293,7 +316,7 @@ class Checker:
     # Variables and options of the programs
 
     def environment(self, pod, container):
-        """What a container's variables are, and check that they come from somewhere. None: not known here."""
+        """A container's variables; None for a value that only the cluster knows. Checks that their sources exist."""
         values = {}
         for source in container.get("envFrom", []):
             for field, kind in (("configMapRef", "ConfigMap"), ("secretRef", "Secret")):
@@ -311,7 +334,7 @@ class Checker:
         return values
 
     def users(self, kind, name):
-        """Commands of our programs that take all variables of a ConfigMap or Secret."""
+        """Commands of our programs that read a whole ConfigMap or Secret."""
         field = {"ConfigMap": "configMapRef", "Secret": "secretRef"}[kind]
         return {command_of(c) for p in self.pods for c in p.containers if program_of(c)
                 for s in c.get("envFrom", []) if s.get(field, {}).get("name") == name}
@@ -326,7 +349,7 @@ class Checker:
             option = argument.split("=", 1)[0]
             if option.startswith("-"):
                 self.need(self.programs.has_option(option, command), owner, f"`{command}` has no option {option}")
-        # What several commands share, each of them reads some of.
+        # Of shared variables, each command reads some.
         shared = {}
         for source in container.get("envFrom", []):
             for field, kind in (("configMapRef", "ConfigMap"), ("secretRef", "Secret")):
@@ -338,36 +361,38 @@ class Checker:
             known = any(self.programs.knows(variable, c) for c in shared.get(variable, {command}))
             self.need(known, owner, f"`{command}` reads no variable {variable}")
             if variable in self.programs.numeric and value:
-                self.need(value.isdigit(), owner, f"{variable}={value} is no number")
+                self.need(amount(value) is not None, owner, f"{variable}={value} is no number")
         drain = number(values, "DRAIN", 30)
         grace = pod.spec.get("terminationGracePeriodSeconds", 30)
         if self.programs.knows("DRAIN", command):
-            self.need(grace >= drain + GRACE, owner, f"is killed after {grace} s, while DRAIN is {drain}")
+            self.need(grace >= drain + self.programs.limits["hand_back_seconds"], owner, f"is killed after {grace} s, while DRAIN is {drain}")
         port = (values.get("METRICS_ADDR") or "").rpartition(":")[2]
         self.need(str(pod.ports.get("metrics")) == port, owner, f"METRICS_ADDR has port {port or 'none'}, the port metrics is another")
         if program_of(container) == "worker":
-            self.need(number(values, "TIMEOUT", 300) + drain <= LONGEST_JOB, owner, "TIMEOUT and DRAIN are more than a job may take")
+            longest = self.programs.limits["longest_job_seconds"]
+            self.need(number(values, "TIMEOUT", 300) + drain <= longest, owner, "TIMEOUT and DRAIN are more than a job may take")
             self.need("CONCURRENCY" in values, owner, "CONCURRENCY depends on the node's cores")
             self.scratch(pod, container, values)
-            needed = memory(values)
+            needed = self.programs.memory(values)
             try:
                 enough = quantity(container["resources"]["limits"]["memory"]) >= needed
             except (KeyError, ValueError):
-                enough = True  # Said already.
+                enough = True  # Reported by resources().
             self.need(enough, owner, f"one large repository ends all slots: the limit of memory is less than {needed}")
 
     def scratch(self, pod, container, values):
         mounts = {m["mountPath"]: m["name"] for m in container.get("volumeMounts", [])}
         volumes = {v["name"]: v for v in pod.spec.get("volumes", [])}
         volume = volumes.get(mounts.get(values.get("SCRATCH")), {}).get("emptyDir", {})
-        needed = number(values, "CONCURRENCY", 1) * (number(values, "MAX_FETCH_BYTES", 1 << 30) + INDEX_BYTES)
+        largest = number(values, "MAX_FETCH_BYTES", 1 << 30) + self.programs.limits["scratch_overhead_bytes"]
+        needed = number(values, "CONCURRENCY", 1) * largest
         try:
             fits = quantity(volume["sizeLimit"]) >= needed
         except (KeyError, ValueError):
             fits = False
         self.need(fits, pod.owner, f"there is no volume of {needed} bytes below SCRATCH: CONCURRENCY times the largest fetch")
 
-    # What points at pods
+    # Objects that select pods
 
     def services(self):
         for doc in self.of("Service"):
@@ -427,7 +452,7 @@ class Checker:
             held = any(forbidden.subnet_of(n) for n in excepted if n.version == forbidden.version)
             self.need(held, doc, f"lets out to {forbidden}")
 
-    # What scales
+    # Autoscaling
 
     def scaling(self):
         scalers = {}
@@ -455,7 +480,7 @@ class Checker:
 
     def scaled_object(self, doc, target):
         spec = doc["spec"]
-        self.need(spec.get("cooldownPeriod", 300) > LONGEST_RETRY, doc, "ends workers while jobs wait for a retry")
+        self.need(spec.get("cooldownPeriod", 300) > self.programs.limits["longest_retry_seconds"], doc, "ends workers while jobs wait for a retry")
         self.need(spec.get("minReplicaCount", 0) == 0, doc, "does not scale to zero")
         pod = next(p for p in self.pods if p.owner is target)
         prefix = self.environment(pod, pod.containers[-1]).get("QUEUE_PREFIX") or "repofleet"
@@ -472,7 +497,7 @@ class Checker:
             for secret in (authentication or {}).get("spec", {}).get("secretTargetRef", []):
                 self.reference(authentication, "Secret", secret["name"], secret["key"])
 
-    # What watches
+    # Monitoring
 
     def monitoring(self):
         for doc in self.of("PodMonitor"):
@@ -482,7 +507,7 @@ class Checker:
                 self.need(all(endpoint["port"] in p.ports for p in pods), doc, f"its pods have no port {endpoint['port']}")
         if self.of("PodMonitor") and self.rules is not None:
             self.need(self.of("PrometheusRule"), self.of("PodMonitor")[0], "there is no PrometheusRule: run prometheus-rule.sh")
-        # Which of our programs are told of a broker other than in a Secret made by hand.
+        # Which of our programs get a broker's address from anything but a Secret created by hand.
         told = {command_of(c): "BROKER_URL" in self.environment(p, c)
                 for p in self.pods for c in p.containers if program_of(c)}
         for doc in self.of("PrometheusRule"):
@@ -509,11 +534,14 @@ class Checker:
                 name = rule.get("onExitCodes", {}).get("containerName")
                 self.need(name is None or name in names, doc, f"podFailurePolicy: no container {name}")
             final = {c for r in rules if r["action"] == "FailJob" for c in r.get("onExitCodes", {}).get("values", [])}
-            self.need(75 in final, doc, "tries again for as long as another producer runs")
+            self.need(final == self.programs.final, doc, f"fails at once after {sorted(final)}, not after {sorted(self.programs.final)}")
+            ignored = {c["type"] for r in rules if r["action"] == "Ignore" for c in r.get("onPodConditions", [])}
+            self.need("DisruptionTarget" in ignored, doc, "an eviction spends a retry")
+            self.need(job.get("backoffLimit", 6) >= 6, doc, "does not survive half an hour without store or broker")
 
 
 def surge(deployment, replicas):
-    """How many pods more than `replicas` there may be during a roll-out."""
+    """Number of pods beyond `replicas` during a roll-out."""
     strategy = deployment["spec"].get("strategy", {})
     if strategy.get("type") == "Recreate":
         return 0
@@ -530,24 +558,18 @@ def command_of(container):
     return f"{program_of(container)} {container.get('args', [''])[0]}"
 
 
-def memory(values):
-    """What a worker needs with one slot at its limit and the others as usual."""
-    others = (number(values, "CONCURRENCY", 1) - 1) * USUAL_SLOT_BYTES
-    return number(values, "MAX_FETCH_BYTES", 1 << 30) + SLOT_BYTES + others + WORKER_BYTES
-
-
 def number(values, variable, default):
-    value = values.get(variable) or ""
-    return int(value) if value.isdigit() else default
+    value = amount(values.get(variable) or "")
+    return default if value is None else value
 
 
 def check_environment(text, programs):
-    """Problems of a file of NAME=value lines, of which those that are commented out count too."""
+    """Problems of a file of NAME=value lines. Lines that are commented out count too."""
     problems = []
     for name, value in re.findall(r"^#?([A-Z][A-Z0-9_]*)=(.*)$", text, re.M):
         if name not in programs.variables and name not in programs.anywhere:
             problems.append(f"no program reads {name}")
-        elif name in programs.numeric and value and not value.isdigit():
+        elif name in programs.numeric and value and amount(value) is None:
             problems.append(f"{name}={value} is no number")
     return problems
 
@@ -558,7 +580,7 @@ def seconds(text):
 
 
 def check_unit(name, text, programs, names):
-    """Problems of a unit, by its file's name; `names` are those of all units."""
+    """Problems of a unit; `names` are the file names of all units."""
     settings = {}
     for key, value in re.findall(r"^(\w+)=(.*)$", text, re.M):
         settings.setdefault(key, []).append(value)
@@ -573,19 +595,28 @@ def check_unit(name, text, programs, names):
                  if a.startswith("-") and not programs.has_option(a.split("=")[0], command)]
     values = dict(pair.split("=", 1) for line in settings.get("Environment", []) for pair in line.split())
     problems += [f"`{command}` reads no variable {v}" for v in values if not programs.knows(v, command)]
-    problems += [f"{v}={values[v]} is no number" for v in programs.numeric & values.keys() if not values[v].isdigit()]
-    if seconds(last.get("TimeoutStopSec", "90")) < number(values, "DRAIN", 30) + GRACE:
-        problems.append(f"is killed before DRAIN={number(values, 'DRAIN', 30)} is over")
+    problems += [f"{v}={values[v]} is no number" for v in programs.numeric & values.keys() if amount(values[v]) is None]
+    drain = number(values, "DRAIN", 30)
+    if seconds(last.get("TimeoutStopSec", "90")) < drain + programs.limits["hand_back_seconds"]:
+        problems.append(f"is killed before DRAIN={drain} is over")
     if last.get("KillMode") != "mixed":
         problems.append("SIGTERM would reach the slots as well: KillMode is not mixed")
-    if command.startswith("producer") and "75" not in last.get("SuccessExitStatus", "").split():
-        problems.append("counts it as a failure that another producer runs")
-    if "MemoryMax" not in last or quantity(last["MemoryMax"].replace("G", "Gi")) < memory(values):
-        problems.append(f"one large repository ends all slots: MemoryMax is less than {memory(values)}")
+    if last.get("Restart") != "on-failure":
+        problems.append("is not started again after a failure")
+    fine, final = (set(map(int, last.get(key, "").split())) for key in ("SuccessExitStatus", "RestartPreventExitStatus"))
+    if command.startswith("producer"):
+        if fine != {75}:
+            problems.append("counts something else as a success than that another producer runs")
+        if final | fine != programs.final:
+            problems.append(f"is not started again after {sorted(final)}, which is not {sorted(programs.final - fine)}")
+    elif fine or final != {2}:
+        problems.append("a worker is started again after every code but 2")
+    if "MemoryMax" not in last or quantity(last["MemoryMax"].replace("G", "Gi")) < programs.memory(values):
+        problems.append(f"one large repository ends all slots: MemoryMax is less than {programs.memory(values)}")
     return problems
 
 
-# The self-test: one small fault each, and a part of the sentence that has to be said of it.
+# The self-test: one small fault each, and part of the message it must cause.
 
 def find(docs, kind, name):
     return next(d for d in docs if d["kind"] == kind and d["metadata"]["name"].startswith(name))
@@ -605,6 +636,10 @@ def container_of(docs):
 
 def job_of(docs):
     return find(docs, "CronJob", "repofleet-producer")["spec"]
+
+
+def rules_of(docs):
+    return job_of(docs)["jobTemplate"]["spec"]["podFailurePolicy"]["rules"]
 
 
 def data_of(docs, name):
@@ -659,7 +694,7 @@ FAULTS = [
     ("variable", lambda d: put(data_of(d, "repofleet-worker"), "CONCURENCY", "4"), "reads no variable CONCURENCY"),
     ("another's variable", lambda d: put(data_of(d, "repofleet-worker"), "FEED", "x"), "reads no variable FEED"),
     ("shared variable", lambda d: put(data_of(d, "repofleet-"), "STORE", "x"), "reads no variable STORE"),
-    ("number", lambda d: put(data_of(d, "repofleet-worker"), "DRAIN", "60s"), "is no number"),
+    ("number", lambda d: put(data_of(d, "repofleet-worker"), "DRAIN", "soon"), "is no number"),
     ("option", lambda d: container_of(d)["args"].append("--feed=x"), "has no option --feed"),
     ("drain", lambda d: put(data_of(d, "repofleet-worker"), "DRAIN", "90"), "while DRAIN is 90"),
     ("long jobs", lambda d: put(data_of(d, "repofleet-worker"), "TIMEOUT", "1800"), "more than a job may take"),
@@ -681,7 +716,10 @@ FAULTS = [
     ("forbid", lambda d: put(job_of(d), "concurrencyPolicy", "Allow"), "two may run"),
     ("deadline", lambda d: drop(job_of(d)["jobTemplate"]["spec"], "activeDeadlineSeconds"), "has no deadline"),
     ("starting deadline", lambda d: drop(job_of(d), "startingDeadlineSeconds"), "no starting deadline"),
-    ("code 75", lambda d: job_of(d)["jobTemplate"]["spec"]["podFailurePolicy"]["rules"][-1]["onExitCodes"]["values"].remove(75), "as another producer runs"),
+    ("code 75", lambda d: rules_of(d)[-1]["onExitCodes"]["values"].remove(75), "fails at once after"),
+    ("code 69", lambda d: rules_of(d)[-1]["onExitCodes"]["values"].append(69), "fails at once after"),
+    ("eviction", lambda d: rules_of(d).pop(0), "spends a retry"),
+    ("retries", lambda d: put(job_of(d)["jobTemplate"]["spec"], "backoffLimit", 1), "does not survive"),
     ("surge", lambda d: put(worker(d)["spec"]["strategy"]["rollingUpdate"], "maxSurge", "4000%"), "over the clone budget"),
     ("clone budget", lambda d: put(worker(d)["metadata"]["annotations"], "repofleet/clone-budget", "7"), "over the clone budget"),
     ("scaler's target", lambda d: put(find(d, "ScaledObject", "")["spec"]["scaleTargetRef"], "name", "x"), "its target x"),
@@ -712,19 +750,21 @@ def self_test(overlays, programs):
             try:
                 spoil(broken)
             except StopIteration:
-                continue  # This overlay has no such thing.
+                continue  # This overlay has no such object.
             tried += 1
             found += any(expected in p for p in Checker(broken, programs, None).run())
         if not tried or found < tried:
             failed.append(f"{name}: found in {found} of {tried} overlays")
-    for text, expected in (("CONCURENCY=4\n", "no program reads"), ("#DRAIN=1m\n", "is no number")):
+    for text, expected in (("CONCURENCY=4\n", "no program reads"), ("#DRAIN=soon\n", "is no number")):
         if not any(expected in p for p in check_environment(text, programs)):
             failed.append(f"environment file: {text!r}")
     unit = (ROOT / "deploy/systemd/repofleet-producer.service").read_text()
     units = [("ExecStart=/usr/local/bin/producer run", "ExecStart=/usr/local/bin/producer run --fed=x", "has no option --fed"),
-             ("DRAIN=60", "DRAYN=60", "reads no variable DRAYN"), ("DRAIN=60", "DRAIN=1m", "is no number"),
+             ("DRAIN=60", "DRAYN=60", "reads no variable DRAYN"), ("DRAIN=60", "DRAIN=soon", "is no number"),
              ("TimeoutStopSec=90", "TimeoutStopSec=1min", "before DRAIN=60"), ("=mixed", "=control-group", "KillMode"),
-             ("SuccessExitStatus=75", "", "another producer runs"), ("MemoryMax=3G", "MemoryMax=1G", "MemoryMax is less")]
+             ("SuccessExitStatus=75", "", "another producer runs"), ("SuccessExitStatus=75", "SuccessExitStatus=75 143", "another producer runs"),
+             ("RestartPreventExitStatus=2 3 65", "RestartPreventExitStatus=2 65 69", "is not started again"),
+             ("Restart=on-failure", "", "after a failure"), ("MemoryMax=3G", "MemoryMax=1G", "MemoryMax is less")]
     for good, bad, expected in units:
         if good not in unit or not any(expected in p for p in check_unit("x.service", unit.replace(good, bad), programs, [])):
             failed.append(f"unit: {bad}")
@@ -736,10 +776,11 @@ def self_test(overlays, programs):
 
 
 def main(arguments):
-    programs = Programs((ROOT / "README.md").read_text(), (ROOT / ".env.example").read_text())
     mode = arguments.pop(0) if arguments and arguments[0].startswith("--") else None
     if not arguments or mode not in (None, "--environment", "--units", "--self-test"):
         raise SystemExit(__doc__)
+    manuals = {p: (ROOT / p / "README.md").read_text() for p in ("producer", "worker")}
+    programs = Programs(manuals, (ROOT / ".env.example").read_text(), limits_of_worker())
     if mode == "--environment":
         problems = [f"{f}: {p}" for f in arguments for p in check_environment(Path(f).read_text(), programs)]
     elif mode == "--units":

@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
-# Writes the PrometheusRule of the component `monitoring`: the rules of deploy/prometheus/alerts.yml,
-# which kustomize cannot reach from there, word for word.
+# Copies deploy/prometheus/alerts.yml, which kustomize cannot reach, into the PrometheusRule of the component `monitoring`.
 #
 # Usage: deploy/kubernetes/prometheus-rule.sh            writes it
-#        deploy/kubernetes/prometheus-rule.sh --check    fails where it is not up to date
+#        deploy/kubernetes/prometheus-rule.sh --check    fails if it is not up to date
 set -euo pipefail
 cd "$(dirname "$0")"
 alerts=../prometheus/alerts.yml
@@ -13,7 +12,7 @@ fail() { printf 'deploy/kubernetes/prometheus-rule.sh: %s\n' "$*" >&2; exit 1; }
 
 rule() {
     cat <<EOF
-# Written by prometheus-rule.sh from deploy/prometheus/alerts.yml: change that one.
+# Written by prometheus-rule.sh from deploy/prometheus/alerts.yml; edit that file.
 apiVersion: monitoring.coreos.com/v1
 kind: PrometheusRule
 metadata:
@@ -23,7 +22,7 @@ EOF
     sed 's/^\(.\)/  \1/' "$alerts"
 }
 
-[ -e "$alerts" ] || fail "there is no deploy/prometheus/alerts.yml to write it from"
+[ -e "$alerts" ] || fail "deploy/prometheus/alerts.yml is missing"
 case "${1:-}" in
 --check)
     stale="$component is not up to date: run deploy/kubernetes/prometheus-rule.sh"
@@ -35,5 +34,5 @@ case "${1:-}" in
     grep -qxF '  - prometheusrule.yaml' "$component/kustomization.yaml" ||
         sed -i 's/^  - podmonitor.yaml$/&\n  - prometheusrule.yaml/' "$component/kustomization.yaml"
     ;;
-*) fail "what is $1?" ;;
+*) fail "unknown argument $1" ;;
 esac

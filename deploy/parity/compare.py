@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compares our digests with gitingest's, on real repositories.
+"""Compares our digests with gitingest's on real repositories.
 
 Takes bare repositories ROOT/{owner}/{name}.git, all of them or those named, and prints for each
 whether the two texts are equal, or where they first differ. Neither text is cut. Exit code 1 if a
@@ -29,7 +29,7 @@ def git(repository, *arguments):
 
 
 def excuse(repository, text, ordered):
-    """Why gitingest's text may be different another time, if it may."""
+    """Why gitingest may not reproduce its text; None if it does."""
     files = re.search(rb"^Files analyzed: (\d+)$", text, re.MULTILINE)
     if files and int(files[1]) >= MAX_FILES:
         return f"{int(files[1])} files"
@@ -65,8 +65,8 @@ def main():
     parser.add_argument(
         "--ordered",
         action="store_true",
-        help="hold gitingest to one order of its patterns, the one that our documentation fixes, "
-        "so that `!` lines are no excuse",
+        help="fix the order of gitingest's patterns to ours (worker/README.md), "
+        "so that `!` lines are not an excuse",
     )
     parser.add_argument("--keep", type=Path, help="keep the texts in this directory")
     reference.token_table_argument(parser)
@@ -89,7 +89,7 @@ def main():
             subprocess.run([*command, "-o", str(ours)], check=True)
             between = os.times()
             size = (10 << 20) if arguments.gitingest_limits else (512 << 10)
-            # A process of its own: gitingest takes gigabytes on the larger ones.
+            # In a process of its own: gitingest takes gigabytes on large repositories.
             script = [sys.executable, reference.__file__, str(root), name, str(theirs)]
             script += ["--max-file-size", str(size), "--token-table", str(arguments.token_table)]
             script += ["--ordered"] if arguments.ordered else []

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the expected texts of the parity fixtures, by the real gitingest.
+"""Makes the expected texts of the parity fixtures with the real gitingest.
 
     cargo run -p worker --example fixtures -- DIR
     pip install gitingest==0.3.1
@@ -12,8 +12,7 @@ and, for those named in VARIANTS,
     NAME.10m.txt        files up to 10 MiB, gitingest's own limit
     NAME.local.txt      gitingest's local form, made of a clone, as `cd NAME; gitingest .` makes it
 Of those with a reason it writes NAME.txt and NAME.cut-600.txt only where ORDERED names them: there
-gitingest runs with its patterns in a list, in the order that our documentation fixes, instead of a
-set. The others' texts are written by hand and left alone.
+gitingest runs with its patterns in a list, in our order (worker/README.md), instead of a set. The others' texts are written by hand and left alone.
 """
 
 import argparse
@@ -35,7 +34,7 @@ def whole(summary, tree, content):
 
 
 def cut(summary, tree, content, limit):
-    """The text cut at `limit` bytes, with a token count for what remains of tree and content."""
+    """The text cut at `limit` bytes, with the token count of the rest of tree and content."""
     if len(whole(summary, tree, content)) <= limit:
         return whole(summary, tree, content)
     from gitingest.output_formatter import _format_token_count
@@ -53,7 +52,7 @@ def cut(summary, tree, content, limit):
 
 
 def local(repository, name):
-    """gitingest in a clone of the repository."""
+    """Runs gitingest in a clone of the repository."""
     from gitingest import ingest
 
     before = Path.cwd()

@@ -1,4 +1,4 @@
-"""Runs the real gitingest, unchanged but for one check, on bare repositories of this machine.
+"""Runs the real gitingest, with one check disabled, on local bare repositories.
 
 Needs `pip install gitingest==0.3.1` in the Python that runs it, and git. Nothing is downloaded:
 gitingest is given https://github.com/{owner}/{name}, git is told to find that below a directory
@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Before gitingest is imported: it asks for the locale's encoding, and prints its name.
+# Before gitingest is imported: it reads the locale's encoding, and prints its name.
 os.environ["LC_ALL"] = "C.UTF-8"
 os.environ["LOG_LEVEL"] = "CRITICAL"
 
@@ -35,8 +35,7 @@ def token_table_argument(parser):
 class Gitingest:
     """gitingest, looking at the repositories ROOT/{owner}/{name}.git.
 
-    With `ordered`, its patterns are in a list instead of a set, in the order that our documentation
-    fixes: defaults, .gitignore files in path order, .gitingestignore files in path order. That is
+    With `ordered`, its patterns are in a list instead of a set, in our order: defaults, .gitignore files in path order, .gitingestignore files in path order. That is
     one of the orders that the set may have.
     """
 
@@ -107,7 +106,7 @@ class Gitingest:
         ingestion._should_exclude = excluded
 
     def ingest(self, owner, name, max_file_size):
-        """Gives (summary, tree, content)."""
+        """Returns (summary, tree, content)."""
         from gitingest import ingest, output_formatter
 
         summary, tree, content = ingest(
@@ -117,14 +116,14 @@ class Gitingest:
             sys.exit(f"gitingest could not count the tokens of {owner}/{name}")
         without_path = TEMPORARY_PATH.sub("", content)
         if without_path != content:
-            # The tokens of the random path are no part of what can be compared.
+            # The random path's tokens cannot be compared.
             figure = output_formatter._format_token_count(tree + without_path)
             summary = f"{summary.rpartition(' ')[0]} {figure}"
         return summary, tree, without_path
 
 
 def use_token_table(path):
-    """Makes tiktoken read the table from `path`; it checks the digest itself."""
+    """Makes tiktoken read the table from `path`; tiktoken checks its hash."""
     import tiktoken.load
 
     data = path.read_bytes()

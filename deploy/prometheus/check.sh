@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Checks configuration, alerts (each fires in alerts_test.yml) and every expression of the dashboard.
+# Checks the configuration, the alerts (each fires in alerts_test.yml) and every expression of the dashboard.
 #
 # Usage: deploy/prometheus/check.sh                          needs promtool and python3, no server
-#        deploy/prometheus/check.sh http://localhost:9090    needs python3; asks that Prometheus each expression
-#                                                            of the dashboard: none may come back empty
+#        deploy/prometheus/check.sh http://localhost:9090    needs python3; evaluates each expression of the dashboard
+#                                                            in that Prometheus: none may return nothing
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -24,7 +24,7 @@ if [ $# = 0 ]; then
     "$promtool" test rules alerts_test.yml
 fi
 
-# What Grafana puts in by itself is put in here.
+# Replaces the variables that Grafana fills in.
 expressions=$(mktemp --suffix=.yml)
 trap 'rm -f "$expressions"' EXIT
 python3 - ../grafana/dashboard.json "$expressions" alerts.yml alerts_test.yml "$@" <<'PYTHON'
@@ -41,7 +41,7 @@ def look(panel):
         for name, value in VARIABLES.items():
             expr = expr.replace(name, value)
         if "$" in expr:
-            sys.exit(f"{dashboard}: {panel['title']}: a variable that is not known here: {expr}")
+            sys.exit(f"{dashboard}: {panel['title']}: unknown variable: {expr}")
         found.append((panel["title"], expr))
     for inner in panel.get("panels", []):
         look(inner)
@@ -49,7 +49,7 @@ def look(panel):
 for panel in json.load(open(dashboard))["panels"]:
     look(panel)
 if not found:
-    sys.exit(f"{dashboard} asks for nothing")
+    sys.exit(f"{dashboard} has no expressions")
 with open(rules, "w") as file:
     rule = lambda n, expr: {"record": f"dashboard:{n}", "expr": expr}
     group = {"name": "dashboard", "rules": [rule(n, expr) for n, (_, expr) in enumerate(found)]}
@@ -65,16 +65,16 @@ if server:
                 if not json.load(answer)["data"]["result"]:
                     empty.append(f"{title}: {expr}")
         except (OSError, ValueError, KeyError) as error:
-            sys.exit(f"{server[0]} does not answer like a Prometheus: {error}\nIts address is needed, such as http://localhost:9090")
+            sys.exit(f"{server[0]} does not answer like a Prometheus: {error}\nGive its address, such as http://localhost:9090")
     if empty:
-        sys.exit("nothing came back for\n" + "\n".join(empty))
-    print(f"{server[0]}: something came back for each of them")
+        sys.exit("nothing returned by\n" + "\n".join(empty))
+    print(f"{server[0]}: each of them returns something")
     sys.exit()
 
-# An alert without a test is one that nobody has seen fire.
+# Each alert has a test in which it fires.
 fired = set(re.findall(r'alertname="(\w+)"', open(tests).read()))
 named = set(re.findall(r"alert: (\w+)", open(alerts).read()))
 if named != fired:
-    sys.exit(f"{tests} does not have fire: {sorted(named ^ fired)}")
+    sys.exit(f"{tests} does not test: {sorted(named ^ fired)}")
 PYTHON
 [ $# != 0 ] || "$promtool" check rules "$expressions"

@@ -8,14 +8,14 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use common::exit;
 use common::shutdown::Shutdown;
-use common::telemetry::LogConfig;
+use common::telemetry::logs::LogConfig;
 use tracing::warn;
 
 use crate::dead::DeadConfig;
 use crate::observe::ObserveConfig;
-use crate::report::Bar;
 use crate::run::RunConfig;
 use crate::status::StatusConfig;
+use crate::terminal::bar::Bar;
 
 /// Turns a feed of git repositories into an always-fresh store of digests.
 #[derive(Debug, Parser)]
@@ -27,7 +27,7 @@ pub struct Cli {
     command: Command,
 }
 
-/// How long something may take to end that was told to.
+/// How long ending may take after a second signal.
 const GRACE: Duration = Duration::from_secs(3);
 
 const AFTER_HELP: &str = "\
@@ -36,15 +36,17 @@ say how to reach a store in a bucket; .env.example lists them. A proxy (HTTPS_PR
 for the feed, the cache API and a bucket: repositories are fetched directly.
 
 Exit codes:
-  0    the run closed, failed repositories included; or it was stopped by SIGTERM
+  0    the run closed, and no more repositories failed than --max-failures allows
   1    a fault of this program
   2    the command line is wrong
-  65   the feed is not a JSON array, or too large; nothing was touched
-  69   feed, broker or store cannot be reached (at the start a broker is waited for five
-       minutes long; one that goes away later, for as long as it takes), a disk stayed full, or --metrics-addr is taken
+  3    the run closed, but more repositories failed than --max-failures allows
+  65   the feed is not a JSON array, too large, empty, or without a usable entry; nothing was touched
+  69   store, broker or disk could not be used for longer than --patience, the feed could not be
+       fetched, or --metrics-addr is taken
   70   the run did not close
   75   another run is at work on the same folder, or another producer on the same queues
-  130  stopped by SIGINT";
+  130  SIGINT stopped the run and left jobs open
+  143  SIGTERM stopped the run and left jobs open";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -91,12 +93,14 @@ Members of --json; null is not known, or no longer to the point:
                         producer was killed, nobody can tell: it counts as running.
   source                ledger (now) or summary (as the producer left it)
   total_repos = cached + processed + failed + open; cache_hit_rate (percent), adopted
-  unchanged, superseded (both within processed), failures_by_class
+  unmoved, unchanged, superseded (all within processed), failed_before (within failed),
+  failures_by_class
   outcomes_per_minute (over the last 5), eta_seconds
   oldest_open_repo, oldest_open_seconds
   waiting, waiting_retry, dead_letters     of all runs on this broker
   in_work_or_lost       open jobs beyond those that wait
-  workers_connected, workers_seen (with an outcome within the last minute)
+  workers_connected, workers_seen (a record within the last minute)
+  paused [{reason, workers}], hosts_paused [{host, until}]: why workers wait
   notes                 sentences about what limits these numbers
 
 Exit codes:
@@ -185,13 +189,13 @@ impl Cli {
             code = asked => code,
             () = overdue(&shutdown) => {
                 warn!(operation = "shutdown", "something hangs; leaving it as it is");
-                Ok(shutdown.code())
+                Ok(shutdown.unfinished())
             }
         }
     }
 }
 
-/// Returns when a second signal has come and things should have ended since.
+/// Returns once a second signal has come and [`GRACE`] has passed.
 async fn overdue(shutdown: &Shutdown) {
     shutdown.hard.cancelled().await;
     tokio::time::sleep(GRACE).await;

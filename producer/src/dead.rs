@@ -1,20 +1,27 @@
-//! Dead letters: what was given up, looked at, tried again, or removed.
+//! `producer dead`: lists, shows, replays and removes dead letters.
 //!
-//! [`filter`] says which ones are meant, `fate` why they are here.
+//! [`filter`] says which ones are meant; the view of a letter's run says why it is here.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io;
+use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use common::broker::{BrokerConfig, DeadLetter, SharedBroker};
+use common::broker::config::BrokerConfig;
+use common::broker::{DeadLetter, Position, SharedBroker};
 use common::exit::{self, ExitError};
 use common::fault::{Fault, FaultKind};
+use common::ids::RunId;
 use common::job::{Job, WIRE_VERSION};
-use common::run::{RunId, thousands, words};
+use common::outcome::Outcome;
+use common::run::documents::{ExpectedJob, JobList};
+use common::run::view::RunView;
 use common::shutdown::Shutdown;
-use common::telemetry::printable;
+use common::text::printable;
+use common::text::{counted, format_duration, thousands};
 use futures::StreamExt;
 use futures::stream;
 use serde::Serialize;
@@ -22,16 +29,14 @@ use time::OffsetDateTime;
 use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
-use self::fate::{Fate, age, fates};
 use self::filter::{LetterFilter, said};
-use crate::status::page::cut;
-use crate::status::{print, screen, unanswered, unless_closed};
+use crate::status::{history, unanswered, unless_closed};
+use crate::terminal::table::table;
+use crate::terminal::{print, width};
 
 pub mod filter;
 
-mod fate;
-
-/// How long to wait for a broker that is away: a person waits too.
+/// How long to wait for the broker: a person waits too.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What to do with dead letters.
@@ -45,15 +50,15 @@ pub struct DeadConfig {
 enum DeadCommand {
     /// List them, the oldest first.
     List(ListConfig),
-    /// Show all that is known about one.
+    /// Show one with its message.
     Show(ShowConfig),
-    /// Enqueue their jobs again, as new ones.
+    /// Queue their jobs again, as new ones.
     #[command(after_long_help = "\
 Each job becomes a fresh message of attempt 0, of a new run that the command names first; `producer
-status RUN` shows what of it has been replayed so far. It says which letter it is a replay of. Its
-worker looks at the store first, as ever, so what was digested meanwhile is not digested again,
-unless its run had --force. A letter is removed once its job is safely enqueued: whatever dies in
-between, a job comes twice rather than never.")]
+status RUN` shows its progress. The message names the letter that it replays. The worker looks at the
+store first, so a repository that was digested meanwhile is not digested again, unless its run had
+--force. A letter is removed after the broker has confirmed its job: after a crash in between, a job
+comes twice rather than never.")]
     Replay(ReplayConfig),
     /// Remove them for good.
     Purge(PurgeConfig),
@@ -62,7 +67,7 @@ between, a job comes twice rather than never.")]
 #[derive(Args, Clone, Debug)]
 struct ListConfig {
     /// Print one JSON object a line: id, repo, pushed_at, run, age_seconds, class, message,
-    /// attempt, url, replay_of.
+    /// attempt, url, replay_of, and payload of a message that holds no job.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -81,11 +86,11 @@ struct ShowConfig {
 
 #[derive(Args, Clone, Debug)]
 struct ReplayConfig {
-    /// Say what would be replayed, and do nothing.
+    /// Print what would be replayed, without doing it.
     #[arg(long)]
     dry_run: bool,
-    /// At most so many a second, evenly. RabbitMQ takes letters back after half an hour: what is
-    /// left then stays for the next call.
+    /// At most this many a second, evenly spaced. RabbitMQ takes letters back after half an hour;
+    /// replay the rest with another call.
     #[arg(long, value_name = "N", value_parser = parse_rate)]
     rate: Option<f64>,
     #[command(flatten)]
@@ -96,10 +101,10 @@ struct ReplayConfig {
 
 #[derive(Args, Clone, Debug)]
 struct PurgeConfig {
-    /// Say what would be removed, and do nothing.
+    /// Print what would be removed, without doing it.
     #[arg(long)]
     dry_run: bool,
-    /// Yes, remove them for good.
+    /// Confirm that they are removed for good.
     #[arg(long)]
     yes: bool,
     #[command(flatten)]
@@ -117,11 +122,11 @@ fn parse_rate(text: &str) -> Result<f64, &'static str> {
 }
 
 impl DeadConfig {
-    /// Does it, and gives the exit code.
+    /// Runs the command; returns the exit code.
     ///
     /// # Errors
-    /// [`exit::USAGE`] where no broker is named, or no letter is the one that is to be shown;
-    /// [`exit::UNAVAILABLE`] where the broker cannot be reached.
+    /// [`exit::USAGE`] if no broker is named, or there is no such letter to show;
+    /// [`exit::UNAVAILABLE`] if the broker cannot be reached.
     pub async fn run(&self, shutdown: &Shutdown) -> Result<u8> {
         if let DeadCommand::Purge(config) = &self.command
             && !config.yes
@@ -140,7 +145,7 @@ impl DeadConfig {
             DeadCommand::Replay(config) => replay(config, &connected, shutdown).await,
             DeadCommand::Purge(config) => purge(config, &connected, shutdown).await,
         };
-        // What was not removed goes back.
+        // Letters that were not removed go back to the queue.
         connected.close().await;
         unless_closed(done)
     }
@@ -159,40 +164,40 @@ impl DeadConfig {
     }
 }
 
-/// A letter, and why it is one.
+/// A letter and why it is here.
 #[derive(Debug)]
 struct Known {
     letter: DeadLetter,
-    fate: Fate,
+    cause: Cause,
 }
 
 /// The letters that were asked for.
 #[derive(Debug, Default)]
 struct Taken {
     letters: Vec<Known>,
-    /// Those that were asked for or not.
+    /// How many were looked at.
     all: usize,
-    /// Those that were asked for and left out, since they are no jobs.
+    /// How many fit but were left out, as they hold no job.
     no_jobs: usize,
 }
 
-/// What is taken of the letters that fit.
+/// Which of the letters that fit are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum What {
     All,
-    /// Only what can be replayed.
+    /// Only those that can be replayed.
     Jobs,
 }
 
-/// Whether the ledger is to be asked why letters are what they are.
+/// Whether to look up in the ledger why letters are here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Why {
     Ask,
-    /// Only where the filter needs it.
+    /// Only if the filter needs it.
     IfNeeded,
 }
 
-/// Takes the letters that fit; `None` where a signal came first.
+/// Takes the letters that fit; `None` if a signal came first.
 async fn take(
     broker: &SharedBroker,
     filter: &LetterFilter,
@@ -213,33 +218,32 @@ async fn take_now(
     why: Why,
 ) -> Result<Taken, ExitError> {
     let now = OffsetDateTime::now_utc();
-    let (mut letters, mut all) = (Vec::new(), 0);
-    let mut stream = broker.dead_letters().await.map_err(unavailable)?;
-    while let Some(letter) = stream.next().await {
-        let letter = letter.map_err(unavailable)?;
-        all += 1;
-        if filter.fits(&letter, now) {
-            letters.push(letter);
-        }
-    }
-    // Looking at letters changes their order in the queue.
-    letters.sort_by(|a, b| (a.at, &a.id).cmp(&(b.at, &b.id)));
     let mut no_jobs = 0;
     let mut is_wanted = |letter: &DeadLetter| {
         let wanted = what == What::All || letter.job.is_ok();
         no_jobs += usize::from(!wanted);
         wanted
     };
-    // The class is looked up first where it decides.
-    if !filter.asks_for_class() {
-        letters.retain(&mut is_wanted);
-        letters.truncate(filter.limit());
+    // Each letter is asked for, so none beyond the limit is taken. If the class decides, the ledger
+    // is read first, once for all.
+    let (by_class, limit) = (filter.asks_for_class(), filter.limit());
+    let (mut letters, mut all) = (Vec::new(), 0);
+    let mut stream = broker.dead_letters().await.map_err(unavailable)?;
+    while (by_class || letters.len() < limit)
+        && let Some(letter) = stream.next().await
+    {
+        let letter = letter.map_err(unavailable)?;
+        all += 1;
+        if filter.fits(&letter, now) && (by_class || is_wanted(&letter)) {
+            letters.push(letter);
+        }
     }
+    letters.sort_by(|a, b| (a.at, &a.id).cmp(&(b.at, &b.id)));
     let mut known = HashMap::new();
-    if why == Why::Ask || filter.asks_for_class() {
-        match fates(broker, &letters).await {
-            Ok(fates) => known = fates,
-            Err(fault) if filter.asks_for_class() => return Err(unavailable(fault)),
+    if why == Why::Ask || by_class {
+        match views(broker, &letters).await {
+            Ok(views) => known = views,
+            Err(fault) if by_class => return Err(unavailable(fault)),
             Err(fault) => warn!(
                 operation = "dead",
                 "why they are here is not known: {fault}"
@@ -247,21 +251,96 @@ async fn take_now(
         }
     }
     let letters = letters.into_iter().map(|letter| Known {
-        // Several may have the same id.
-        fate: known
-            .get(&letter.id)
-            .cloned()
-            .unwrap_or_else(|| Fate::unknown(&letter)),
+        cause: Cause::of(&letter, &known),
         letter,
     });
-    let letters = letters.filter(|known| filter.takes_class(known.fate.class));
-    let mut letters: Vec<_> = letters.filter(|known| is_wanted(&known.letter)).collect();
-    letters.truncate(filter.limit());
+    let mut letters: Vec<_> = letters
+        .filter(|known| filter.takes_class(known.cause.class))
+        .filter(|known| !by_class || is_wanted(&known.letter))
+        .collect();
+    letters.truncate(limit);
     Ok(Taken {
         letters,
         all,
         no_jobs,
     })
+}
+
+/// Reads what the ledger says of the letters' runs.
+///
+/// # Errors
+/// If it cannot be read.
+async fn views(
+    broker: &SharedBroker,
+    letters: &[DeadLetter],
+) -> Result<HashMap<RunId, RunView>, Fault> {
+    let mut lists: HashMap<_, Vec<_>> = HashMap::new();
+    for (run, key) in letters.iter().filter_map(said) {
+        let adopted_from = Vec::new();
+        let job = ExpectedJob { key, adopted_from };
+        lists.entry(run).or_default().push(job);
+    }
+    let views = lists.into_iter().map(|(run, jobs)| {
+        let list = JobList {
+            version: JobList::VERSION,
+            invalid: Vec::new(),
+            jobs,
+        };
+        (run.clone(), RunView::new(run, None, Some(list)))
+    });
+    let mut views: HashMap<_, _> = views.collect();
+    if views.is_empty() {
+        return Ok(views);
+    }
+    // What happened to a job comes after it was queued. A letter that does not say when is less
+    // than any that does.
+    let named = letters.iter().filter(|letter| said(letter).is_some());
+    let oldest = named.map(|letter| letter.at).min().flatten();
+    let oldest = oldest.map_or(Position::Start, Position::Since);
+    let mut history = pin!(history(broker, oldest).await?);
+    while let Some(entry) = history.next().await {
+        let entry = entry?;
+        if let Some(view) = entry.event.run().and_then(|run| views.get_mut(run)) {
+            view.apply(&entry);
+        }
+    }
+    Ok(views)
+}
+
+/// Why a letter is here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Cause {
+    /// The class of the job's failure; `None` if it did not fail, or nobody knows.
+    class: Option<FaultKind>,
+    /// Why, for a person.
+    message: String,
+}
+
+impl Cause {
+    fn of(letter: &DeadLetter, views: &HashMap<RunId, RunView>) -> Self {
+        let settled = said(letter).and_then(|(run, key)| views.get(&run)?.settled(&key));
+        let (class, message) = match settled {
+            Some(settled) => match settled.outcome {
+                Outcome::Failed(class) => (Some(class), settled.message.clone()),
+                done => {
+                    let done =
+                        format!("it has its outcome, {done}: only its end was not acknowledged");
+                    (None, done)
+                }
+            },
+            None if letter.job.is_ok() => (None, "the ledger does not say why".to_owned()),
+            None => {
+                let why = "the message holds no job that this version can read";
+                (Some(FaultKind::Poison), why.to_owned())
+            }
+        };
+        Self { class, message }
+    }
+}
+
+/// Returns how long ago `at` was, in whole seconds.
+fn age(at: Option<OffsetDateTime>, now: OffsetDateTime) -> Option<u64> {
+    (now - at?).whole_seconds().try_into().ok()
 }
 
 /// A letter as `producer dead list --json` prints it.
@@ -277,11 +356,13 @@ struct Shown<'a> {
     attempt: u32,
     url: Option<&'a str>,
     replay_of: Option<&'a str>,
+    /// The message as it was sent, if it holds no job.
+    payload: Option<Cow<'a, str>>,
 }
 
 impl Known {
     fn shown(&self, now: OffsetDateTime) -> Shown<'_> {
-        let Self { letter, fate } = self;
+        let Self { letter, cause } = self;
         let (run, key) = said(letter).unzip();
         let job = letter.job.as_ref().ok();
         Shown {
@@ -290,36 +371,29 @@ impl Known {
             pushed_at: key.as_ref().map(|key| key.pushed_at.to_string()),
             run: run.map(|run| run.to_string()),
             age_seconds: age(letter.at, now),
-            class: fate.class,
-            message: &fate.message,
+            class: cause.class,
+            message: &cause.message,
             attempt: letter.attempt,
             url: job.map(|job| job.url.as_str()),
             replay_of: job.and_then(|job| job.replay_of.as_deref()),
+            payload: job
+                .is_none()
+                .then(|| String::from_utf8_lossy(&letter.payload)),
         }
     }
 
-    /// The id, for a person.
-    fn id(&self) -> String {
-        match self.letter.id.as_str() {
-            "" => "(no id)".to_owned(),
-            id => printable(id),
-        }
-    }
-
-    fn class(&self) -> &'static str {
-        self.fate.class.map_or("-", FaultKind::as_str)
+    fn class(&self) -> &str {
+        self.cause
+            .class
+            .as_ref()
+            .map_or("-", |class| class.as_ref())
     }
 
     fn age(&self, now: OffsetDateTime) -> String {
-        age(self.letter.at, now).map_or_else(|| "-".to_owned(), long)
-    }
-}
-
-/// Days too: dead letters get old.
-fn long(seconds: u64) -> String {
-    match seconds / (24 * 3600) {
-        0 | 1 => words(Duration::from_secs(seconds)),
-        days => format!("{days}d"),
+        age(self.letter.at, now).map_or_else(
+            || "-".to_owned(),
+            |age| format_duration(Duration::from_secs(age)),
+        )
     }
 }
 
@@ -336,7 +410,7 @@ async fn list(config: &ListConfig, broker: &SharedBroker, shutdown: &Shutdown) -
         print(&lines)?;
         return Ok(exit::OK);
     }
-    print(&table(&taken.letters, now, screen::width()))?;
+    print_table(&taken.letters, now)?;
     let count = thousands(taken.letters.len() as u64);
     match (taken.letters.len(), taken.all) {
         (_, 0) => say("no dead letters")?,
@@ -351,31 +425,18 @@ fn say(sentence: &str) -> io::Result<()> {
     print(&(printable(sentence) + "\n"))
 }
 
-fn table(letters: &[Known], now: OffsetDateTime, width: usize) -> String {
-    if letters.is_empty() {
-        return String::new();
-    }
-    let head = ["AGE", "CLASS", "ID", "MESSAGE"].map(str::to_owned);
+fn print_table(letters: &[Known], now: OffsetDateTime) -> io::Result<()> {
     let rows = letters.iter().map(|known| {
-        let message = printable(&known.fate.message);
+        let message = printable(&known.cause.message);
         [
             known.age(now),
             known.class().to_owned(),
-            known.id(),
+            printable(&known.letter.id),
             message,
         ]
     });
-    let rows: Vec<_> = std::iter::once(head).chain(rows).collect();
-    let widest = |column: usize| {
-        let widths = rows.iter().map(|row| row[column].chars().count());
-        widths.max().unwrap_or(0)
-    };
-    let [ages, classes, ids] = [0, 1, 2].map(widest);
-    let lines = rows.iter().map(|[age, class, id, message]| {
-        let line = format!("{age:<ages$}  {class:<classes$}  {id:<ids$}  {message}");
-        cut(line.trim_end(), width) + "\n"
-    });
-    lines.collect()
+    let heads = ["AGE", "CLASS", "ID", "MESSAGE"];
+    print(&table(heads, rows.collect(), width()))
 }
 
 async fn show(config: &ShowConfig, broker: &SharedBroker, shutdown: &Shutdown) -> Result<u8> {
@@ -412,10 +473,14 @@ fn details(known: &Known, now: OffsetDateTime) -> String {
     let shown = known.shown(now);
     let content = match &known.letter.job {
         Ok(job) => String::from_utf8_lossy(&job.encode()).into_owned(),
-        Err(what) => format!("no job that this version can read, so it cannot be replayed: {what}"),
+        Err(why) => format!(
+            "no job that this version can read, so it cannot be replayed: {} bytes, {:?}: {why}",
+            known.letter.payload.len(),
+            String::from_utf8_lossy(&known.letter.payload)
+        ),
     };
     let facts = [
-        ("id", Some(known.id())),
+        ("id", Some(known.letter.id.clone())),
         ("repository", shown.repo),
         ("pushed at", shown.pushed_at),
         ("run", shown.run),
@@ -423,7 +488,9 @@ fn details(known: &Known, now: OffsetDateTime) -> String {
         ("url", shown.url.map(str::to_owned)),
         (
             "enqueued",
-            shown.age_seconds.map(|age| format!("{} ago", long(age))),
+            shown
+                .age_seconds
+                .map(|age| format!("{} ago", format_duration(Duration::from_secs(age)))),
         ),
         ("attempt", Some(shown.attempt.to_string())),
         ("class", Some(known.class().to_owned())),
@@ -449,7 +516,7 @@ async fn replay(config: &ReplayConfig, broker: &SharedBroker, shutdown: &Shutdow
     };
     if config.dry_run {
         let now = OffsetDateTime::now_utc();
-        print(&table(&taken.letters, now, screen::width()))?;
+        print_table(&taken.letters, now)?;
         let left = not_jobs(taken.no_jobs);
         say(&format!(
             "{} would be replayed{left}",
@@ -459,7 +526,7 @@ async fn replay(config: &ReplayConfig, broker: &SharedBroker, shutdown: &Shutdow
     }
     let (run, planned) = (RunId::new(), taken.letters.len());
     if planned > 0 {
-        // Beforehand: it may take long, and nobody else knows the run of a replay that is killed.
+        // Beforehand: if this process is killed, the log still names the run.
         info!(
             operation = "replay",
             run_id = run.as_str(),
@@ -467,43 +534,40 @@ async fn replay(config: &ReplayConfig, broker: &SharedBroker, shutdown: &Shutdow
             letters(planned)
         );
     }
-    let (done, ended) = replay_each(config.rate, broker, taken.letters, &run, shutdown).await;
+    let replay = async |letter| replay_one(broker, letter, &run).await;
+    let (done, ended) = each(taken.letters, config.rate, shutdown, replay).await;
     let mut sentence = format!("{} replayed", letters(done));
-    // The job of the one that failed may have been enqueued.
+    // After an error the last job may have been queued.
     if done > 0 || ended.is_err() {
         sentence += &format!(" as run {run}");
     }
-    if done < planned {
-        sentence += &format!(", {} left (stopped before)", planned - done);
-    }
+    sentence += &not_done(planned - done);
     let said = say(&(sentence + &not_jobs(taken.no_jobs)));
-    // Also where nobody reads what was said.
     ended.map_err(unavailable)?;
     said?;
     Ok(ended_with(done < planned, shutdown))
 }
 
-/// `shutdown`'s code where it was `stopped` by a signal.
 fn ended_with(stopped: bool, shutdown: &Shutdown) -> u8 {
     if stopped { shutdown.code() } else { exit::OK }
 }
 
-/// How many were replayed, and whether that ended with an error.
-async fn replay_each(
+/// Does something with one letter after the other, until a signal or an error; returns with how
+/// many it succeeded.
+async fn each(
+    letters: Vec<Known>,
     rate: Option<f64>,
-    broker: &SharedBroker,
-    jobs: Vec<Known>,
-    run: &RunId,
     shutdown: &Shutdown,
+    mut act: impl AsyncFnMut(DeadLetter) -> Result<(), Fault>,
 ) -> (usize, Result<(), Fault>) {
     let mut pace = rate.map(|rate| {
         let mut pace = tokio::time::interval(Duration::from_secs_f64(1.0 / rate));
-        // What was late does not come in a burst.
+        // No bursts after a delay.
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         pace
     });
     let mut done = 0;
-    for known in jobs {
+    for known in letters {
         if let Some(pace) = &mut pace {
             tokio::select! {
                 _ = pace.tick() => {}
@@ -511,9 +575,9 @@ async fn replay_each(
             }
         }
         if shutdown.soft.is_cancelled() {
-            return (done, Ok(()));
+            break;
         }
-        if let Err(fault) = replay_one(broker, known.letter, run).await {
+        if let Err(fault) = act(known.letter).await {
             return (done, Err(fault));
         }
         done += 1;
@@ -534,7 +598,7 @@ async fn replay_one(broker: &SharedBroker, letter: DeadLetter, run: &RunId) -> R
     broker.enqueue(stream::iter([job]).boxed()).await?;
     letter.remove().await.map_err(|fault| {
         Fault::infra(format!(
-            "one job was enqueued whose letter could not be removed, so a second replay would enqueue it again, which does no harm: {fault}"
+            "a job was queued, but its letter could not be removed: replaying it again would queue the job twice, which does no harm: {fault}"
         ))
     })
 }
@@ -551,37 +615,28 @@ async fn purge(config: &PurgeConfig, broker: &SharedBroker, shutdown: &Shutdown)
     let planned = taken.letters.len();
     if config.dry_run {
         let now = OffsetDateTime::now_utc();
-        print(&table(&taken.letters, now, screen::width()))?;
+        print_table(&taken.letters, now)?;
         say(&format!("{} would be removed", letters(planned)))?;
         return Ok(exit::OK);
     }
-    let (mut done, mut ended) = (0, Ok(()));
-    for known in taken.letters {
-        if shutdown.soft.is_cancelled() {
-            break;
-        }
-        ended = known.letter.remove().await;
-        if ended.is_err() {
-            break;
-        }
-        done += 1;
-    }
-    let left = match planned - done {
-        0 => String::new(),
-        left => format!(", {left} left (stopped before)"),
-    };
+    let (done, ended) = each(taken.letters, None, shutdown, DeadLetter::remove).await;
+    let left = not_done(planned - done);
     let said = say(&format!("{} removed{left}", letters(done)));
     ended.map_err(unavailable)?;
     said?;
     Ok(ended_with(done < planned, shutdown))
 }
 
+fn not_done(count: usize) -> String {
+    match count {
+        0 => String::new(),
+        count => format!(", {count} left (stopped before)"),
+    }
+}
+
 /// `3 dead letters`.
 fn letters(count: usize) -> String {
-    match count {
-        1 => "1 dead letter".to_owned(),
-        count => format!("{} dead letters", thousands(count as u64)),
-    }
+    counted(count as u64, "dead letter", "dead letters")
 }
 
 fn not_jobs(count: usize) -> String {

@@ -1,10 +1,11 @@
-//! Reads the feed, checks the cache, hands out jobs, follows them to the end; or does the whole
-//! job in one process.
+#![doc = include_str!("../README.md")]
 //!
-//! One run, in reading order: [`run`] goes from the [`feed`] by the [`cache`] (which
-//! saves itself most questions by the [`index`]) to [`publish`]ing and
-//! [`follow`]ing, and [`report`]s. [`embedded`] puts broker and worker into the same process.
-//! [`status`] tells how far a run has got, [`observe`] shows the same as metrics, and [`dead`] is about the jobs that were given up.
+//! # Modules
+//!
+//! In reading order: [`run`] goes from the [`feed`] through the [`cache`] (with its [index](cache::index)) to
+//! [`publish`] and [`follow`], and [`report`]s. Its [`engine`] is one process or a fleet, and the
+//! [`watchdog`] looks after what is followed. [`status`] shows how far a run has got, [`observe`]
+//! serves the same as metrics, and [`dead`] handles dead letters. [`terminal`] draws.
 
 pub mod run;
 
@@ -12,22 +13,24 @@ pub mod feed;
 
 pub mod cache;
 
-pub mod index;
-
 pub mod publish;
 
 pub mod follow;
 
 pub mod report;
 
-pub mod embedded;
+pub mod engine;
 
-pub mod fleet;
+pub mod watchdog;
+
+pub mod folder_lock;
 
 pub mod status;
 
 pub mod observe;
 
 pub mod dead;
+
+pub mod terminal;
 
 pub mod cli;

@@ -1,6 +1,6 @@
-//! A small exporter that stays while producers come and go: the state of fleet and run as metrics.
+//! `producer observe`: a long-running exporter of fleet and run as metrics.
 //!
-//! It reads what [`status`](crate::status) reads, and follows the ledger instead of replaying it.
+//! It reads what [`status`](crate::status) reads, and goes on following.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -10,34 +10,41 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
-use common::broker::{BrokerConfig, SharedBroker};
+use common::broker::SharedBroker;
+use common::broker::config::BrokerConfig;
 use common::exit::{self, ExitError};
-use common::fault::{Fault, FaultKind};
-use common::run::{CacheReason, ClosedRun, LastClosed, LatestRun, RunId};
+use common::fault::Fault;
+use common::ids::RunId;
+use common::run::documents::{CacheReason, ClosedRun, LastClosed, LatestRun};
 use common::shutdown::Shutdown;
-use common::store::{Document, DocumentKey, SharedStore, StoreConfig};
-use common::telemetry::MetricsConfig;
-use common::telemetry::fleet::{FleetMetrics, RunCounts, UNKNOWN};
+use common::store::config::StoreConfig;
+use common::store::{Document, DocumentKey, SharedStore};
+use common::telemetry::http::MetricsConfig;
+use common::text::format_duration;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use strum::VariantArray;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
-use crate::status::standing::{Documents, Standing, Status};
-use crate::status::{Read, document, following, of_run, position};
+use self::metrics::{FleetMetrics, UNKNOWN, residual};
+use crate::status::observed::{ObservedRun, document, of_run};
+use crate::status::{Followed, following};
 
-/// From one look at store and queues to the next.
-const LOOK_EVERY: Duration = Duration::from_secs(15);
-/// How long a look may take.
-const LOOK_LIMIT: Duration = Duration::from_secs(10);
-/// How long to wait for a broker: as good as for ever, as workers do.
+pub mod metrics;
+
+/// From one poll of store and queues to the next.
+const POLL_EVERY: Duration = Duration::from_secs(15);
+/// How long a poll may take.
+const POLL_LIMIT: Duration = Duration::from_secs(10);
+/// How long to wait for a broker: practically for ever, like workers.
 const PATIENCE: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Closed runs that are remembered: the latest, and the one before it.
 const CLOSED_RUNS: usize = 2;
 
-/// What to observe, and where to show it.
+/// What to observe, and where to serve it.
 #[derive(Args, Clone, Debug)]
 pub struct ObserveConfig {
     #[command(flatten)]
@@ -49,14 +56,14 @@ pub struct ObserveConfig {
 }
 
 impl ObserveConfig {
-    /// Observes until `shutdown`, and gives the exit code.
+    /// Observes until `shutdown`; returns the exit code.
     ///
     /// # Errors
-    /// [`exit::USAGE`] where no address is given, [`exit::UNAVAILABLE`] where it is taken or the
-    /// broker refuses.
+    /// [`exit::USAGE`] if no address is given, [`exit::UNAVAILABLE`] if it is taken or the broker
+    /// refuses.
     pub async fn run(&self, shutdown: &Shutdown) -> Result<u8> {
         if self.metrics.metrics_addr.is_none() {
-            let message = "there is nowhere to show metrics: say where with --metrics-addr or METRICS_ADDR, 0.0.0.0:9100 for example";
+            let message = "no address for the metrics: set --metrics-addr or METRICS_ADDR, for example to 0.0.0.0:9100";
             return Err(ExitError::new(exit::USAGE, message).into());
         }
         let store = self.store.open()?;
@@ -72,6 +79,7 @@ impl ObserveConfig {
             latest: None,
             closed: BTreeMap::new(),
             complaints: Complaints::default(),
+            pauses: Vec::new(),
         };
         tokio::select! {
             ended = observer.observe(&self.broker) => match ended? {},
@@ -89,18 +97,20 @@ impl ObserveConfig {
 struct Observer {
     store: SharedStore,
     location: String,
-    /// `None` until it is connected, or where there is to be none.
+    /// `None` until it is connected, and if none is named.
     broker: Option<SharedBroker>,
     metrics: FleetMetrics,
     ready: watch::Sender<Result<(), String>>,
     /// The run begun last.
-    latest: Option<Standing>,
+    latest: Option<ObservedRun>,
     /// Runs that closed lately: their ids sort by when they began.
     closed: BTreeMap<RunId, ClosedRun>,
     complaints: Complaints,
+    /// Why workers waited at the last poll.
+    pauses: Vec<String>,
 }
 
-/// What was complained of last, so that it is said once and not every 15 seconds.
+/// What is away, logged once rather than at each poll.
 #[derive(Debug, Default)]
 struct Complaints {
     store: Option<String>,
@@ -112,20 +122,20 @@ impl Observer {
         let alone = config.broker_url.is_none();
         let mut connecting = pin!(async {
             match config.connect(PATIENCE).await? {
-                Some(broker) => Ok(broker),
+                Some(broker) => Ok::<_, ExitError>(broker),
                 None => pending().await,
             }
         });
-        let mut ticks = tokio::time::interval(LOOK_EVERY);
+        let mut ticks = tokio::time::interval(POLL_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let nothing = || stream::pending().boxed();
-        let mut entries: BoxStream<'static, Result<Read, Fault>> = nothing();
+        let mut entries: BoxStream<'static, Result<Followed, Fault>> = nothing();
         let mut following_run = None;
         info!(
             operation = "observe",
-            "Looking at {} every {} s",
+            "Looking at {} every {}",
             self.location,
-            LOOK_EVERY.as_secs()
+            format_duration(POLL_EVERY)
         );
         loop {
             tokio::select! {
@@ -134,13 +144,13 @@ impl Observer {
                     ticks.reset_immediately();
                 }
                 _ = ticks.tick() => {
-                    self.look_at_store().await;
-                    self.look_at_broker(alone).await;
+                    self.poll_store().await;
+                    self.poll_broker(alone).await;
                     let run = self.run();
                     if let Some(broker) = self.broker.as_ref().filter(|_| run != following_run) {
                         entries = match &self.latest {
                             Some(latest) => {
-                                following(broker, position(latest.documents())).boxed()
+                                following(broker, latest.position(OffsetDateTime::now_utc())).boxed()
                             }
                             None => nothing(),
                         };
@@ -149,9 +159,11 @@ impl Observer {
                     self.show(alone);
                 }
                 read = entries.next() => match (read, &mut self.latest) {
-                    (Some(Ok(Read::Entry(entry))), Some(latest)) => latest.take(entry),
-                    (Some(Ok(Read::CaughtUp)), Some(latest)) => {
-                        latest.set_caught_up();
+                    (Some(Ok(Followed::Entry(entry))), Some(latest)) => {
+                        latest.view.apply(&entry);
+                    }
+                    (Some(Ok(Followed::CaughtUp)), Some(latest)) => {
+                        latest.view.set_caught_up();
                         self.show(alone);
                     }
                     (Some(Ok(_)), None) => {}
@@ -159,7 +171,7 @@ impl Observer {
                         if let Some(Err(fault)) = lost {
                             self.complaints.of_broker(Err(fault.to_string()));
                         }
-                        // Read again at the next look; what comes twice does no harm.
+                        // Read again after the next poll; entries that come twice do no harm.
                         (entries, following_run) = (nothing(), None);
                     }
                 },
@@ -169,21 +181,21 @@ impl Observer {
 
     fn run(&self) -> Option<RunId> {
         let latest = self.latest.as_ref()?;
-        Some(latest.documents().run.clone())
+        Some(latest.view.run().clone())
     }
 
-    async fn look_at_store(&mut self) {
-        let looked = match tokio::time::timeout(LOOK_LIMIT, self.read_documents()).await {
+    async fn poll_store(&mut self) {
+        let answer = match tokio::time::timeout(POLL_LIMIT, self.read_documents()).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err(format!(
-                "{} did not answer within {} s",
+                "{} did not answer within {}",
                 self.location,
-                LOOK_LIMIT.as_secs()
+                format_duration(POLL_LIMIT)
             )),
         };
-        self.metrics.set_store_reached(looked.is_ok());
-        self.complaints.of_store(looked);
+        self.metrics.set_store_reached(answer.is_ok());
+        self.complaints.of_store(answer);
     }
 
     async fn read_documents(&mut self) -> Result<(), ExitError> {
@@ -196,49 +208,51 @@ impl Observer {
             return Ok(());
         };
         match &mut self.latest {
-            Some(latest) if latest.documents().run == run => {
-                if latest.documents().closed().is_none()
+            Some(latest) if *latest.view.run() == run => {
+                if latest.closed().is_none()
                     && let Some(summary) = of_run(store, &run, Document::Summary).await?
                 {
-                    latest.set_summary(summary);
+                    latest.summary = Some(summary);
                 }
             }
-            _ => {
-                let documents = Documents {
-                    manifest: of_run(store, &run, Document::Manifest).await?,
-                    jobs: of_run(store, &run, Document::Jobs).await?,
-                    summary: of_run(store, &run, Document::Summary).await?,
-                    run,
-                };
-                self.latest = Some(Standing::new(documents));
-            }
+            _ => self.latest = Some(ObservedRun::read(store, &run).await?),
         }
         Ok(())
     }
 
-    async fn look_at_broker(&mut self, alone: bool) {
+    async fn poll_broker(&mut self, alone: bool) {
         if alone {
             return;
         }
-        let looked = match &self.broker {
+        let answer = match &self.broker {
             None => Err("not connected yet".to_owned()),
-            Some(broker) => match tokio::time::timeout(LOOK_LIMIT, broker.waiting()).await {
+            Some(broker) => match tokio::time::timeout(POLL_LIMIT, broker.waiting()).await {
                 Ok(Ok(waiting)) => Ok(waiting),
                 Ok(Err(fault)) => Err(fault.to_string()),
-                Err(_) => Err(format!("no answer within {} s", LOOK_LIMIT.as_secs())),
+                Err(_) => Err(format!("no answer within {}", format_duration(POLL_LIMIT))),
             },
         };
-        self.metrics.set_waiting(looked.as_ref().ok().copied());
-        self.metrics.set_broker_reached(looked.is_ok());
-        self.complaints.of_broker(looked.map(drop));
+        self.metrics.set_waiting(answer.as_ref().ok().copied());
+        self.metrics.set_broker_reached(answer.is_ok());
+        self.complaints.of_broker(answer.map(drop));
     }
 
-    /// Puts into the metrics what is known by now.
+    /// Updates the metrics.
     fn show(&mut self, alone: bool) {
         let now = OffsetDateTime::now_utc();
-        if let Some(latest) = &mut self.latest {
+        let metrics = self.metrics.clone();
+        let _consistent = metrics.hold();
+        if let Some(latest) = &self.latest {
+            let pauses = match latest.view.caught_up() {
+                true => latest.view.snapshot(now).pauses(),
+                false => Vec::new(),
+            };
+            for pause in pauses.iter().filter(|pause| !self.pauses.contains(pause)) {
+                warn!(operation = "observe", "{pause}");
+            }
+            self.pauses = pauses;
             if let Some(run) = show_latest(&self.metrics, latest, alone, now) {
-                // What its producer says of it is exact.
+                // What its producer noted is exact.
                 self.closed.entry(run.run.clone()).or_insert(run);
             }
         } else if self.complaints.store.is_none() {
@@ -248,7 +262,6 @@ impl Observer {
             self.closed.pop_first();
         }
         self.show_closed();
-        // What it was before is of no use.
         _ = self.ready.send_replace(self.complaints.readiness());
     }
 
@@ -265,109 +278,66 @@ impl Observer {
         let Some(latest) = &self.latest else {
             return;
         };
-        let documents = latest.documents();
-        let previous = self.closed.range(..&documents.run).next_back();
+        let previous = self.closed.range(..latest.view.run()).next_back();
         let previous = previous.map_or(UNKNOWN, |(_, run)| run.cache_hit_rate / 100.0);
-        let reasons = documents.manifest.as_ref().map(|m| &m.reasons);
-        let ratio = reasons.map_or(UNKNOWN, |reasons| {
-            let asked: u64 = reasons.values().sum();
-            let hits = reasons.get(&CacheReason::Hit).unwrap_or(&0);
-            // Nothing of nothing is no number.
-            *hits as f64 / asked as f64
+        let ratio = latest.manifest.as_ref().map_or(UNKNOWN, |manifest| {
+            let asked: u64 = manifest.reasons.values().sum();
+            // NaN if nothing was asked.
+            manifest.cached() as f64 / asked as f64
         });
         self.metrics.set_hit_ratios(ratio, previous);
     }
 }
 
-/// Shows the latest run, and gives it back where it has closed.
+/// Shows the latest run; returns it if it has closed.
 fn show_latest(
     metrics: &FleetMetrics,
-    latest: &mut Standing,
+    latest: &ObservedRun,
     alone: bool,
     now: OffsetDateTime,
 ) -> Option<ClosedRun> {
-    let documents = latest.documents();
-    let run = documents.run.clone();
+    let run = latest.view.run().clone();
     metrics.set_run(run.as_str());
-    let started = documents.started();
+    let started = latest.view.started();
     let started_at = started.map_or(UNKNOWN, |at| at.unix_timestamp() as f64);
     metrics.run_started.set(started_at);
-    if let Some(manifest) = &documents.manifest {
+    if let Some(manifest) = &latest.manifest {
         metrics.run_total.set(manifest.total as f64);
-        for reason in CacheReason::ALL {
+        for &reason in CacheReason::VARIANTS {
             let count = manifest.reasons.get(&reason).unwrap_or(&0);
             metrics.set_cache(reason, *count as f64);
         }
     }
-    if latest.caught_up() {
-        metrics.workers_seen.set(latest.workers_seen(now) as f64);
+    let snapshot = latest.view.snapshot(now);
+    if let Some(seen) = snapshot.workers_seen.filter(|_| latest.view.caught_up()) {
+        metrics.workers_seen.set(seen as f64);
     }
-
-    let documents = latest.documents();
-    let status = match documents.closed().or(latest.better_summary()) {
-        Some(summary) => Status::of_summary(documents, summary),
-        None if latest.caught_up() || alone => latest.status(now),
-        None => {
-            // Nobody has told yet what became of its jobs.
-            metrics.set_counts(None);
-            for gauge in [
-                &metrics.run_closed,
-                &metrics.run_residual,
-                &metrics.run_rate,
-                &metrics.run_oldest_open,
-            ] {
-                gauge.set(UNKNOWN);
-            }
-            for class in FaultKind::ALL {
-                metrics.set_failed(class, UNKNOWN);
-            }
-            return None;
-        }
+    let snapshot = match latest.closed().or(latest.better_summary()) {
+        Some(summary) => Some(latest.of_summary(summary).run),
+        None if latest.view.caught_up() || alone => Some(snapshot),
+        // What became of its jobs is in the part of the ledger that is not read yet.
+        None => None,
     };
-    let counts = RunCounts {
-        cached: status.cached,
-        processed: status.processed,
-        failed: status.failed,
-        open: status.open,
-    };
-    metrics.set_counts(Some(counts));
-    metrics.run_total.set(status.total_repos as f64);
-    for class in FaultKind::ALL {
-        let count = status.failures_by_class.get(&class).unwrap_or(&0);
-        metrics.set_failed(class, *count as f64);
-    }
-    let settled = status.cached + status.processed + status.failed;
-    metrics
-        .run_residual
-        .set(status.total_repos as f64 - settled as f64);
-    let has_closed = settled == status.total_repos;
-    metrics.run_closed.set(has_closed.into());
-    metrics
-        .run_rate
-        .set(status.outcomes_per_minute.unwrap_or(0.0));
-    let oldest = status.oldest_open_seconds.unwrap_or(0);
-    metrics.run_oldest_open.set(oldest as f64);
-    if !has_closed {
-        return None;
-    }
-    let elapsed = Duration::from_secs(status.elapsed_seconds.unwrap_or(0));
-    // A damaged summary may say any number.
+    metrics.set_snapshot(snapshot.as_ref());
+    let snapshot = snapshot.filter(|run| residual(run) == 0.0)?;
+    let elapsed = Duration::from_secs(snapshot.elapsed_seconds.unwrap_or(0));
+    // A damaged summary may hold any number.
     let by_summary = started.and_then(|at| at.checked_add(elapsed.try_into().ok()?));
     Some(ClosedRun {
         run,
-        closed_at: latest.closed_at().or(by_summary)?,
+        closed_at: latest.view.closed_at().or(by_summary)?,
         elapsed_seconds: elapsed.as_secs_f64(),
-        cache_hit_rate: status.cache_hit_rate,
+        cache_hit_rate: snapshot.cache_hit_rate,
     })
 }
 
 impl Complaints {
-    fn of_store(&mut self, looked: Result<(), String>) {
-        complain(&mut self.store, "store", looked);
+    fn of_store(&mut self, answer: Result<(), String>) {
+        complain(&mut self.store, "store", answer);
     }
 
-    fn of_broker(&mut self, looked: Result<(), String>) {
-        complain(&mut self.broker, "broker", looked);
+    fn of_broker(&mut self, answer: Result<(), String>) {
+        complain(&mut self.broker, "broker", answer);
     }
 
     fn readiness(&self) -> Result<(), String> {
@@ -378,8 +348,8 @@ impl Complaints {
     }
 }
 
-fn complain(known: &mut Option<String>, what: &str, looked: Result<(), String>) {
-    let now = looked.err();
+fn complain(known: &mut Option<String>, what: &str, answer: Result<(), String>) {
+    let now = answer.err();
     match (&*known, &now) {
         (None, Some(why)) => warn!(operation = "observe", "the {what} is away: {why}"),
         (Some(_), None) => info!(operation = "observe", "the {what} answers again"),

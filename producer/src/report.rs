@@ -1,106 +1,92 @@
-//! What a run says while it goes on and when it ends: progress, the bar, the summary.
+//! What a run reports: cache check, progress, summary.
 
-use std::collections::VecDeque;
-use std::io::{self, Write};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use common::broker::{Event, LedgerEntry};
 use common::outcome::{Outcome, OutcomeRecord};
-use common::run::{RunId, RunSummary, Tally, thousands};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use common::run::documents::{RunSummary, pauses};
+use common::run::view::RunView;
+use common::text::{percent, thousands};
+use time::OffsetDateTime;
 use tracing::{error, info, warn};
 
 use crate::cache::{Checked, counts};
-use crate::feed::InvalidEntry;
+use crate::terminal::bar::Bar;
 
 /// Settled repositories from one progress sentence to the next.
 const EVERY_REPOS: u64 = 100;
 /// Longest silence while anything is open.
 const EVERY: Duration = Duration::from_secs(30);
-/// The past that tells how fast a run is now.
-const RATE_WINDOW: Duration = Duration::from_secs(5 * 60);
-/// How often the bar moves although nothing happened: its elapsed time goes on.
+/// The bar moves at least this often, so that its elapsed time goes on.
 const BAR_TICK: Duration = Duration::from_secs(1);
+/// The bar moves no more often than this.
+const BAR_PAUSE: Duration = Duration::from_millis(100);
 /// How many failed repositories are logged one by one; the run's summary.json has them all.
 const FAILURES_LISTED: usize = 1000;
 /// How many open ones.
 const OPEN_LISTED: usize = 20;
 
-/// The tally with which a run starts: what failed in the feed, what is cached, what is to be done.
-pub fn opening_tally(invalid: &[InvalidEntry], checked: &[Checked]) -> Tally {
-    let mut tally = Tally::default();
-    for entry in invalid {
-        tally.add_failure(entry.failure());
-    }
-    for checked in checked {
-        if checked.is_cached() {
-            tally.add_cached();
-        } else {
-            tally.add_job(checked.key());
-        }
-    }
-    tally
-}
-
 /// Logs what the cache said: `Cache hit rate: 92.3% (18,450/20,000)`, and the count of each reason.
-pub fn cache_checked(tally: &Tally, checked: &[Checked]) {
+pub fn cache_checked(checked: &[Checked]) {
     let counts = counts(checked);
     let words: Vec<_> = counts
         .iter()
+        .filter(|(_, count)| **count > 0)
         .map(|(reason, count)| format!("{} {reason}", thousands(*count)))
         .collect();
+    let words = match words.is_empty() {
+        true => "nothing to look up".to_owned(),
+        false => words.join(", "),
+    };
     info!(
         operation = "cache-check",
         reasons_json = json(&counts),
-        "Cache check: {}",
-        words.join(", ")
+        "Cache check: {words}"
     );
+    let cached = checked.iter().filter(|checked| checked.is_cached()).count() as u64;
+    let hit_rate = percent(cached, checked.len() as u64);
     info!(
         operation = "cache-check",
-        cache_hit_rate = tally.hit_rate(),
-        cached = tally.cached(),
+        cache_hit_rate = hit_rate,
+        cached,
         checked = checked.len(),
-        "{}",
-        tally.hit_rate_sentence()
+        "Cache hit rate: {hit_rate:.1}% ({}/{})",
+        thousands(cached),
+        thousands(checked.len() as u64)
     );
 }
 
-/// Logs why each repository is, or is not, to be digested (`--explain`).
+/// Logs for each repository why it will be digested or not (`--explain`).
 pub fn explain(checked: &[Checked]) {
     for checked in checked {
         info!(
             operation = "explain",
             repo = checked.entry.repo.to_string(),
-            reason = checked.reason.as_str(),
+            reason = checked.reason.as_ref(),
             "{checked}"
         );
     }
 }
 
-/// Logs what a run would do, and gives the summary that it would end with if every job went well.
-pub fn dry_run(
-    run: &RunId,
-    invalid: &[InvalidEntry],
-    checked: &[Checked],
-    elapsed: Duration,
-) -> RunSummary {
-    let mut tally = opening_tally(invalid, checked);
-    for checked in checked.iter().filter(|checked| !checked.is_cached()) {
+/// Logs what a run would do, and the summary that it would end with if every job went well.
+pub fn dry_run(view: &mut RunView, checked: &[Checked], now: OffsetDateTime) {
+    for checked in checked.iter().filter(|checked| checked.has_job()) {
         let (entry, reason) = (&checked.entry, checked.reason);
         info!(
             operation = "dry-run",
             repo = entry.repo.to_string(),
-            reason = reason.as_str(),
+            reason = reason.as_ref(),
             "[DRY RUN] Would process {}: {reason}",
             entry.repo
         );
-        tally.apply(&OutcomeRecord::without_work(
-            checked.key(),
-            run.clone(),
-            Outcome::Processed,
-            "",
-        ));
+        let (key, run) = (checked.key(), view.run().clone());
+        let record = OutcomeRecord::without_work(key, run, Outcome::Processed, "");
+        view.apply(&LedgerEntry {
+            at: now,
+            event: Event::Outcome(record),
+        });
     }
-    let summary = tally.summary(run, elapsed);
+    let summary = view.summary(now);
     list_failures(&summary, "");
     info!(
         operation = "dry-run",
@@ -108,10 +94,9 @@ pub fn dry_run(
         "[DRY RUN] {}",
         summary.sentence()
     );
-    summary
 }
 
-/// Logs how a run ended: its failed repositories, then the prescribed last line.
+/// Logs how a run ended: its failed repositories, their classes, then the prescribed last line.
 pub fn completed(summary: &RunSummary) {
     list_failures(summary, ", all listed in the run's summary.json");
     if !summary.closed {
@@ -124,6 +109,24 @@ pub fn completed(summary: &RunSummary) {
             "The run did not close; open: {}{more}",
             listed.join(", ")
         );
+        for pause in pauses(&summary.paused, &summary.hosts_paused) {
+            warn!(operation = "run-not-closed", "{pause}");
+        }
+    }
+    if let Some(sentence) = summary.renamed_sentence() {
+        info!(
+            operation = "renamed",
+            renamed = summary.renamed.len(),
+            "{sentence}"
+        );
+    }
+    if let Some(sentence) = summary.failures_sentence() {
+        warn!(
+            operation = "failures-by-class",
+            failed = summary.failed,
+            failures_by_class_json = json(&summary.failures_by_class),
+            "{sentence}"
+        );
     }
     info!(
         operation = "orchestrator-completion",
@@ -132,10 +135,12 @@ pub fn completed(summary: &RunSummary) {
         total_repos = summary.total_repos,
         cached = summary.cached,
         processed = summary.processed,
+        unmoved = summary.unmoved,
         unchanged = summary.unchanged,
         superseded = summary.superseded,
         adopted = summary.adopted,
         failed = summary.failed,
+        failed_before = summary.failed_before,
         open = summary.open.len(),
         cache_hit_rate = summary.cache_hit_rate,
         elapsed_seconds = summary.elapsed_seconds,
@@ -148,13 +153,13 @@ pub fn completed(summary: &RunSummary) {
     );
 }
 
-/// Logs which repositories failed, and why, as far as it is not too many; `all` says where the others are.
+/// Logs which repositories failed and why, up to a limit; `all` says where the others are.
 fn list_failures(summary: &RunSummary, all: &str) {
     for failure in summary.failures.iter().take(FAILURES_LISTED) {
         warn!(
             operation = "failed-repository",
             repo = failure.repo,
-            class = failure.class.as_str(),
+            class = failure.class.as_ref(),
             "Failed: {} ({}): {}",
             failure.repo,
             failure.class,
@@ -166,84 +171,70 @@ fn list_failures(summary: &RunSummary, all: &str) {
     }
 }
 
-/// Reports a run's progress. Whoever follows the run calls [`Reporter::update`] after every
-/// outcome, and at [`Reporter::next_due`] if none came.
+/// Reports a run's progress: log lines, and a bar on a terminal. Call [`Reporter::update`] after
+/// every outcome, and when [`Reporter::next_due`] has passed without one.
 #[derive(Debug)]
 pub struct Reporter {
-    run: RunId,
-    started: Instant,
     cadence: Cadence,
-    rate: RateWindow,
     bar: Bar,
+    drawn: OffsetDateTime,
 }
 
 impl Reporter {
-    /// Begins to report on a run that began at `started`. What `tally` has settled already says
-    /// nothing about how fast jobs are worked on.
-    pub fn start(run: RunId, started: Instant, now: Instant, tally: &Tally, bar: Bar) -> Self {
+    /// Begins to report on a run, and shows the bar.
+    pub fn start(view: &RunView, now: OffsetDateTime, bar: Bar) -> Self {
         bar.show();
-        let reporter = Self {
-            run,
-            started,
-            cadence: Cadence::new(now, tally.done()),
-            rate: RateWindow::new(RATE_WINDOW, now, tally.done()),
+        let mut reporter = Self {
+            cadence: Cadence::new(now, view.done()),
             bar,
+            drawn: now - BAR_TICK,
         };
-        reporter.move_bar(now, tally);
+        reporter.update(now, view);
         reporter
     }
 
-    /// Takes note of what is settled by now; logs a progress sentence if one is due.
-    pub fn update(&mut self, now: Instant, tally: &Tally) {
-        self.rate.record(now, tally.done());
-        if self.cadence.is_due(now, tally.done(), tally.open()) {
+    /// Logs a progress sentence if one is due, and moves the bar.
+    pub fn update(&mut self, now: OffsetDateTime, view: &RunView) {
+        let due = self.cadence.is_due(now, view.done(), view.open());
+        let draw = self.bar.is_drawn() && (view.open() == 0 || now - self.drawn >= BAR_PAUSE);
+        if !due && !draw {
+            return;
+        }
+        let snapshot = view.snapshot(now);
+        let sentence = snapshot.progress_sentence();
+        if due {
             info!(
                 operation = "progress",
-                run_id = self.run.as_str(),
-                done = tally.done(),
-                total_repos = tally.total(),
-                cached = tally.cached(),
-                processed = tally.processed(),
-                failed = tally.failed(),
-                open = tally.open(),
-                "{}",
-                self.sentence(now, tally)
+                run_id = snapshot.run_id.as_str(),
+                done = snapshot.done(),
+                total_repos = snapshot.total_repos,
+                cached = snapshot.cached,
+                processed = snapshot.processed,
+                failed = snapshot.failed,
+                open = snapshot.open,
+                "{sentence}"
             );
         }
-        self.move_bar(now, tally);
-    }
-
-    /// When to call [`Reporter::update`] at the latest.
-    pub fn next_due(&self, now: Instant) -> Instant {
-        let due = self.cadence.last + EVERY;
-        if self.bar.is_drawn() {
-            due.min(now + BAR_TICK)
-        } else {
-            due
-        }
-    }
-
-    /// Takes the bar away and adds up. Log the result with [`completed`], last of all.
-    pub fn finish(self, now: Instant, tally: &Tally) -> RunSummary {
-        tally.summary(&self.run, now.duration_since(self.started))
-    }
-
-    fn sentence(&self, now: Instant, tally: &Tally) -> String {
-        let eta = self.rate.eta(tally.open());
-        tally.progress_sentence(now.duration_since(self.started), eta)
-    }
-
-    fn move_bar(&self, now: Instant, tally: &Tally) {
-        if self.bar.is_drawn() {
-            let failed = match tally.failed() {
+        if draw {
+            self.drawn = now;
+            let failed = match snapshot.failed {
                 0 => String::new(),
                 failed => format!(", failed: {}", thousands(failed)),
             };
-            let sentence = self.sentence(now, tally);
-            // The bar says that word; without it the time that is left fits into 80 columns.
+            // The bar replaces that word, so that the ETA fits into 80 columns.
             let sentence = sentence.trim_start_matches("Processed ");
-            self.bar
-                .set(tally.done(), tally.total(), format!("{sentence}{failed}"));
+            let message = format!("{sentence}{failed}");
+            self.bar.set(snapshot.done(), snapshot.total_repos, message);
+        }
+    }
+
+    /// How long to wait for an outcome before the next [`Reporter::update`].
+    pub fn next_due(&self, now: OffsetDateTime) -> Duration {
+        let silence = self.cadence.last + EVERY - now;
+        let silence = Duration::try_from(silence).unwrap_or_default();
+        match self.bar.is_drawn() {
+            true => silence.min(BAR_TICK),
+            false => silence,
         }
     }
 }
@@ -251,29 +242,29 @@ impl Reporter {
 impl Drop for Reporter {
     /// Whatever ends the run, the terminal is left tidy.
     fn drop(&mut self) {
-        self.bar.0.finish_and_clear();
+        self.bar.clear();
     }
 }
 
 /// When a progress sentence is due: at every full hundred, and after half a minute of silence.
 #[derive(Debug)]
 struct Cadence {
-    last: Instant,
+    last: OffsetDateTime,
     hundreds: u64,
 }
 
 impl Cadence {
-    fn new(now: Instant, done: u64) -> Self {
+    fn new(now: OffsetDateTime, done: u64) -> Self {
         Self {
             last: now,
             hundreds: done / EVERY_REPOS,
         }
     }
 
-    /// Whether a sentence is due; then the next one is counted from here.
-    fn is_due(&mut self, now: Instant, done: u64, open: u64) -> bool {
+    /// Whether a sentence is due; if so, the next one is counted from here.
+    fn is_due(&mut self, now: OffsetDateTime, done: u64, open: u64) -> bool {
         let hundreds = done / EVERY_REPOS;
-        let silent = open > 0 && now.duration_since(self.last) >= EVERY;
+        let silent = open > 0 && now - self.last >= EVERY;
         if hundreds == self.hundreds && !silent {
             return false;
         }
@@ -285,186 +276,11 @@ impl Cadence {
     }
 }
 
-/// How fast a run was lately, and so how long the rest will take.
-///
-/// The mean of a whole life would take hours to notice that workers were added or lost.
-#[derive(Clone, Debug)]
-pub struct RateWindow {
-    span: Duration,
-    /// Moments and what was done then. The first is the last one that is `span` old, or the start.
-    marks: VecDeque<(Instant, u64)>,
-    now: Instant,
-    done: u64,
-    /// When `done` last grew.
-    grown: Instant,
-}
-
-impl RateWindow {
-    /// Marks in a window: its length is exact to a hundredth, whatever happens how often.
-    const MARKS: u32 = 100;
-    /// After this part of the window without anything done its rate is that of others: what is
-    /// still open may wait for a host that wants to be left alone.
-    const SILENCE: u32 = 5;
-
-    /// A window over the last `span`, beginning `now` with `done` things done by others.
-    pub fn new(span: Duration, now: Instant, done: u64) -> Self {
-        Self {
-            span,
-            marks: VecDeque::from([(now, done)]),
-            now,
-            done,
-            grown: now,
-        }
-    }
-
-    /// Takes note that `done` things are done `now`.
-    pub fn record(&mut self, now: Instant, done: u64) {
-        if done > self.done {
-            self.grown = now;
-        }
-        (self.now, self.done) = (now, done);
-        let age = |mark: &(Instant, u64)| now.duration_since(mark.0);
-        if self
-            .marks
-            .back()
-            .is_none_or(|mark| age(mark) >= self.span / Self::MARKS)
-        {
-            self.marks.push_back((now, done));
-        }
-        while self.marks.get(1).is_some_and(|mark| age(mark) >= self.span) {
-            self.marks.pop_front();
-        }
-    }
-
-    /// How long `open` more things will take at the recent rate; `None` while nothing was done
-    /// within the window, or within its last fifth.
-    pub fn eta(&self, open: u64) -> Option<Duration> {
-        if open == 0 {
-            return Some(Duration::ZERO);
-        }
-        if self.now.duration_since(self.grown) >= self.span / Self::SILENCE {
-            return None;
-        }
-        let (since, before) = *self.marks.front()?;
-        let done = self.done.checked_sub(before).filter(|done| *done > 0)?;
-        let seconds = self.now.duration_since(since).as_secs_f64() * open as f64 / done as f64;
-        Duration::try_from_secs_f64(seconds).ok()
-    }
-}
-
-/// A progress bar on stderr, or nothing where that is no terminal. Clones are the same bar.
-///
-/// It shows from the start of a [`Reporter`] to its end.
-#[derive(Clone, Debug)]
-pub struct Bar(ProgressBar, Target);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Target {
-    Stderr,
-    /// None, or one that was set already.
-    Other,
-}
-
-impl Bar {
-    /// A bar on this process's terminal.
-    pub fn on_terminal() -> Self {
-        Self(ProgressBar::hidden(), Target::Stderr)
-    }
-
-    /// A bar that is never drawn.
-    pub fn hidden() -> Self {
-        Self(ProgressBar::hidden(), Target::Other)
-    }
-
-    /// Lets `writer` write to the terminal without tearing the bar. For the log: give the
-    /// subscriber `move || bar.writer(io::stdout())`.
-    pub fn writer<W: Write>(&self, writer: W) -> BarWriter<W> {
-        BarWriter {
-            bar: self.0.clone(),
-            writer,
-            pending: Vec::new(),
-        }
-    }
-
-    fn show(&self) {
-        // Not earlier: while a log line is written, a bar with a target would draw itself.
-        if self.1 == Target::Stderr {
-            self.0.set_draw_target(ProgressDrawTarget::stderr());
-        }
-        let style = ProgressStyle::with_template("{bar:10} {wide_msg}");
-        self.0
-            .set_style(style.expect("the template is one of indicatif's"));
-    }
-
-    fn is_drawn(&self) -> bool {
-        !self.0.is_hidden()
-    }
-
-    fn set(&self, done: u64, total: u64, message: String) {
-        self.0.set_length(total);
-        self.0.set_position(done);
-        self.0.set_message(message);
-    }
-}
-
-/// Writes whole lines, with the bar out of the way. What is left of a line is written when the
-/// writer is flushed or dropped. A pipe that nobody reads any more swallows what is written.
-#[derive(Debug)]
-pub struct BarWriter<W: Write> {
-    bar: ProgressBar,
-    writer: W,
-    /// The beginning of a line: written at once, the bar would come back in the middle of it.
-    pending: Vec<u8>,
-}
-
-impl<W: Write> BarWriter<W> {
-    fn write_pending(&mut self) -> io::Result<()> {
-        if self.pending.is_empty() {
-            return Ok(());
-        }
-        let pending = std::mem::take(&mut self.pending);
-        unless_closed(self.bar.suspend(|| {
-            self.writer.write_all(&pending)?;
-            self.writer.flush()
-        }))
-    }
-}
-
-impl<W: Write> Write for BarWriter<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.pending.extend_from_slice(bytes);
-        if self.pending.ends_with(b"\n") {
-            self.write_pending()?;
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.write_pending()?;
-        unless_closed(self.writer.flush())
-    }
-}
-
-impl<W: Write> Drop for BarWriter<W> {
-    fn drop(&mut self) {
-        // Nobody is left to tell.
-        _ = self.write_pending();
-    }
-}
-
-/// Nobody reads any more, as after `| head`: no reason to complain of each line that follows.
-fn unless_closed(written: io::Result<()>) -> io::Result<()> {
-    match written {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => written,
-    }
-}
-
 fn json(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).expect("maps with names as keys")
 }
 
-/// `1,234` if `count` is that much over `limit`.
+/// Returns `1,234` if `count` exceeds `limit` by that much.
 fn more_than(count: usize, limit: usize) -> Option<String> {
     let more = count.checked_sub(limit).filter(|more| *more > 0)?;
     Some(thousands(more as u64))
@@ -472,45 +288,83 @@ fn more_than(count: usize, limit: usize) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{self, Write};
     use std::sync::{Arc, Mutex};
 
     use common::fault::FaultKind;
-    use common::job::PushedAt;
-    use common::run::{CacheReason, Failure};
+    use common::ids::PushedAt;
+    use common::ids::RunId;
+    use common::run::documents::{CacheReason, ExpectedJob, Failure, JobList, Manifest};
     use indicatif::TermLike;
+    use time::format_description::well_known::Rfc3339;
+    use time::macros::datetime;
 
     use super::*;
-    use crate::feed::FeedRepo;
+    use crate::feed::entry::{FeedRepo, InvalidEntry};
 
+    const START: OffsetDateTime = datetime!(2026-11-23 13:00 UTC);
     const SECOND: Duration = Duration::from_secs(1);
 
     fn checked(repo: &str, reason: CacheReason) -> Checked {
         Checked {
             entry: FeedRepo {
+                index: 0,
                 repo: repo.parse().unwrap(),
                 url: format!("https://github.com/{repo}"),
-                pushed_at: PushedAt::new("1").unwrap(),
+                pushed_at: PushedAt::new("2026-01-01T00:00:00Z").unwrap(),
                 archived: false,
             },
             reason,
             detail: String::new(),
             force: false,
+            failure: None,
         }
     }
 
-    fn outcome(repo: &str, outcome: Outcome) -> OutcomeRecord {
-        OutcomeRecord {
-            run: RunId::new(),
+    /// The run `run-1` of these.
+    fn view(invalid: &[InvalidEntry], checked: &[Checked]) -> RunView {
+        let run = RunId::try_from("run-1".to_owned()).unwrap();
+        let manifest = Manifest {
+            run: run.clone(),
+            started_at: START.format(&Rfc3339).unwrap(),
+            feed: String::new(),
+            feed_sha256: String::new(),
+            version: String::new(),
+            total: 0,
+            repeated: 0,
+            invalid: 0,
+            reasons: counts(checked),
+            adopted: 0,
+        };
+        let jobs = checked.iter().filter(|checked| !checked.is_cached());
+        let jobs = jobs.map(|checked| ExpectedJob {
+            key: checked.key(),
+            adopted_from: Vec::new(),
+        });
+        let list = JobList {
+            version: JobList::VERSION,
+            invalid: invalid.iter().map(InvalidEntry::failure).collect(),
+            jobs: jobs.collect(),
+        };
+        RunView::new(run, Some(&manifest), Some(list))
+    }
+
+    fn outcome(at: OffsetDateTime, repo: &str, outcome: Outcome) -> LedgerEntry {
+        let event = Event::Outcome(OutcomeRecord {
+            run: RunId::try_from("run-1".to_owned()).unwrap(),
             repo: repo.parse().unwrap(),
-            pushed_at: PushedAt::new("1").unwrap(),
+            pushed_at: PushedAt::new("2026-01-01T00:00:00Z").unwrap(),
             outcome,
             message: "HTTP 404".to_owned(),
             attempt: 0,
             millis: 0,
             fetched_bytes: 10,
             stored_bytes: 20,
+            digest: None,
+            renamed_to: None,
             worker: String::new(),
-        }
+        });
+        LedgerEntry { at, event }
     }
 
     fn invalid() -> InvalidEntry {
@@ -616,16 +470,6 @@ mod tests {
         }
     }
 
-    impl Bar {
-        fn on(screen: &Screen) -> Self {
-            let target = ProgressDrawTarget::term_like(Box::new(screen.clone()));
-            Self(
-                ProgressBar::with_draw_target(Some(0), target),
-                Target::Other,
-            )
-        }
-    }
-
     /// What `log` logs, a line for each event.
     fn logged(log: impl FnOnce()) -> Vec<String> {
         let screen = Arc::new(Mutex::new(Vec::new()));
@@ -655,51 +499,8 @@ mod tests {
     }
 
     #[test]
-    fn the_rate_is_that_of_the_window() {
-        let start = Instant::now();
-        let mut rate = RateWindow::new(300 * SECOND, start, 19_000);
-        assert_eq!(rate.eta(10), None, "nothing done yet");
-        assert_eq!(rate.eta(0), Some(Duration::ZERO));
-
-        // One a second for 1,000 s, then ten a second.
-        let mut done = 19_000;
-        for second in 1..=1000 {
-            done += 1;
-            rate.record(start + SECOND * second, done);
-        }
-        assert_eq!(rate.eta(500), Some(500 * SECOND));
-        for second in 1001..=1400 {
-            done += 10;
-            rate.record(start + SECOND * second, done);
-        }
-        assert_eq!(rate.eta(500), Some(50 * SECOND), "the slow start is gone");
-        assert!(
-            rate.marks.len() <= RateWindow::MARKS as usize + 2,
-            "{}",
-            rate.marks.len()
-        );
-
-        // Then nothing more: the estimate grows, until what is open seems to wait for something.
-        rate.record(start + SECOND * 1459, done);
-        let eta = rate.eta(500).unwrap();
-        assert!((60 * SECOND..=64 * SECOND).contains(&eta), "{eta:?}");
-        rate.record(start + SECOND * 1460, done);
-        assert_eq!(rate.eta(500), None);
-        // It goes on, at the rate of the window with its pause.
-        rate.record(start + SECOND * 1760, done + 10);
-        let eta = rate.eta(5).unwrap();
-        assert!((150 * SECOND..=160 * SECOND).contains(&eta), "{eta:?}");
-        assert_eq!(
-            RateWindow::new(SECOND, start, 5).eta(u64::MAX),
-            None,
-            "no overflow"
-        );
-    }
-
-    #[test]
     fn a_sentence_is_due_at_each_hundred_and_after_half_a_minute() {
-        let start = Instant::now();
-        let mut cadence = Cadence::new(start, 19_050);
+        let mut cadence = Cadence::new(START, 19_050);
         for (second, done, open, expected) in [
             (1, 19_099, 9, false),
             (2, 19_100, 9, true),
@@ -713,7 +514,7 @@ mod tests {
             (200, 19_499, 0, false),
             (201, 19_500, 0, true),
         ] {
-            let due = cadence.is_due(start + SECOND * second, done, open);
+            let due = cadence.is_due(START + SECOND * second, done, open);
             assert_eq!(due, expected, "second {second}");
         }
     }
@@ -733,33 +534,32 @@ mod tests {
                 checked(repo, reason)
             })
             .collect();
-        let start = Instant::now();
         let lines = logged(|| {
-            let mut tally = opening_tally(&[invalid()], &all);
-            cache_checked(&tally, &all);
-            let run = RunId::try_from("run-1".to_owned()).unwrap();
-            let mut reporter = Reporter::start(run, start, start, &tally, Bar::hidden());
-            assert_eq!(reporter.next_due(start), start + EVERY);
+            let mut view = view(&[invalid()], &all);
+            cache_checked(&all);
+            let mut reporter = Reporter::start(&view, START, Bar::hidden());
+            assert_eq!(reporter.next_due(START + SECOND), EVERY - SECOND);
             for (i, repo) in repos[50..].iter().enumerate() {
                 let kind = match i {
                     0 => Outcome::Failed(FaultKind::Gone),
                     1 => Outcome::Unchanged,
                     _ => Outcome::Processed,
                 };
-                tally.apply(&outcome(repo, kind));
-                let now = start + SECOND * (i as u32 + 1) / 10;
-                reporter.update(now, &tally);
+                let now = START + SECOND * (i as u32 + 1) / 10;
+                view.apply(&outcome(now, repo, kind));
+                reporter.update(now, &view);
             }
-            completed(&reporter.finish(start + SECOND * 75, &tally));
+            completed(&view.summary(START + SECOND * 75));
         });
         let expected = [
-            "INFO Cache check: 50 hit, 0 miss, 150 stale, 0 format, 0 unreadable, 0 forced operation=\"cache-check\" reasons_json=\"{\\\"hit\\\":50,",
+            "INFO Cache check: 50 hit, 150 stale operation=\"cache-check\" reasons_json=\"{\\\"hit\\\":50,",
             "INFO Cache hit rate: 25.0% (50/200) operation=\"cache-check\" cache_hit_rate=25.0 cached=50 checked=200",
             "INFO Processed 100/201 (49.8%), cache hit: 25.0%, elapsed: 4s, ETA: 10s operation=\"progress\"",
             "INFO Processed 200/201 (99.5%), cache hit: 25.0%, elapsed: 14s, ETA: 0s operation=\"progress\"",
             "WARN Failed: a/r50 (gone): HTTP 404 operation=\"failed-repository\" repo=\"a/r50\" class=\"gone\"",
             "WARN Failed: entry 3 (invalid_entry): name is missing operation=\"failed-repository\"",
-            "INFO Pipeline complete: 201 total, 50 cached (24.9%), 149 processed, 2 failed, completed in 1m 15s operation=\"orchestrator-completion\" run_id=\"run-1\" closed=true total_repos=201 cached=50 processed=149 unchanged=1 superseded=0 adopted=0 failed=2 open=0 cache_hit_rate=25.0 elapsed_seconds=75.0 elapsed_formatted=\"1m 15s\" failures_by_class_json=\"{\\\"gone\\\":1,\\\"invalid_entry\\\":1}\" bytes_stored=3000 bytes_fetched=1500",
+            "WARN 2 failed: 1 gone, 1 invalid_entry operation=\"failures-by-class\" failed=2",
+            "INFO Pipeline complete: 201 total, 50 cached (24.9%), 149 processed, 2 failed, completed in 1m 15s operation=\"orchestrator-completion\" run_id=\"run-1\" closed=true total_repos=201 cached=50 processed=149 unmoved=0 unchanged=1 superseded=0 adopted=0 failed=2 failed_before=0 open=0 cache_hit_rate=25.0 elapsed_seconds=75.0 elapsed_formatted=\"1m 15s\" failures_by_class_json=\"{\\\"gone\\\":1,\\\"invalid_entry\\\":1}\" bytes_stored=3000 bytes_fetched=1500",
         ];
         assert_eq!(lines.len(), expected.len(), "{lines:#?}");
         for (line, expected) in lines.iter().zip(expected) {
@@ -772,8 +572,7 @@ mod tests {
         let all: Vec<_> = (0..25)
             .map(|i| checked(&format!("a/r{i:02}"), CacheReason::Miss))
             .collect();
-        let tally = opening_tally(&[], &all);
-        let lines = logged(|| completed(&tally.summary(&RunId::new(), SECOND)));
+        let lines = logged(|| completed(&view(&[], &all).summary(START + SECOND)));
         assert!(
             lines[0].starts_with("ERROR The run did not close; open: a/r00, a/r01,"),
             "{lines:#?}"
@@ -787,16 +586,20 @@ mod tests {
 
     #[test]
     fn a_flood_of_failures_is_not_all_logged() {
-        let mut tally = Tally::default();
-        for i in 0..FAILURES_LISTED + 1234 {
-            tally.add_failure(Failure {
-                repo: format!("entry {i}"),
-                class: FaultKind::InvalidEntry,
-                message: String::new(),
-            });
-        }
-        let lines = logged(|| completed(&tally.summary(&RunId::new(), SECOND)));
-        assert_eq!(lines.len(), FAILURES_LISTED + 2);
+        let list = JobList {
+            version: JobList::VERSION,
+            invalid: (0..FAILURES_LISTED + 1234)
+                .map(|i| Failure {
+                    repo: format!("entry {i}"),
+                    class: FaultKind::InvalidEntry,
+                    message: String::new(),
+                })
+                .collect(),
+            jobs: Vec::new(),
+        };
+        let view = RunView::new(RunId::new(), None, Some(list));
+        let lines = logged(|| completed(&view.summary(START)));
+        assert_eq!(lines.len(), FAILURES_LISTED + 3);
         assert!(lines[FAILURES_LISTED].contains("Failed: 1,234 more"));
     }
 
@@ -809,7 +612,7 @@ mod tests {
         ];
         let lines = logged(|| {
             explain(&all[..1]);
-            dry_run(&RunId::new(), &[invalid()], &all, 2 * SECOND);
+            dry_run(&mut view(&[invalid()], &all), &all, START + 2 * SECOND);
         });
         let expected = [
             "INFO a/hit: hit operation=\"explain\" repo=\"a/hit\" reason=\"hit\"",
@@ -827,21 +630,19 @@ mod tests {
     #[test]
     fn log_lines_do_not_tear_the_bar() {
         let screen = Screen::default();
-        let bar = Bar::on(&screen);
+        let bar = Bar::on(screen.clone());
         let all: Vec<_> = (0..4)
             .map(|i| checked(&format!("a/r{i}"), CacheReason::Miss))
             .collect();
-        let mut tally = opening_tally(&[], &all);
-        let start = Instant::now();
+        let mut view = view(&[], &all);
         let mut log = bar.writer(screen.clone());
-        let mut reporter = Reporter::start(RunId::new(), start, start, &tally, bar);
-        assert_eq!(reporter.next_due(start), start + BAR_TICK);
+        let mut reporter = Reporter::start(&view, START, bar);
+        assert_eq!(reporter.next_due(START), BAR_TICK);
         for i in 0..3u32 {
-            tally.apply(&outcome(
-                &format!("a/r{i}"),
-                Outcome::Failed(FaultKind::Gone),
-            ));
-            reporter.update(start + SECOND * (i + 1), &tally);
+            let now = START + SECOND * (i + 1);
+            let gone = Outcome::Failed(FaultKind::Gone);
+            view.apply(&outcome(now, &format!("a/r{i}"), gone));
+            reporter.update(now, &view);
             writeln!(log, "line {i}").unwrap();
         }
         let lines = screen.lines();

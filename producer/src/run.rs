@@ -1,43 +1,56 @@
 //! One run, from the feed to its summary.
 
-use std::collections::HashSet;
-use std::pin::pin;
+use std::fmt;
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
-use common::broker::{BrokerConfig, Entries, Position, SharedBroker};
+use common::broker::{Entries, Position, SharedBroker};
 use common::exit::{self, ExitError};
+use common::failpoint;
 use common::fault::Fault;
-use common::moment;
-use common::repo::DIGEST_PATTERN;
-use common::run::{
-    ClosedRun, JobKey, JobList, LastClosed, LatestRun, Manifest, RunId, RunSummary, Tally,
-    thousands,
+use common::ids::{DIGEST_PATTERN, RunId};
+use common::retry;
+use common::run::documents::{
+    ClosedRun, ExpectedJob, JobList, LastClosed, LatestRun, Manifest, RunSummary,
 };
+use common::run::view::RunView;
 use common::shutdown::Shutdown;
-use common::store::{Document, DocumentKey, SharedStore, StoreConfig};
-use common::telemetry::{Metrics, MetricsConfig, always_ready};
+use common::store::config::StoreConfig;
+use common::store::{Document, DocumentKey, SharedStore};
+use common::telemetry::http::{MetricsConfig, always_ready};
+use common::text::{self, counted, format_duration, thousands};
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
-use worker::run::probe_at_start;
+use worker::metrics::Metrics;
 
+use crate::cache::failures::Failures;
+use crate::cache::index::{Index, Learned};
 use crate::cache::{self, CacheConfig, Checked};
-use crate::embedded::{Embedded, EmbeddedConfig, OnlyOne};
-use crate::feed::{self, Feed, FeedConfig, FilterConfig, Source};
-use crate::fleet::{Fleet, FleetConfig, FleetRun};
-use crate::follow::{Ended, follow};
-use crate::index::Index;
-use crate::publish::publish;
-use crate::report::{self, Bar, Reporter};
+use crate::engine::{Engine, EngineConfig};
+use crate::feed::fetch::{FeedConfig, FeedSource};
+use crate::feed::filter::FilterConfig;
+use crate::feed::{self, Feed};
+use crate::folder_lock::FolderLock;
+use crate::follow::{Ended, Following};
+use crate::publish::{self, Adopted};
+use crate::report::{self, Reporter};
+use crate::terminal::bar::Bar;
+use crate::watchdog::{Watchdog, WatchdogConfig};
 
-/// How long the broker has to confirm what was published when a stop was asked for.
-const LAST_CONFIRMS: Duration = Duration::from_secs(10);
+/// How long the last writes to the store may take.
+const LAST_WRITES: Duration = Duration::from_secs(10);
+/// Pauses between attempts at a step of the start grow from this …
+const SHORTEST_PAUSE: Duration = Duration::from_millis(500);
+/// … to this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// How often a wait at the start is mentioned.
+const SAY_EVERY: Duration = Duration::from_secs(60);
 
-/// Everything about a run.
+/// The options of a run.
 #[derive(Args, Clone, Debug)]
 pub struct RunConfig {
     #[command(flatten)]
@@ -49,16 +62,95 @@ pub struct RunConfig {
     #[command(flatten)]
     store: StoreConfig,
     #[command(flatten)]
-    broker: BrokerConfig,
+    engine: EngineConfig,
     #[command(flatten)]
-    fleet: FleetConfig,
-    #[command(flatten)]
-    embedded: EmbeddedConfig,
+    watchdog: WatchdogConfig,
     #[command(flatten)]
     metrics: MetricsConfig,
     /// Fetch the feed and check the cache, say what would be done, and write nothing.
     #[arg(long, env = "DRY_RUN", help_heading = "Cache")]
     dry_run: bool,
+    /// With a broker: exit after queueing; follow with `producer status`.
+    #[arg(long, env = "DETACH", requires = "broker_url", help_heading = "Broker")]
+    detach: bool,
+    /// Most repositories that may fail: a number, or a percentage of what was attempted (jobs and
+    /// unusable entries). What failed before and is not tried again does not count. A run that closes with more ends with exit code 3.
+    #[arg(
+        long,
+        env = "MAX_FAILURES",
+        value_name = "N|PERCENT%",
+        default_value = "20%",
+        help_heading = "Stopping"
+    )]
+    max_failures: MaxFailures,
+}
+
+/// How many repositories may fail.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum MaxFailures {
+    /// So many.
+    Count(u64),
+    /// So many percent of what was attempted.
+    Percent(f64),
+}
+
+impl MaxFailures {
+    fn allows(self, failed: u64, attempted: u64) -> bool {
+        match self {
+            Self::Count(count) => failed <= count,
+            Self::Percent(percent) => text::percent(failed, attempted) <= percent,
+        }
+    }
+
+    /// Returns the exit code of a run that closed.
+    fn exit_code(self, summary: &RunSummary) -> u8 {
+        let attempted = summary.total_repos - summary.cached - summary.failed_before;
+        let failed = summary.failed - summary.failed_before;
+        if self.allows(failed, attempted) {
+            return exit::OK;
+        }
+        error!(
+            operation = "max-failures",
+            failed,
+            attempted,
+            "{} of {} attempted repositories failed, more than --max-failures {self} allows",
+            thousands(failed),
+            thousands(attempted)
+        );
+        exit::TOO_MANY_FAILED
+    }
+}
+
+impl FromStr for MaxFailures {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let limit = match text.strip_suffix('%') {
+            Some(percent) => percent
+                .parse()
+                .ok()
+                .filter(|percent| (0.0..=100.0).contains(percent))
+                .map(Self::Percent),
+            None => text.parse().ok().map(Self::Count),
+        };
+        limit.ok_or("expected a number of repositories, such as 100, or a percentage, such as 20%")
+    }
+}
+
+impl fmt::Display for MaxFailures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Count(count) => write!(f, "{count}"),
+            Self::Percent(percent) => write!(f, "{percent}%"),
+        }
+    }
+}
+
+/// A run that has just begun.
+#[derive(Debug)]
+struct Start {
+    run: RunId,
+    at: OffsetDateTime,
 }
 
 /// What is known before the first job.
@@ -70,158 +162,131 @@ struct Plan {
     index: Option<Index>,
 }
 
-/// A run that has just begun.
-#[derive(Debug)]
-struct Start {
-    run: RunId,
-    at: Instant,
-    /// The same, RFC 3339.
-    written: String,
-}
-
-impl Start {
-    fn now() -> Result<Self> {
-        Ok(Self {
-            run: RunId::new(),
-            at: Instant::now(),
-            written: OffsetDateTime::now_utc().format(&Rfc3339)?,
-        })
+impl Plan {
+    /// Returns what the run sets out to do, for the store.
+    fn documents(&self, start: &Start, adopted: &Adopted) -> Result<(Manifest, JobList)> {
+        let invalid: Vec<_> = self.feed.invalid.iter().map(|e| e.failure()).collect();
+        let manifest = Manifest {
+            run: start.run.clone(),
+            started_at: start.at.format(&Rfc3339)?,
+            feed: self.feed.origin.clone(),
+            feed_sha256: self.feed.sha256.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            total: (invalid.len() + self.checked.len()) as u64,
+            repeated: self.feed.repeated.len() as u64,
+            invalid: invalid.len() as u64,
+            reasons: cache::counts(&self.checked),
+            adopted: adopted.len() as u64,
+        };
+        let jobs = self.checked.iter().filter(|checked| checked.has_job());
+        let jobs = jobs.map(|checked| {
+            let key = checked.key();
+            let adopted_from = adopted.get(&key).cloned().unwrap_or_default();
+            ExpectedJob { key, adopted_from }
+        });
+        let failed_before = self.checked.iter().filter_map(|c| c.failure.clone());
+        let jobs = JobList {
+            version: JobList::VERSION,
+            invalid: invalid.into_iter().chain(failed_before).collect(),
+            jobs: jobs.collect(),
+        };
+        Ok((manifest, jobs))
     }
 }
 
 impl RunConfig {
-    /// Runs, and gives the exit code.
+    /// Does the run and returns the exit code.
     ///
     /// # Errors
-    /// With an [`ExitError`] where there is a code for what went wrong.
+    /// With an [`ExitError`] if there is an exit code for what went wrong.
     pub async fn run(&self, bar: Bar, shutdown: &Shutdown) -> Result<u8> {
-        let start = Start::now()?;
+        let start = Start {
+            run: RunId::new(),
+            at: OffsetDateTime::now_utc(),
+        };
         let metrics = Metrics::new();
         let store = self.store.open()?;
-        // First of all: whoever is not to run is told at once, and has touched nothing.
-        let _only_one = match self.store.folder() {
-            Some(folder) if !self.dry_run => Some(OnlyOne::on(folder)?),
+        // First of all: a second run ends at once, and has touched nothing.
+        let _lock = match self.store.folder() {
+            Some(folder) if !self.dry_run => Some(FolderLock::on(folder)?),
             _ => None,
         };
         let _server = self.metrics.serve(&metrics, &always_ready()).await?;
         if self.dry_run {
-            return self.dry_run(&start, &store, &metrics, shutdown).await;
+            let Some(plan) = unless_stopped(self.plan(&store, &metrics), shutdown).await? else {
+                return Ok(shutdown.unfinished());
+            };
+            let (manifest, jobs) = plan.documents(&start, &Adopted::new())?;
+            let mut view = RunView::new(start.run, Some(&manifest), Some(jobs));
+            report::dry_run(&mut view, &plan.checked, OffsetDateTime::now_utc());
+            return Ok(exit::OK);
         }
-        let fleet = tokio::select! {
-            fleet = Fleet::connect(&self.broker, &self.fleet) => fleet?,
-            () = shutdown.soft.cancelled() => return Ok(stopped(shutdown)),
-        };
-        let Some(fleet) = fleet else {
-            return self.run_here(start, &store, metrics, bar, shutdown).await;
+        let local_feed = matches!(self.feed.feed, FeedSource::File(_));
+        let patience = self.watchdog.patience;
+        let engine = self.engine.connect(&store, &metrics, patience, local_feed);
+        let Some(engine) = unless_stopped(async { Ok(engine.await?) }, shutdown).await? else {
+            return Ok(shutdown.unfinished());
         };
         let ended = self
-            .run_on(&fleet, start, &store, &metrics, bar, shutdown)
+            .run_on(&engine, start, &store, &metrics, bar, shutdown)
             .await;
-        fleet.close().await;
+        engine.broker.close().await;
         ended
     }
 
-    async fn dry_run(
-        &self,
-        start: &Start,
-        store: &SharedStore,
-        metrics: &Metrics,
-        shutdown: &Shutdown,
-    ) -> Result<u8> {
-        let Some(plan) = self.plan_unless(store, metrics, shutdown).await? else {
-            return Ok(shutdown.code());
-        };
-        let elapsed = start.at.elapsed();
-        report::dry_run(&start.run, &plan.feed.invalid, &plan.checked, elapsed);
-        Ok(exit::OK)
-    }
-
-    /// The whole job in this process.
-    async fn run_here(
-        &self,
-        start: Start,
-        store: &SharedStore,
-        metrics: Metrics,
-        bar: Bar,
-        shutdown: &Shutdown,
-    ) -> Result<u8> {
-        EmbeddedConfig::warn_of_proxy();
-        let Some(plan) = self.plan_unless(store, &metrics, shutdown).await? else {
-            return Ok(shutdown.code());
-        };
-        let local_feed = matches!(self.feed.feed, Source::File(_));
-        let slots = self
-            .embedded
-            .slots(local_feed, &metrics)
-            .map_err(unavailable)?;
-        let nothing = HashSet::new();
-        let begun = self.begin(start, store, &plan, &nothing, bar).await?;
-        let has_jobs = plan.checked.iter().any(|checked| !checked.is_cached());
-        let probing = has_jobs.then(|| {
-            let (store, stop) = (SharedStore::clone(store), shutdown.hard.clone());
-            tokio::spawn(probe_at_start(store, stop))
-        });
-        let embedded = self
-            .embedded
-            .start(slots, SharedStore::clone(store), metrics, shutdown);
-        let finished = begun.finish_here(&plan.checked, embedded, shutdown).await;
-        if let Some(probing) = probing {
-            // Not broken off, so that it leaves nothing behind.
-            probing.await.ok();
-        }
-        finished
-    }
-
-    /// Jobs for workers elsewhere.
     async fn run_on(
         &self,
-        fleet: &Fleet,
+        engine: &Engine,
         start: Start,
         store: &SharedStore,
         metrics: &Metrics,
         bar: Bar,
         shutdown: &Shutdown,
     ) -> Result<u8> {
-        let Some(plan) = self.plan_unless(store, metrics, shutdown).await? else {
-            return Ok(shutdown.code());
+        let preparing = async {
+            let plan = self.plan(store, metrics).await?;
+            // In this order, so that no outcome of a job that waits is missed.
+            let events = self.patiently("the broker", async || {
+                engine.broker.events(Position::Now).await
+            });
+            let events = events.await?;
+            Ok((events, self.adopt(engine, &plan.checked).await, plan))
         };
-        // In this order: what ends after the look at what waits is heard of.
-        let since = OffsetDateTime::now_utc();
-        let asked = async {
-            let events = fleet.attach().await.map_err(unavailable)?;
-            Ok::<_, ExitError>((events, fleet.waiting_already(&plan.checked).await))
+        let Some((events, adopted, plan)) = unless_stopped(preparing, shutdown).await? else {
+            return Ok(shutdown.unfinished());
         };
-        let (events, adopted) = tokio::select! {
-            asked = asked => asked?,
-            () = shutdown.soft.cancelled() => return Ok(stopped(shutdown)),
+        let urls = plan.checked.iter().filter(|checked| !checked.is_cached());
+        engine.warn_without_token(urls.map(|checked| checked.entry.url.as_str()));
+        let begun = self.begin(engine, start, store, plan, adopted, bar);
+        let Some(mut begun) = unless_stopped(begun, shutdown).await? else {
+            return Ok(shutdown.unfinished());
         };
-        let begun = self.begin(start, store, &plan, &adopted, bar).await?;
-        moment::reached("after-manifest");
-        begun
-            .finish_on(fleet, &plan.checked, &adopted, (events, since), shutdown)
-            .await
-    }
-
-    /// Steps 2 and 3: what the feed asks for and what the cache makes of it. `None` where a signal
-    /// came first.
-    async fn plan_unless(
-        &self,
-        store: &SharedStore,
-        metrics: &Metrics,
-        shutdown: &Shutdown,
-    ) -> Result<Option<Plan>> {
-        tokio::select! {
-            plan = self.plan(store, metrics) => plan.map(Some),
-            () = shutdown.soft.cancelled() => {
-                stopped(shutdown);
-                Ok(None)
-            }
+        failpoint::hit("after-manifest");
+        let ended = self.work(&mut begun, engine, events, shutdown).await?;
+        if let Ok(Ended::Detached) = ended {
+            let run = begun.view.run();
+            info!(
+                operation = "detach",
+                run_id = run.as_str(),
+                "Run {run} goes on without this process: see `producer status {run}`"
+            );
+            return Ok(exit::OK);
         }
+        let code = exit_code(ended, engine, shutdown);
+        let closed = self.conclude(begun).await;
+        Ok(closed.unwrap_or(code))
     }
 
+    /// Fetches the feed and asks the cache.
     async fn plan(&self, store: &SharedStore, metrics: &Metrics) -> Result<Plan> {
-        let mut feed = feed::load(&self.feed, self.embedded.local_paths()).await?;
+        self.patiently("the store", async || {
+            in_place(store, store.reachable().await)
+        })
+        .await?;
+        let mut feed = feed::load(&self.feed, self.engine.local_paths()).await?;
         let selected = self.filter.select(std::mem::take(&mut feed.repositories));
+        feed.invalid
+            .retain(|entry| self.filter.takes_unusable(entry, &selected));
         let (checked, index) = cache::check(&self.cache, store.as_ref(), selected).await?;
         for (reason, count) in cache::counts(&checked) {
             metrics.cache_checked(reason, count);
@@ -229,8 +294,7 @@ impl RunConfig {
         if self.cache.explain {
             report::explain(&checked);
         }
-        let tally = report::opening_tally(&feed.invalid, &checked);
-        report::cache_checked(&tally, &checked);
+        report::cache_checked(&checked);
         Ok(Plan {
             feed,
             checked,
@@ -238,249 +302,279 @@ impl RunConfig {
         })
     }
 
-    /// Step 4: says in the store what is going to be done.
+    /// Finds out which jobs still wait from earlier runs; if that cannot be known, all are
+    /// published, which does no harm.
+    async fn adopt(&self, engine: &Engine, checked: &[Checked]) -> Adopted {
+        let adopting = self.patiently("the broker", async || {
+            publish::adopt(&engine.broker, checked).await
+        });
+        adopting.await.unwrap_or_else(|fault| {
+            warn!(
+                operation = "adopt",
+                "what waits from earlier runs is not known, so all jobs are published: {fault}"
+            );
+            Adopted::new()
+        })
+    }
+
+    /// Writes to the store what is going to be done.
     async fn begin(
         &self,
+        engine: &Engine,
         start: Start,
         store: &SharedStore,
-        plan: &Plan,
-        adopted: &HashSet<JobKey>,
+        plan: Plan,
+        adopted: Adopted,
         bar: Bar,
-    ) -> Result<Begun> {
-        let mut tally = report::opening_tally(&plan.feed.invalid, &plan.checked);
-        tally.set_adopted(adopted.len() as u64);
-        let run = start.run.clone();
-        let jobs = JobList {
-            invalid: plan.feed.invalid.iter().map(|e| e.failure()).collect(),
-            jobs: tally.open_jobs().collect(),
-        };
-        let manifest = Manifest {
-            run: run.clone(),
-            started_at: start.written,
-            feed: plan.feed.origin.clone(),
-            feed_sha256: plan.feed.sha256.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            total: tally.total(),
-            repeated: plan.feed.repeated.len() as u64,
-            invalid: plan.feed.invalid.len() as u64,
-            reasons: cache::counts(&plan.checked),
-            adopted: tally.adopted(),
-        };
+    ) -> Result<Following> {
+        let (manifest, jobs) = plan.documents(&start, &adopted)?;
+        let run = start.run;
         let latest = LatestRun { run: run.clone() };
-        let written = async {
-            write(store, &of_run(&run, Document::Jobs), &jobs).await?;
-            write(store, &of_run(&run, Document::Manifest), &manifest).await?;
-            write(store, &DocumentKey::Latest, &latest).await
-        };
-        written.await.map_err(unavailable)?;
+        self.patiently("the store", async || {
+            let written = async {
+                write(store, &of_run(&run, Document::Jobs), &jobs).await?;
+                write(store, &of_run(&run, Document::Manifest), &manifest).await?;
+                write(store, &DocumentKey::Latest, &latest).await
+            };
+            in_place(store, written.await)
+        })
+        .await?;
         if let Some(index) = &plan.index
             && let Err(fault) = index.save(store.as_ref()).await
         {
-            // The next run has to look at more digests, that is all.
-            warn!(operation = "run", "the index could not be stored: {fault}");
+            warn_of_index(&fault);
         }
+        let learned = self.cache.keeps_index(store.as_ref()).then(|| {
+            let jobs = plan.checked.iter().filter(|checked| checked.has_job());
+            Learned::of(jobs.map(|checked| (checked.key(), checked.entry.url.clone())))
+        });
+        let view = RunView::new(run.clone(), Some(&manifest), Some(jobs));
         info!(
             operation = "run",
             run_id = run.as_str(),
-            total_repos = tally.total(),
-            to_digest = tally.open(),
-            "Run {run}: {} repositories, {} to digest",
-            thousands(tally.total()),
-            thousands(tally.open())
+            total_repos = view.total(),
+            to_digest = view.open(),
+            "Run {run}: {}, {} to digest",
+            counted(view.total(), "repository", "repositories"),
+            thousands(view.open())
         );
-        Ok(Begun {
-            reporter: Reporter::start(run.clone(), start.at, Instant::now(), &tally, bar),
-            run,
+        Ok(Following {
+            broker: SharedBroker::clone(&engine.broker),
             store: SharedStore::clone(store),
-            tally,
-        })
-    }
-}
-
-fn stopped(shutdown: &Shutdown) -> u8 {
-    info!(
-        operation = "shutdown",
-        "stopped before the first job; nothing was written"
-    );
-    shutdown.code()
-}
-
-/// A run whose manifest is stored: whatever comes now, it says how it ended.
-#[derive(Debug)]
-struct Begun {
-    run: RunId,
-    store: SharedStore,
-    tally: Tally,
-    reporter: Reporter,
-}
-
-impl Begun {
-    /// Has the jobs done in this process, leaves word, and gives the exit code of how that ended.
-    async fn finish_here(
-        mut self,
-        checked: &[Checked],
-        embedded: Embedded,
-        shutdown: &Shutdown,
-    ) -> Result<u8> {
-        let worked = self.work_here(checked, embedded, shutdown).await;
-        self.conclude().await;
-        worked
-    }
-
-    async fn work_here(
-        &mut self,
-        checked: &[Checked],
-        embedded: Embedded,
-        shutdown: &Shutdown,
-    ) -> Result<u8> {
-        let Embedded {
-            broker,
-            worker,
-            stop,
-        } = embedded;
-        // The worker ends before the run closes when it is told to stop, or gives up.
-        let gone = CancellationToken::new();
-        let worker = {
-            let gone = gone.clone().drop_guard();
-            tokio::spawn(async move {
-                let _gone = gone;
-                worker.await
-            })
-        };
-        let ended = self.publish_and_follow(&broker, checked, &gone).await;
-        stop.cancel();
-        let worker = worker.await?.context("the worker's task")?;
-        Ok(match (ended.map_err(unavailable)?, worker) {
-            (Ended::Closed, _) => exit::OK,
-            (_, Err(fault)) => {
-                error!(operation = "run", "gave up: {fault}");
-                exit::UNAVAILABLE
-            }
-            (Ended::Stopped, Ok(())) if shutdown.soft.is_cancelled() => shutdown.code(),
-            (_, Ok(())) => exit::NOT_CLOSED,
-        })
-    }
-
-    async fn publish_and_follow(
-        &mut self,
-        broker: &SharedBroker,
-        checked: &[Checked],
-        gone: &CancellationToken,
-    ) -> Result<Ended, Fault> {
-        let mut events = broker.events(Position::Now).await?;
-        let jobs = checked.iter().filter(|checked| !checked.is_cached());
-        publish(broker, &self.run, jobs, gone).await?;
-        Ok(follow(&mut events, &mut self.tally, &mut self.reporter, gone, None).await)
-    }
-
-    /// Has the jobs done by a fleet, leaves word, and gives the exit code of how that ended.
-    async fn finish_on(
-        mut self,
-        fleet: &Fleet,
-        checked: &[Checked],
-        adopted: &HashSet<JobKey>,
-        (events, since): (Entries, OffsetDateTime),
-        shutdown: &Shutdown,
-    ) -> Result<u8> {
-        let stop = shutdown.soft.child_token();
-        let work = FleetRun {
-            fleet,
-            run: &self.run,
-            store: &self.store,
-            checked,
-            since,
+            checked: plan.checked,
             adopted,
-            stop: &stop,
+            reporter: Reporter::start(&view, OffsetDateTime::now_utc(), bar),
+            watchdog: Watchdog::new(self.watchdog.clone(), Instant::now()),
+            view,
+            learned,
+        })
+    }
+
+    /// Has the open jobs done. The inner error says why that was given up.
+    async fn work(
+        &self,
+        begun: &mut Following,
+        engine: &Engine,
+        events: Entries,
+        shutdown: &Shutdown,
+    ) -> Result<Result<Ended, Fault>> {
+        if begun.view.closes() {
+            return Ok(Ok(Ended::Closed));
+        }
+        let work = engine.start(shutdown);
+        let ended = match begun.publish(&work.over).await {
+            Err(fault) => Err(fault),
+            Ok(()) if work.over.is_cancelled() => Ok(Ended::Stopped),
+            Ok(()) if self.detach => Ok(Ended::Detached),
+            Ok(()) => begun.follow(events, &work.over, &shutdown.soft).await,
         };
-        let ended = {
-            let mut work = pin!(work.work(events, &mut self.tally, &mut self.reporter));
-            // What is on its way gets its confirm, but not from a broker that is away.
-            let stopped = async {
-                tokio::select! {
-                    () = fleet.lost().cancelled() => stop.cancel(),
-                    () = stop.cancelled() => {}
-                }
-                tokio::time::sleep(LAST_CONFIRMS).await;
-            };
-            tokio::select! {
-                ended = &mut work => ended,
-                () = stopped => Ok(Ended::Stopped),
-            }
-        };
-        let run = &self.run;
-        let code = match ended {
-            Ok(Ended::Closed) => Ok(exit::OK),
-            Ok(Ended::Detached) => {
-                info!(
-                    operation = "detach",
-                    run_id = run.as_str(),
-                    "Run {run} goes on without this process: see `producer status {run}`"
+        Ok(match (ended, work.end().await?) {
+            (Ok(Ended::Stopped) | Err(_), Err(gave_up)) => Err(gave_up),
+            (ended, _) => ended,
+        })
+    }
+
+    /// Writes the summary to store and log; returns the exit code of a run that closed.
+    async fn conclude(&self, mut begun: Following) -> Option<u8> {
+        drop(begun.reporter);
+        let (store, run) = (&begun.store, begun.view.run());
+        let summary = begun.view.summary(OffsetDateTime::now_utc());
+        let last_writes = Instant::now() + LAST_WRITES;
+        let store_location = store.location();
+        let key = of_run(run, Document::Summary);
+        let this_run = match until(last_writes, write(store, &key, &summary)).await {
+            Ok(()) => format!("{store_location}/{key}"),
+            // The log has it all; what was digested is stored, and that is what counts.
+            Err(fault) => {
+                warn!(
+                    operation = "run",
+                    "the run's summary could not be stored: {fault}"
                 );
-                return Ok(exit::OK);
+                "in this log only".to_owned()
             }
-            Ok(_) if shutdown.soft.is_cancelled() => {
-                info!(
-                    operation = "shutdown",
-                    "Workers go on with what is published; the next run counts it, and `producer status {run}` shows it"
-                );
-                Ok(shutdown.code())
-            }
-            Ok(_) if fleet.lost().is_cancelled() => Err(ExitError::new(
-                exit::BUSY,
-                "another producer took over while the broker was away: its run counts the jobs of this one",
-            )
-            .into()),
-            Ok(_) => Ok(exit::NOT_CLOSED),
-            Err(fault) if shutdown.soft.is_cancelled() => {
-                warn!(operation = "shutdown", "{fault}");
-                Ok(shutdown.code())
-            }
-            Err(fault) => Err(unavailable(fault).into()),
         };
-        self.conclude().await;
+        if summary.closed
+            && let Err(fault) = until(last_writes, write_last_closed(store, &summary)).await
+        {
+            // An observer finds the summary, unless the next run begins before that.
+            warn!(
+                operation = "run",
+                "that this run closed could not be noted: {fault}"
+            );
+        }
+        if let Some(learned) = begun.learned.take()
+            && let Err(fault) = until(last_writes, learned.save(store.as_ref())).await
+        {
+            warn_of_index(&fault);
+        }
+        if let Err(fault) = until(
+            last_writes,
+            remember_failures(store, &begun.checked, &begun.view),
+        )
+        .await
+        {
+            warn!(
+                operation = "run",
+                "what failed could not be remembered, so the next run tries it again: {fault}"
+            );
+        }
+        let digests = format!("{store_location}/{DIGEST_PATTERN}");
+        info!(
+            operation = "run",
+            run_id = run.as_str(),
+            digests,
+            summary = this_run,
+            "Digests: {digests}; this run: {this_run}"
+        );
+        let code = summary
+            .closed
+            .then(|| self.max_failures.exit_code(&summary));
+        report::completed(&summary);
         code
     }
 
-    /// Leaves word in the store and in the log.
-    async fn conclude(self) {
-        let summary = self.reporter.finish(Instant::now(), &self.tally);
-        conclude(&self.store, &self.run, &summary).await;
+    /// Does a step of the start, again and again until it succeeds, waiting will not help, or
+    /// patience ends. Says so at once, and then each minute.
+    async fn patiently<T>(
+        &self,
+        what: &str,
+        mut step: impl AsyncFnMut() -> Result<T, Fault>,
+    ) -> Result<T, ExitError> {
+        let begun = Instant::now();
+        let mut said = None::<Instant>;
+        let mut pauses = retry::pauses(SHORTEST_PAUSE, LONGEST_PAUSE);
+        loop {
+            let fault = match step().await {
+                Ok(done) => return Ok(done),
+                Err(fault) => fault,
+            };
+            let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
+            let rest = self.watchdog.patience.saturating_sub(begun.elapsed());
+            if fault.lasting || rest < pause {
+                return Err(fault.into());
+            }
+            if said.is_none_or(|said| said.elapsed() >= SAY_EVERY) {
+                said = Some(Instant::now());
+                warn!(
+                    operation = "start",
+                    "waiting for {what}, for {} at most (--patience): {fault}",
+                    format_duration(rest)
+                );
+            }
+            tokio::time::sleep(pause).await;
+        }
     }
 }
 
-/// Leaves word in the store and in the log.
-async fn conclude(store: &SharedStore, run: &RunId, summary: &RunSummary) {
-    let store_location = store.location();
-    let key = of_run(run, Document::Summary);
-    let this_run = match write(store, &key, summary).await {
-        Ok(()) => format!("{store_location}/{key}"),
-        // The log has it all; what was digested is stored, and that is what counts.
-        Err(fault) => {
-            warn!(
-                operation = "run",
-                "the run's summary could not be stored: {fault}"
+/// Returns what `step` gives; `None` if a signal came first.
+async fn unless_stopped<T>(
+    step: impl Future<Output = Result<T>>,
+    shutdown: &Shutdown,
+) -> Result<Option<T>> {
+    tokio::select! {
+        done = step => done.map(Some),
+        () = shutdown.soft.cancelled() => {
+            info!(
+                operation = "shutdown",
+                "stopped before the first job; nothing was published"
             );
-            "in this log only".to_owned()
+            Ok(None)
         }
-    };
-    if summary.closed
-        && let Err(fault) = write_last_closed(store, summary).await
-    {
-        // Who watches finds the summary, unless the next run begins before that.
-        warn!(
-            operation = "run",
-            "that this run closed could not be noted: {fault}"
-        );
     }
-    let digests = format!("{store_location}/{DIGEST_PATTERN}");
-    info!(
-        operation = "run",
-        run_id = run.as_str(),
-        digests,
-        summary = this_run,
-        "Digests: {digests}; this run: {this_run}"
-    );
-    report::completed(summary);
+}
+
+/// Marks the fault of a store in a folder as lasting: a folder does not come back by itself.
+fn in_place<T>(store: &SharedStore, answer: Result<T, Fault>) -> Result<T, Fault> {
+    answer.map_err(|fault| match store.is_remote() {
+        true => fault,
+        false => fault.lasting(true),
+    })
+}
+
+/// Returns the exit code of a run that did not close, and says why it did not.
+fn exit_code(ended: Result<Ended, Fault>, engine: &Engine, shutdown: &Shutdown) -> u8 {
+    match ended {
+        Ok(Ended::Closed | Ended::Detached) => exit::OK,
+        ended if shutdown.soft.is_cancelled() => {
+            if let Err(fault) = ended {
+                warn!(operation = "shutdown", "{fault}");
+            }
+            if engine.is_fleet() {
+                info!(
+                    operation = "shutdown",
+                    "Workers go on with what is published; the next run counts it, and `producer status` shows it"
+                );
+            }
+            shutdown.unfinished()
+        }
+        Err(fault) => {
+            error!(operation = "run", "gave up: {fault}");
+            exit::UNAVAILABLE
+        }
+        Ok(Ended::Stopped) if engine.is_taken_over() => {
+            error!(
+                operation = "run",
+                "another producer took over while the broker was away: its run counts the jobs of this one"
+            );
+            exit::BUSY
+        }
+        Ok(Ended::Stopped) => exit::NOT_CLOSED,
+    }
+}
+
+/// Bounds a write: the run has ended, and a store that hangs must not hold up its exit code.
+async fn until(
+    deadline: Instant,
+    write: impl Future<Output = Result<(), Fault>>,
+) -> Result<(), Fault> {
+    let written = tokio::time::timeout_at(deadline.into(), write).await;
+    written.unwrap_or_else(|_| {
+        let limit = format_duration(LAST_WRITES);
+        Err(Fault::infra(format!(
+            "the store did not answer within {limit}"
+        )))
+    })
+}
+
+/// The next run has to look at more digests, that is all.
+fn warn_of_index(fault: &Fault) {
+    warn!(operation = "run", "the index could not be stored: {fault}");
+}
+
+/// Remembers what failed for a reason that stays, and forgets what did not.
+async fn remember_failures(
+    store: &SharedStore,
+    checked: &[Checked],
+    view: &RunView,
+) -> Result<(), Fault> {
+    let (store, now) = (store.as_ref(), OffsetDateTime::now_utc());
+    let mut failures = Failures::load(store).await;
+    for checked in checked {
+        if let Some(settled) = view.settled(&checked.key()) {
+            failures.note(&checked.entry, settled, now);
+        }
+    }
+    failures.save(store, now).await
 }
 
 /// Remembers this run beside the one that closed before it.
@@ -519,125 +613,76 @@ async fn write<T: Serialize>(
     store.put_document(key, &content).await
 }
 
-fn unavailable(fault: Fault) -> ExitError {
-    ExitError::new(exit::UNAVAILABLE, fault)
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
-    use async_trait::async_trait;
-    use common::broker::{
-        Broker, DeadLetter, Delivery, Enqueued, Entries, Event, HostPause, ProducerLock, Waiting,
-    };
-    use common::job::{Job, PushedAt};
-    use common::run::CacheReason;
+    use clap::Parser;
+    use common::ids::PushedAt;
+    use common::run::documents::CacheReason;
     use common::store::fs::FsStore;
-    use futures::stream::BoxStream;
 
     use super::*;
-    use crate::feed::FeedRepo;
+    use crate::feed::entry::FeedRepo;
 
-    /// A broker that goes away before it takes a job.
-    #[derive(Debug)]
-    struct Away;
-
-    #[async_trait]
-    impl Broker for Away {
-        async fn enqueue(&self, _: BoxStream<'_, Job>) -> Result<Enqueued, Fault> {
-            Err(Fault::infra("the broker is away"))
-        }
-
-        async fn deliveries(&self, _: u16) -> Result<BoxStream<'static, Delivery>, Fault> {
-            unreachable!()
-        }
-
-        async fn record(&self, _: &Event) -> Result<(), Fault> {
-            unreachable!()
-        }
-
-        async fn events(&self, _: Position) -> Result<Entries, Fault> {
-            Ok(Box::pin(futures::stream::pending()))
-        }
-
-        async fn history(&self, _: Position) -> Result<Entries, Fault> {
-            unreachable!()
-        }
-
-        async fn waiting(&self) -> Result<Waiting, Fault> {
-            unreachable!()
-        }
-
-        async fn dead_letters(
-            &self,
-        ) -> Result<BoxStream<'static, Result<DeadLetter, Fault>>, Fault> {
-            unreachable!()
-        }
-
-        async fn announce(&self, _: &HostPause) -> Result<(), Fault> {
-            unreachable!()
-        }
-
-        async fn announcements(&self) -> Result<BoxStream<'static, HostPause>, Fault> {
-            unreachable!()
-        }
-
-        async fn probe(&self) -> Result<(), Fault> {
-            unreachable!()
-        }
-
-        async fn close(&self) {}
-
-        async fn producer_lock(&self) -> Result<Option<ProducerLock>, Fault> {
-            unreachable!()
-        }
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        run: RunConfig,
     }
 
     #[tokio::test]
     async fn a_run_that_breaks_off_says_how_far_it_got() {
         let folder = tempfile::tempdir().unwrap();
         let store: SharedStore = Arc::new(FsStore::new(folder.path()));
-        let checked = [Checked {
+        let checked = Checked {
             entry: FeedRepo {
+                index: 0,
                 repo: "a/b".parse().unwrap(),
                 url: "https://github.com/a/b".to_owned(),
-                pushed_at: PushedAt::new("1").unwrap(),
+                pushed_at: PushedAt::new("2026-01-01T00:00:00Z").unwrap(),
                 archived: false,
             },
             reason: CacheReason::Miss,
             detail: String::new(),
             force: false,
-        }];
+            failure: None,
+        };
         let run = RunId::new();
-        let tally = report::opening_tally(&[], &checked);
-        let now = Instant::now();
-        let begun = Begun {
-            run: run.clone(),
+        let list = JobList {
+            version: JobList::VERSION,
+            invalid: Vec::new(),
+            jobs: vec![ExpectedJob {
+                key: checked.key(),
+                adopted_from: Vec::new(),
+            }],
+        };
+        let view = RunView::new(run.clone(), None, Some(list));
+        let config = Line::parse_from(["run"]).run;
+        let (metrics, shutdown) = (Metrics::new(), Shutdown::default());
+        let engine = config
+            .engine
+            .connect(&store, &metrics, Duration::ZERO, false);
+        let engine = engine.await.unwrap();
+        let mut begun = Following {
+            broker: SharedBroker::clone(&engine.broker),
             store: SharedStore::clone(&store),
-            reporter: Reporter::start(run.clone(), now, now, &tally, Bar::hidden()),
-            tally,
+            checked: vec![checked],
+            adopted: Adopted::new(),
+            learned: None,
+            reporter: Reporter::start(&view, OffsetDateTime::now_utc(), Bar::hidden()),
+            watchdog: Watchdog::new(config.watchdog.clone(), Instant::now()),
+            view,
         };
-        let stop = CancellationToken::new();
-        let stopped = stop.clone();
-        let embedded = Embedded {
-            broker: Arc::new(Away),
-            worker: tokio::spawn(async move {
-                stopped.cancelled().await;
-                Ok(())
-            }),
-            stop,
-        };
-        let shutdown = Shutdown::default();
-        let error = begun.finish_here(&checked, embedded, &shutdown).await;
-        let error = error.unwrap_err();
-        assert_eq!(exit::code_of(&error), exit::UNAVAILABLE);
-        assert!(error.to_string().contains("the broker is away"), "{error}");
+        let events = engine.broker.events(Position::Now).await.unwrap();
+        // It goes away before it takes a job.
+        engine.broker.close().await;
+        let ended = config.work(&mut begun, &engine, events, &shutdown);
+        let ended = ended.await.unwrap();
+        assert_eq!(exit_code(ended, &engine, &shutdown), exit::UNAVAILABLE);
+        assert_eq!(config.conclude(begun).await, None);
 
-        let key = DocumentKey::OfRun {
-            run,
-            document: Document::Summary,
-        };
+        let key = of_run(&run, Document::Summary);
         let summary = store.document(&key).await.unwrap().unwrap();
         let summary: RunSummary = serde_json::from_slice(&summary).unwrap();
         assert!(!summary.closed);

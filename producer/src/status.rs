@@ -1,60 +1,62 @@
-//! How far a run has got, as told from any machine: by the store's documents and the broker's
-//! ledger.
+//! How far a run has got, seen from any machine that reaches the store and the broker's ledger.
 //!
-//! [`standing`] counts, [`mod@page`] shows it to people, [`screen`] again and again.
+//! [`observed`] is what is known of a run, [`mod@page`] its page for people.
 
-use std::io::{self, Write};
+use std::io;
 use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
-use common::broker::{BrokerConfig, Entry, Position, SharedBroker, Waiting};
+use common::broker::config::BrokerConfig;
+use common::broker::{Entries, LedgerEntry, Position, SharedBroker, Waiting};
 use common::exit::{self, ExitError};
 use common::fault::Fault;
-use common::run::{InvalidRunId, LatestRun, RunId, RunSummary};
+use common::ids::{InvalidRunId, RunId};
+use common::run::documents::{LatestRun, RunSummary};
 use common::shutdown::Shutdown;
-use common::store::{Document, DocumentKey, SharedStore, StoreConfig};
+use common::store::config::StoreConfig;
+use common::store::{Document, DocumentKey, SharedStore};
+use common::text::format_duration;
 use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt};
-use serde::de::DeserializeOwned;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
+use self::observed::{ObservedRun, Status, document, of_run};
 use self::page::page;
-use self::screen::Screen;
-use self::standing::{Documents, Standing, Status};
-use crate::fleet::BELIEVED;
+use crate::terminal::page::{Screen, text};
+use crate::terminal::{self, is_closed, print};
 
-pub mod standing;
+pub mod observed;
 
 pub mod page;
 
-pub mod screen;
-
-/// How long to wait for a broker that is away: a person waits too.
+/// How long to wait for the broker: a person waits too.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// From one picture on a terminal to the next.
+/// The longest wait for the ledger's next entry.
+const LEDGER_SILENCE: Duration = Duration::from_secs(30);
+/// From one page to the next on a terminal.
 const REDRAW: Duration = Duration::from_secs(1);
 /// From one page to the next elsewhere.
 const REPRINT: Duration = Duration::from_secs(30);
-/// From one look at the queues to the next.
-const LOOK: Duration = Duration::from_secs(2);
-/// Looks at the queues for one look into the store.
-const LOOKS_FOR_ONE_AT_THE_STORE: u64 = 5;
+/// From one poll of the queues to the next.
+const POLL: Duration = Duration::from_secs(2);
+/// Polls of the queues for each poll of the store.
+const POLLS_PER_STORE_POLL: u64 = 5;
 
 /// Which run to show, and how.
 #[derive(Args, Clone, Debug)]
 pub struct StatusConfig {
-    /// The run's id, as its log and the store's folder runs/ name it [default: the run begun last].
+    /// The run's id, as in its log and the store's folder runs/ [default: the latest run].
     #[arg(value_parser = parse_run)]
     run: Option<RunId>,
-    /// Print one JSON object a line; see below for its members.
+    /// Print one JSON object per line; see below for its members.
     #[arg(long)]
     json: bool,
-    /// Go on until the run closes: on a terminal a page that is drawn every second, elsewhere (and
-    /// with --json) one every 30 s.
+    /// Follow until the run closes: a page redrawn every second on a terminal, elsewhere (and with
+    /// --json) one every 30 s.
     #[arg(long)]
     watch: bool,
     #[command(flatten)]
@@ -68,11 +70,11 @@ pub(crate) fn parse_run(text: &str) -> Result<RunId, InvalidRunId> {
 }
 
 impl StatusConfig {
-    /// Shows the run, and gives the exit code.
+    /// Shows the run; returns the exit code.
     ///
     /// # Errors
-    /// [`exit::USAGE`] where there is no such run, or a broker is needed and not named;
-    /// [`exit::UNAVAILABLE`] where store or broker cannot be reached and nothing else can tell.
+    /// [`exit::USAGE`] if there is no such run, or a broker is needed and not named;
+    /// [`exit::UNAVAILABLE`] if store or broker cannot be reached and nothing else can tell.
     pub async fn run(&self, shutdown: &Shutdown) -> Result<u8> {
         tokio::select! {
             shown = self.show() => unless_closed(shown),
@@ -82,38 +84,38 @@ impl StatusConfig {
 
     async fn show(&self) -> Result<u8> {
         let store = self.store.open()?;
-        let documents = self.documents(&store).await?;
+        let observed = self.observed(&store).await?;
         let broker = match self.broker.connect(PATIENCE).await {
             Ok(broker) => broker,
             Err(why) => {
-                self.without_broker(&documents, why)?;
+                self.without_broker(&observed, why)?;
                 return Ok(exit::OK);
             }
         };
         let Some(broker) = broker else {
-            let run = &documents.run;
+            let run = observed.view.run();
             let why = ExitError::new(
                 exit::USAGE,
                 format!(
                     "run {run} has not closed, and how far it has got is in the broker's ledger: set BROKER_URL or --broker-url (a run without a broker shows its progress itself)"
                 ),
             );
-            if documents.manifest.is_none() {
+            if observed.manifest.is_none() {
                 return Err(no_run(&store, run).into());
             }
-            self.without_broker(&documents, why)?;
+            self.without_broker(&observed, why)?;
             return Ok(exit::OK);
         };
-        let shown = match self.watch && documents.closed().is_none() {
-            true => self.watch(&store, &broker, documents).await,
-            false => self.once(&store, &broker, documents).await,
+        let shown = match self.watch && observed.closed().is_none() {
+            true => self.watch(&store, &broker, observed).await,
+            false => self.once(&store, &broker, observed).await,
         };
         broker.close().await;
         shown?;
         Ok(exit::OK)
     }
 
-    async fn documents(&self, store: &SharedStore) -> Result<Documents, ExitError> {
+    async fn observed(&self, store: &SharedStore) -> Result<ObservedRun, ExitError> {
         let run = match &self.run {
             Some(run) => run.clone(),
             None => match document::<LatestRun>(store, &DocumentKey::Latest).await? {
@@ -121,23 +123,18 @@ impl StatusConfig {
                 None => return Err(no_run_yet(store)),
             },
         };
-        Ok(Documents {
-            manifest: of_run(store, &run, Document::Manifest).await?,
-            jobs: of_run(store, &run, Document::Jobs).await?,
-            summary: of_run(store, &run, Document::Summary).await?,
-            run,
-        })
+        ObservedRun::read(store, &run).await
     }
 
-    /// What the summary says, or `why` there is nothing else to say.
-    fn without_broker(&self, documents: &Documents, why: ExitError) -> Result<()> {
-        let closed = documents.closed().is_some();
-        // What watches a run that goes on would never see that.
+    /// Shows the summary, or fails with `why` the ledger cannot be read.
+    fn without_broker(&self, observed: &ObservedRun, why: ExitError) -> Result<()> {
+        let closed = observed.closed().is_some();
+        // A watcher of an open run would never see it go on.
         let enough = closed || !self.watch;
-        let Some(summary) = documents.summary.as_ref().filter(|_| enough) else {
+        let Some(summary) = observed.summary.as_ref().filter(|_| enough) else {
             return Err(why.into());
         };
-        let mut status = Status::of_summary(documents, summary);
+        let mut status = observed.of_summary(summary);
         match (closed, self.broker.broker_url.is_none()) {
             // Nothing is missing.
             (true, true) => {}
@@ -157,11 +154,11 @@ impl StatusConfig {
         &self,
         store: &SharedStore,
         broker: &SharedBroker,
-        documents: Documents,
+        observed: ObservedRun,
     ) -> Result<()> {
-        let mut status = match documents.closed() {
-            Some(summary) => Status::of_summary(&documents, summary),
-            None => from_ledger(store, broker, documents).await?,
+        let mut status = match observed.closed() {
+            Some(summary) => observed.of_summary(summary),
+            None => from_ledger(store, broker, observed).await?,
         };
         match broker.waiting().await {
             Ok(waiting) => status.set_waiting(waiting),
@@ -177,17 +174,17 @@ impl StatusConfig {
         &self,
         store: &SharedStore,
         broker: &SharedBroker,
-        documents: Documents,
+        observed: ObservedRun,
     ) -> Result<()> {
-        let screen = match screen::size() {
+        let screen = match terminal::size() {
             Some(_) if !self.json => Some(Screen::open()?),
             _ => None,
         };
         let mut watching = Watching {
             view: self,
             screen,
-            looks: look_again_and_again(store, broker, &documents.run),
-            standing: Standing::new(documents),
+            polled: poll(store, broker, observed.view.run()),
+            observed,
             note: Some("reading the ledger …".to_owned()),
         };
         watching.follow(store, broker).await
@@ -196,29 +193,22 @@ impl StatusConfig {
     fn print(&self, status: &Status) -> io::Result<()> {
         let text = match self.json {
             true => serde_json::to_string(status)? + "\n",
-            false => page::text(&page(status, screen::width())),
+            false => text(&page(status, terminal::width())),
         };
         print(&text)
     }
 }
 
-/// Writes to standard output.
-pub(crate) fn print(text: &str) -> io::Result<()> {
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes())?;
-    stdout.flush()
-}
-
-/// Whoever reads an answer by a pipe may have seen enough: nothing is wrong then.
+/// Makes it a success if the reader of a pipe has seen enough.
 pub(crate) fn unless_closed(ended: Result<u8>) -> Result<u8> {
-    let closed = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
     match ended {
-        Err(error) if error.downcast_ref().is_some_and(closed) => Ok(exit::OK),
+        Err(error) if error.downcast_ref().is_some_and(is_closed) => Ok(exit::OK),
         ended => ended,
     }
 }
 
-/// The exit code where a signal came before there was an answer: nobody is to take that for one.
+/// The exit code after a signal before there was an answer; never 0, so that callers don't mistake
+/// silence for an answer.
 pub(crate) fn unanswered(shutdown: &Shutdown) -> u8 {
     match shutdown.code() {
         exit::OK => exit::TERMINATED,
@@ -226,33 +216,21 @@ pub(crate) fn unanswered(shutdown: &Shutdown) -> u8 {
     }
 }
 
-/// Where in the ledger to begin to read about a run.
-pub(crate) fn position(documents: &Documents) -> Position {
-    match documents.started() {
-        // No longer ago than that was an adopted job published.
-        Some(started) if documents.adopted() > 0 => Position::Since(started - BELIEVED),
-        Some(started) => Position::Since(started),
-        None => Position::Start,
-    }
-}
-
 async fn from_ledger(
     store: &SharedStore,
     broker: &SharedBroker,
-    documents: Documents,
+    mut observed: ObservedRun,
 ) -> Result<Status> {
-    let mut standing = Standing::new(documents);
-    let read = read(broker, &mut standing).await;
-    let documents = standing.documents();
-    if documents.manifest.is_none() && !standing.is_known() {
+    let read = read(broker, &mut observed).await;
+    if !observed.exists() {
         return Err(match read {
-            Ok(()) => no_run(store, &documents.run),
+            Ok(()) => no_run(store, observed.view.run()),
             Err(fault) => ExitError::new(exit::UNAVAILABLE, fault),
         }
         .into());
     }
-    if let Some(summary) = standing.better_summary() {
-        let mut status = Status::of_summary(documents, summary);
+    if let Some(summary) = observed.better_summary() {
+        let mut status = observed.of_summary(summary);
         status.notes.push(match read {
             Ok(()) => format!("{TOO_SHORT} this is the summary"),
             Err(fault) => {
@@ -261,7 +239,7 @@ async fn from_ledger(
         });
         return Ok(status);
     }
-    let mut status = standing.status(OffsetDateTime::now_utc());
+    let mut status = observed.status(OffsetDateTime::now_utc());
     if let Err(fault) = read {
         status
             .notes
@@ -270,44 +248,49 @@ async fn from_ledger(
     Ok(status)
 }
 
-async fn read(broker: &SharedBroker, standing: &mut Standing) -> Result<(), Fault> {
-    let mut history = broker.history(position(standing.documents())).await?;
+async fn read(broker: &SharedBroker, observed: &mut ObservedRun) -> Result<(), Fault> {
+    let from = observed.position(OffsetDateTime::now_utc());
+    let mut history = pin!(history(broker, from).await?);
     while let Some(entry) = history.next().await {
-        standing.take(entry?);
+        observed.view.apply(&entry?);
     }
-    standing.set_caught_up();
+    observed.view.set_caught_up();
     Ok(())
 }
 
-/// Of a ledger that does not reach back far enough.
+/// Begins the note about a ledger that does not reach back far enough.
 const TOO_SHORT: &str =
     "the ledger knows less than the run's summary, since it was emptied or has grown too long;";
 
-/// A run that is watched.
+/// The state of `--watch`.
 #[derive(Debug)]
 struct Watching<'a> {
     view: &'a StatusConfig,
-    /// `None` where lines are printed one after the other.
+    /// `None` if pages are printed one after the other.
     screen: Option<Screen>,
-    looks: watch::Receiver<Looks>,
-    standing: Standing,
-    /// What is wrong with the ledger, or being done about it.
+    polled: watch::Receiver<Polled>,
+    observed: ObservedRun,
+    /// What is wrong with the ledger, or in progress.
     note: Option<String>,
 }
 
-/// What is seen beside the ledger.
+/// What was polled beside the ledger.
 #[derive(Clone, Debug, Default)]
-struct Looks {
+struct Polled {
     waiting: Option<Waiting>,
     summary: Option<RunSummary>,
     note: Option<String>,
 }
 
-/// What comes from the ledger.
+/// What [`following`] gives.
 #[derive(Debug)]
-pub(crate) enum Read {
-    Entry(Entry),
-    /// What was there at first is read.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "each lives for one loop, on the stack"
+)]
+pub(crate) enum Followed {
+    Entry(LedgerEntry),
+    /// Everything was read that was there at first.
     CaughtUp,
 }
 
@@ -319,20 +302,22 @@ impl Watching<'_> {
         });
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ticks.tick().await;
-        let mut from = position(self.standing.documents());
+        let mut from = self.observed.position(OffsetDateTime::now_utc());
         loop {
             let mut entries = pin!(following(broker, from));
             loop {
                 tokio::select! {
                     read = entries.next() => match read {
-                        Some(Ok(Read::Entry(entry))) => self.standing.take(entry),
-                        Some(Ok(Read::CaughtUp)) => {
-                            self.standing.set_caught_up();
+                        Some(Ok(Followed::Entry(entry))) => {
+                            self.observed.view.apply(&entry);
+                        }
+                        Some(Ok(Followed::CaughtUp)) => {
+                            self.observed.view.set_caught_up();
                             self.note = None;
                             self.known_at_all(store)?;
-                            // The first page is to be a whole one.
-                            if self.looks.borrow().waiting.is_none() {
-                                _ = tokio::time::timeout(LOOK, self.looks.changed()).await;
+                            // The first page is a complete one.
+                            if self.polled.borrow().waiting.is_none() {
+                                _ = tokio::time::timeout(POLL, self.polled.changed()).await;
                                 self.take_summary();
                             }
                             self.show()?;
@@ -344,7 +329,7 @@ impl Watching<'_> {
                         None => break,
                     },
                     _ = ticks.tick() => self.show()?,
-                    changed = self.looks.changed() => {
+                    changed = self.polled.changed() => {
                         changed?;
                         self.take_summary();
                     }
@@ -353,43 +338,40 @@ impl Watching<'_> {
                     return self.show();
                 }
             }
-            // A ledger that was lost is made anew, and has nothing in it that is not to the point.
+            // A lost ledger begins anew: all of it is recent.
             from = Position::Start;
             self.show()?;
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL).await;
         }
     }
 
-    /// A run that neither store nor ledger knows is not waited for.
+    /// Fails if neither store nor ledger know the run.
     fn known_at_all(&self, store: &SharedStore) -> Result<()> {
-        let documents = self.standing.documents();
-        if documents.manifest.is_none() && !self.standing.is_known() {
-            return Err(no_run(store, &documents.run).into());
+        if !self.observed.exists() {
+            return Err(no_run(store, self.observed.view.run()).into());
         }
         Ok(())
     }
 
-    /// Takes over what the last look into the store has found. Not with each entry: it may be long,
-    /// and so may the ledger.
+    /// Takes over the summary that was polled last. Not with each entry: both may be long.
     fn take_summary(&mut self) {
-        if let Some(summary) = &self.looks.borrow().summary {
-            self.standing.set_summary(summary.clone());
+        if let Some(summary) = &self.polled.borrow().summary {
+            self.observed.summary = Some(summary.clone());
         }
     }
 
     /// Whether there is nothing more to see.
     fn has_ended(&self) -> bool {
-        let closed = self.standing.documents().closed().is_some();
-        closed || self.standing.closes()
+        self.observed.closed().is_some() || self.observed.view.closes()
     }
 
     fn show(&mut self) -> Result<()> {
-        let documents = self.standing.documents();
-        let mut status = match documents.closed() {
-            Some(summary) => Status::of_summary(documents, summary),
+        let observed = &self.observed;
+        let mut status = match observed.closed() {
+            Some(summary) => observed.of_summary(summary),
             None => {
-                let mut status = self.standing.status(OffsetDateTime::now_utc());
-                if self.note.is_none() && self.standing.better_summary().is_some() {
+                let mut status = observed.status(OffsetDateTime::now_utc());
+                if self.note.is_none() && observed.better_summary().is_some() {
                     status.notes.push(format!(
                         "{TOO_SHORT} `producer status` without --watch shows the summary"
                     ));
@@ -397,14 +379,14 @@ impl Watching<'_> {
                 status
             }
         };
-        let looks = self.looks.borrow().clone();
-        if let Some(waiting) = looks.waiting {
+        let polled = self.polled.borrow().clone();
+        if let Some(waiting) = polled.waiting {
             status.set_waiting(waiting);
         }
         status
             .notes
-            .extend(self.note.clone().into_iter().chain(looks.note));
-        match (&mut self.screen, screen::size()) {
+            .extend(self.note.clone().into_iter().chain(polled.note));
+        match (&mut self.screen, terminal::size()) {
             (Some(screen), Some((columns, rows))) => screen.draw(page(&status, columns), rows)?,
             _ => self.view.print(&status)?,
         }
@@ -412,20 +394,53 @@ impl Watching<'_> {
     }
 }
 
-/// The ledger from `from` on, with a sign where that is read which is there now.
+/// Reads the ledger from `from` to where it ends now. Gives up after [`LEDGER_SILENCE`] without an
+/// entry.
+///
+/// # Errors
+/// If it cannot be read.
+pub(crate) async fn history(
+    broker: &SharedBroker,
+    from: Position,
+) -> Result<impl Stream<Item = Result<LedgerEntry, Fault>> + Send + use<>, Fault> {
+    Ok(bounded(answered(broker.history(from)).await?))
+}
+
+fn bounded(entries: Entries) -> impl Stream<Item = Result<LedgerEntry, Fault>> + Send {
+    stream::unfold(Some(entries), async |entries| {
+        let mut entries = entries?;
+        match answered(async { Ok(entries.next().await) }).await {
+            Ok(None) => None,
+            Ok(Some(entry)) => Some((entry, Some(entries))),
+            Err(fault) => Some((Err(fault), None)),
+        }
+    })
+}
+
+async fn answered<T>(asked: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+    let answer = tokio::time::timeout(LEDGER_SILENCE, asked).await;
+    answer.unwrap_or_else(|_| {
+        let silence = format_duration(LEDGER_SILENCE);
+        Err(Fault::infra(format!(
+            "the ledger gave no answer for {silence}"
+        )))
+    })
+}
+
+/// Reads the ledger from `from` to where it ends now, says so, and follows it.
 pub(crate) fn following(
     broker: &SharedBroker,
     from: Position,
-) -> impl Stream<Item = Result<Read, Fault>> + use<> {
+) -> impl Stream<Item = Result<Followed, Fault>> + use<> {
     let broker = SharedBroker::clone(broker);
     let attached = async move {
-        // In this order, so that nothing comes between the two; what comes twice does no harm.
-        let after = broker.events(Position::Now).await?;
-        let before = broker.history(from).await?;
+        // In this order nothing is missed between the two; entries that come twice do no harm.
+        let after = answered(broker.events(Position::Now)).await?;
+        let before = history(&broker, from).await?;
         let entries = before
-            .map(|entry| entry.map(Read::Entry))
-            .chain(stream::iter([Ok(Read::CaughtUp)]))
-            .chain(after.map(|entry| entry.map(Read::Entry)));
+            .map(|entry| entry.map(Followed::Entry))
+            .chain(stream::iter([Ok(Followed::CaughtUp)]))
+            .chain(after.map(|entry| entry.map(Followed::Entry)));
         Ok::<BoxStream<'static, _>, Fault>(entries.boxed())
     };
     stream::once(attached).flat_map(|attached| match attached {
@@ -434,71 +449,38 @@ pub(crate) fn following(
     })
 }
 
-/// Looks at queues and store in the background, so that no page waits for them. Ends when nobody
-/// looks at what it sees.
-fn look_again_and_again(
-    store: &SharedStore,
-    broker: &SharedBroker,
-    run: &RunId,
-) -> watch::Receiver<Looks> {
-    let (sender, receiver) = watch::channel(Looks::default());
+/// Polls queues and store in the background, so that no page waits for them. Ends with its receiver.
+fn poll(store: &SharedStore, broker: &SharedBroker, run: &RunId) -> watch::Receiver<Polled> {
+    let (sender, receiver) = watch::channel(Polled::default());
     let (store, broker) = (SharedStore::clone(store), SharedBroker::clone(broker));
     let run = run.clone();
     tokio::spawn(async move {
-        let looking = async {
+        let polling = async {
             for n in 0u64.. {
-                let mut looks = sender.borrow().clone();
-                looks.note = None;
+                let mut polled = sender.borrow().clone();
+                polled.note = None;
                 match broker.waiting().await {
-                    Ok(waiting) => looks.waiting = Some(waiting),
+                    Ok(waiting) => polled.waiting = Some(waiting),
                     Err(fault) => {
-                        looks.waiting = None;
-                        looks.note = Some(format!("nothing is known of the queues: {fault}"));
+                        polled.waiting = None;
+                        polled.note = Some(format!("nothing is known of the queues: {fault}"));
                     }
                 }
-                if n.is_multiple_of(LOOKS_FOR_ONE_AT_THE_STORE) {
-                    // A store that is away does not hide what the ledger says.
+                if n.is_multiple_of(POLLS_PER_STORE_POLL) {
+                    // Without the store there still is the ledger.
                     let summary = of_run(&store, &run, Document::Summary).await;
-                    looks.summary = summary.ok().flatten();
+                    polled.summary = summary.ok().flatten();
                 }
-                sender.send_replace(looks);
-                tokio::time::sleep(LOOK).await;
+                sender.send_replace(polled);
+                tokio::time::sleep(POLL).await;
             }
         };
         tokio::select! {
-            () = looking => {}
+            () = polling => {}
             () = sender.closed() => {}
         }
     });
     receiver
-}
-
-pub(crate) async fn of_run<T: DeserializeOwned>(
-    store: &SharedStore,
-    run: &RunId,
-    document: Document,
-) -> Result<Option<T>, ExitError> {
-    let run = run.clone();
-    self::document(store, &DocumentKey::OfRun { run, document }).await
-}
-
-pub(crate) async fn document<T: DeserializeOwned>(
-    store: &SharedStore,
-    key: &DocumentKey,
-) -> Result<Option<T>, ExitError> {
-    let bytes = store.document(key).await;
-    let bytes = bytes.map_err(|fault| ExitError::new(exit::UNAVAILABLE, fault))?;
-    let Some(bytes) = bytes else {
-        return Ok(None);
-    };
-    let document = serde_json::from_slice(&bytes).map_err(|error| {
-        let location = store.location();
-        ExitError::new(
-            exit::UNAVAILABLE,
-            format!("{location}/{key} cannot be read as what it should be: {error}"),
-        )
-    })?;
-    Ok(Some(document))
 }
 
 fn no_run(store: &SharedStore, run: &RunId) -> ExitError {
@@ -519,4 +501,20 @@ fn no_run_yet(store: &SharedStore) -> ExitError {
             "{location} has seen no run yet; is this the --store (STORE_URL) that `producer run` was given?"
         ),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    /// Such as from a broker that never delivers the end of its ledger.
+    #[tokio::test(start_paused = true)]
+    async fn a_ledger_that_gives_nothing_ends_with_a_sentence() {
+        let mut entries = pin!(bounded(stream::pending().boxed()));
+        let fault = entries.next().await.unwrap().unwrap_err();
+        assert_eq!(fault.to_string(), "the ledger gave no answer for 30s");
+        assert!(entries.next().now_or_never().unwrap().is_none());
+    }
 }

@@ -5,7 +5,11 @@ use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::Context;
-use common::testing::repositories::parity::{Expected, OWNER, fixtures};
+
+use fixtures::{Expected, OWNER, fixtures};
+
+#[path = "../tests/it/parity/fixtures.rs"]
+mod fixtures;
 
 fn main() -> anyhow::Result<()> {
     let root = std::env::args().nth(1).context("no directory given")?;

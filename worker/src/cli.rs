@@ -5,21 +5,30 @@ use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use common::exit::{self, ExitError};
 use common::fault::{Fault, FaultKind};
-use common::repo::RepoRef;
+use common::ids::RepoRef;
 use common::shutdown::Shutdown;
-use common::telemetry::{LogConfig, Metrics};
+use common::telemetry::logs::LogConfig;
+use tracing::warn;
 use url::Url;
 
-use crate::digest::{self, Limits, Subject};
+use crate::digest::assemble::assemble;
+use crate::digest::{DigestLimits, Subject};
+use crate::fetch::address;
 use crate::fetch::policy::FetchConfig;
 use crate::health::HealthCommand;
+use crate::metrics::Metrics;
 use crate::run::RunConfig;
-use crate::slot::{SlotConfig, Slots, Unmade};
+use crate::slot::slots::Slots;
+use crate::slot::{SlotConfig, SlotError, SlotResult};
+
+/// How long the process may take to end after a second signal.
+const AT_ONCE: Duration = Duration::from_millis(800);
 
 /// Makes digests of git repositories: one text each, for a language model to read.
 #[derive(Debug, Parser)]
@@ -64,7 +73,7 @@ Examples:
   worker digest . -o digest.txt
   worker digest ../whitehall --name alphagov/whitehall --no-limit --gitingest-limits")]
 struct DigestCommand {
-    /// An https URL, or the path of a repository on this machine, of which HEAD is read.
+    /// An https URL (also `github.com/OWNER/NAME` or `git@HOST:OWNER/NAME`), or the path of a repository on this machine, of which HEAD is read.
     source: String,
     /// Write to this file instead of standard output; `-` is standard output.
     #[arg(short, long, value_name = "FILE")]
@@ -96,7 +105,10 @@ impl Cli {
             Ok(runtime) => runtime,
             Err(error) => return exit::fail(&error.into(), programs),
         };
-        match runtime.block_on(self.run()) {
+        let ended = runtime.block_on(self.run());
+        // Not waited for: a read of a dead disk never ends.
+        runtime.shutdown_background();
+        match ended {
             Ok(code) => ExitCode::from(code),
             Err(error) => exit::fail(&error, programs),
         }
@@ -112,7 +124,13 @@ impl Cli {
         match self.command {
             Command::Run(config) => {
                 let shutdown = Shutdown::on_signals().context("cannot listen to signals")?;
-                config.run(&shutdown).await
+                tokio::select! {
+                    code = config.run(&shutdown) => code,
+                    () = overdue(&shutdown) => {
+                        warn!(operation = "shutdown", "something hangs; leaving it as it is");
+                        Ok(shutdown.code())
+                    }
+                }
             }
             Command::Digest(command) => command.run().await,
             Command::Health(command) => command.run().await,
@@ -120,20 +138,46 @@ impl Cli {
     }
 }
 
+/// Returns when everything should have ended after a second signal.
+async fn overdue(shutdown: &Shutdown) {
+    shutdown.hard.cancelled().await;
+    tokio::time::sleep(AT_ONCE).await;
+}
+
 impl DigestCommand {
+    /// Finds out what the source is, and rewrites it; returns its URL if it is not a path.
+    fn locate(&mut self) -> Result<Option<Url>> {
+        let on_disk = fs::canonicalize(&self.source);
+        let usage = |message: String| ExitError::new(exit::USAGE, message);
+        let address = match &on_disk {
+            Ok(_) => None,
+            Err(_) => address::parse(&self.source)
+                .map_err(|why| usage(format!("cannot use this address: it {why}")))?,
+        };
+        if let Some(address) = address {
+            if let Some(page) = address.page {
+                warn!(
+                    operation = "digest",
+                    "leaving out {page:?}: a digest is always of HEAD, of the whole repository"
+                );
+            }
+            self.source = address.url;
+            let url = Url::parse(&self.source);
+            return url
+                .map(Some)
+                .map_err(|error| usage(error.to_string()).into());
+        }
+        let path = on_disk.map_err(|error| nowhere(&self.source, &error))?;
+        // Whoever names a path here means it.
+        self.fetch.allow_local = true;
+        let path = path.into_os_string().into_string();
+        self.source = path.map_err(|path| anyhow::anyhow!("{path:?} is not UTF-8"))?;
+        Ok(None)
+    }
+
     async fn run(mut self) -> Result<u8> {
         let shutdown = Shutdown::on_signals().context("cannot listen to signals")?;
-        let url = Url::parse(&self.source).ok();
-        if url.is_none() {
-            let path = fs::canonicalize(&self.source).map_err(|error| {
-                let message = format!("{:?} is neither a URL nor a path: {error}", self.source);
-                ExitError::new(exit::USAGE, message)
-            })?;
-            // Whoever names a path here means it.
-            self.fetch.allow_local = true;
-            let path = path.into_os_string().into_string();
-            self.source = path.map_err(|path| anyhow::anyhow!("{path:?} is not UTF-8"))?;
-        }
+        let url = self.locate()?;
         let subject = match (&self.name, &url) {
             (Some(repo), _) => repository(repo),
             (None, Some(url)) => repository(&repo_of(url)?),
@@ -142,30 +186,34 @@ impl DigestCommand {
             },
         };
         let mut limits = match self.gitingest_limits {
-            true => Limits::gitingest(),
-            false => Limits::default(),
+            true => DigestLimits::gitingest(),
+            false => DigestLimits::default(),
         };
         limits.max_text_bytes = match self.no_limit {
             true => None,
-            false => Limits::default().max_text_bytes,
+            false => DigestLimits::default().max_text_bytes,
         };
         self.slot.concurrency = Some(1);
-        let policy = self.fetch.policy(std::env::var("GITHUB_TOKEN").ok());
+        let policy = self.fetch.policy(std::env::var_os("GITHUB_TOKEN"))?;
         let max_text_bytes = limits.max_text_bytes;
         let slots = Slots::new(self.slot, policy, limits, Metrics::new())
             .map_err(|fault| exit_error(&fault))?;
-        let made = match slots.work(&self.source, subject, &shutdown.soft).await {
-            Ok(made) => made,
-            Err(Unmade::Fault(fault)) => return Err(exit_error(&fault).into()),
+        let made = match slots
+            .work(&self.source, subject, None, &shutdown.soft)
+            .await
+        {
+            Ok(SlotResult::Digest(made)) => made,
+            Ok(SlotResult::Unmoved { .. }) => unreachable!("no commit is known"),
+            Err(SlotError::Fault(fault)) => return Err(exit_error(&fault).into()),
             // Unlike a run, this has nothing to show that was stopped.
-            Err(Unmade::Stopped) => {
+            Err(SlotError::Stopped) => {
                 return Ok(match shutdown.code() {
                     exit::INTERRUPTED => exit::INTERRUPTED,
                     _ => exit::TERMINATED,
                 });
             }
         };
-        let text = digest::assemble(&made.facts, &made.tree, &made.content, max_text_bytes);
+        let text = assemble(&made.facts, &made.tree, &made.content, max_text_bytes);
         match &self.output {
             Some(path) if path.as_os_str() != "-" => {
                 write_whole(path, text.text.as_bytes()).map_err(|error| {
@@ -181,6 +229,16 @@ impl DigestCommand {
         }
         Ok(exit::OK)
     }
+}
+
+/// Says why a source is neither a URL nor a path, and what to give instead.
+fn nowhere(source: &str, error: &io::Error) -> ExitError {
+    let hint = match source.parse::<RepoRef>() {
+        Ok(repo) => format!("; for the repository on GitHub give https://github.com/{repo}"),
+        Err(_) => String::new(),
+    };
+    let message = format!("{source:?} is neither a URL nor a path: {error}{hint}");
+    ExitError::new(exit::USAGE, message)
 }
 
 /// Writes a file whose end may be missing at no time: half a digest looks like one.

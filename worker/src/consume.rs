@@ -1,68 +1,41 @@
-//! The consuming loop: takes deliveries, has them worked on, records outcomes, settles.
+//! The consuming loop: takes deliveries, has them worked on, and does what the verdict on each says.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
-use common::broker::{Delivery, Event, HostPause, Settlement, SharedBroker};
+use common::broker::{DELIVERY_LIMIT, Delivery, Event, Settlement, SharedBroker};
+use common::failpoint;
 use common::fault::{Fault, FaultKind};
-use common::moment;
-use common::outcome::{Decision, Outcome, OutcomeRecord, decide};
-use common::run::words;
+use common::outcome::{Outcome, OutcomeRecord};
 use common::shutdown::Shutdown;
 use common::store::SharedStore;
-use common::telemetry::{HandedBack, Metrics};
+use common::text::format_duration;
 use futures::StreamExt;
-use time::OffsetDateTime;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{Instrument, debug, error, error_span, info, warn};
 use url::Url;
 
 use crate::fetch::policy::authority;
-use crate::hosts::{Hosts, Turn};
+use crate::host_throttle::{HostPermit, HostThrottle, stretch};
+use crate::infra_gate::InfraGate;
 use crate::job::{Attempt, attempt};
-use crate::slot::{Slots, Unmade};
+use crate::metrics::Metrics;
+use crate::notices::{Notices, Taken};
+use crate::resolver::Resolver;
+use crate::slot::SlotError;
+use crate::slot::slots::Slots;
+use crate::verdict::{Pause, Progress, State, verdict};
 
-/// The pause after which a job comes back that its worker could not finish.
-const HANDED_BACK: Duration = Duration::from_secs(1);
-/// The pauses between looks at a machine or store that is not well grow from this …
-const SHORTEST_PAUSE: Duration = Duration::from_millis(500);
-/// … to this.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// How often a job may fail on a machine and store that then look well, until it fails for good:
-/// a repository that is larger than the scratch folder's disk must not stop all others for ever.
-/// With pauses that double that is eight seconds. The design's rule that no machine's fault is
-/// charged to a repository holds in spirit: its class is `infra`, and the next run tries it again.
-const WELL_BUT_FAILED: u32 = 4;
-/// How long a job may be held while machine or store are not well: then it is handed back, and its
-/// worker or another takes the next. RabbitMQ takes back by force, and counts against the job, what
-/// was not settled within thirty minutes.
-pub(crate) const LONGEST_HOLD: Duration = Duration::from_secs(10 * 60);
-/// How often a job whose attempts take that long and then fail on the machine is handed back.
-const HELD_AND_FAILED: u32 = 2;
-/// The pause after which such a job comes back. Waiting for that long resets the broker's count.
-const HELD_TOO_LONG: Duration = Duration::from_secs(60);
-/// Up to this long the rest of a host's pause is waited for in [`PIECES`]: between 4 s and a minute
-/// the broker has no pause, and a minute for the sake of seconds would hold up a run's last jobs.
-/// Just over the little more that is added to a pause of a minute.
-const SHORT_REST: Duration = Duration::from_secs(16);
-/// A pause that the broker has.
-const PIECES: Duration = Duration::from_secs(4);
-/// The longest pause that is taken from what another worker says.
-const LONGEST_HEARSAY: Duration = Duration::from_secs(3600);
-/// How long telling the other workers may take.
-const ANNOUNCING: Duration = Duration::from_secs(5);
-/// How long after its delivery an outcome may still be recorded, or the job settled: until the
-/// broker takes the job back by force. A job that was let go sooner would come back, counted, to a
-/// broker that is no better.
-const LONGEST_WAIT_FOR_BROKER: Duration = Duration::from_secs(25 * 60);
-/// How long the broker has for that once the worker is to stop.
-const LAST_WORDS: Duration = Duration::from_secs(5);
-
+/// How long the broker has to take what is left to say once the drain is over …
+pub(crate) const LAST_WORDS: Duration = Duration::from_secs(5);
+/// … and after a second signal.
+const LAST_WORD_AT_ONCE: Duration = Duration::from_millis(300);
 /// What a worker works with. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Worker {
-    /// What it calls itself in what it records: nobody else has this name.
+    /// What it calls itself in what it records. Unique.
     pub name: String,
     /// Where jobs come from and outcomes go to.
     pub broker: SharedBroker,
@@ -72,10 +45,9 @@ pub struct Worker {
     pub slots: Arc<Slots>,
     /// What is counted.
     pub metrics: Metrics,
-    /// How long jobs in hand may go on once a stop was asked for.
+    /// How long jobs in hand may go on after a stop was asked for.
     pub drain: Duration,
-    /// How long one job may wait for machine and store to get well before the worker gives up;
-    /// `None` is for ever.
+    /// How long machine and store may be at fault before the worker gives up; `None` is for ever.
     pub patience: Option<Duration>,
 }
 
@@ -90,16 +62,27 @@ pub fn own_name() -> String {
     )
 }
 
-/// What the jobs of one worker share.
-#[derive(Debug, Default)]
-struct Shared {
-    /// Hosts to be left alone.
-    hosts: Mutex<Hosts>,
-    /// When machine and store were last found well again. Written while they are not well: nobody
-    /// starts a job then, and one looks after them.
-    well: tokio::sync::RwLock<Option<Instant>>,
-    /// Set when patience ran out.
-    given_up: Mutex<Option<Fault>>,
+/// How the time that the broker lends a job for is divided. All `None` if it does so without limit.
+#[derive(Clone, Copy, Debug)]
+pub struct Loan {
+    /// How long a job may be held before its last attempt begins.
+    pub hold: Option<Duration>,
+    /// How long that attempt and a drain may take together.
+    pub work: Option<Duration>,
+    /// How long after its delivery a job may still be recorded and settled. One that was let go
+    /// sooner would come back, counted, to a broker that is no better.
+    pub settle: Option<Duration>,
+}
+
+impl Loan {
+    /// Divides `limit`: a third for waiting, half for work, the rest as a margin.
+    pub fn of(limit: Option<Duration>) -> Self {
+        Self {
+            hold: limit.map(|limit| limit / 3),
+            work: limit.map(|limit| limit / 2),
+            settle: limit.map(|limit| limit * 5 / 6),
+        }
+    }
 }
 
 impl Worker {
@@ -107,505 +90,537 @@ impl Worker {
     /// in hand.
     ///
     /// # Errors
-    /// When the broker is gone, or machine or store were not well for longer than `patience`.
+    /// When the broker is gone, or machine or store were at fault for longer than `patience`.
     pub async fn run(&self, slots: u16, shutdown: &Shutdown) -> Result<(), Fault> {
-        let mut deliveries = self.broker.deliveries(slots).await?;
-        let shared = Arc::new(Shared::default());
-        // Ends slots: at the end of the drain, or at once.
-        let stop = shutdown.hard.child_token();
-        let give_up = CancellationToken::new();
-        let mut jobs = JoinSet::new();
-        let listener = AbortOnDrop(tokio::spawn(listen(
-            Arc::clone(&self.broker),
-            self.name.clone(),
-            Arc::clone(&shared),
-            self.metrics.clone(),
-        )));
-        loop {
-            let delivery = tokio::select! {
-                biased;
-                () = shutdown.soft.cancelled() => break,
-                () = shutdown.hard.cancelled() => break,
-                () = give_up.cancelled() => break,
-                Some(ended) = jobs.join_next() => {
-                    log_panic(ended);
-                    continue;
-                }
-                // As many as there are slots, also when jobs of a lost connection are still in hand.
-                delivery = deliveries.next(), if jobs.len() < usize::from(slots) => delivery,
-            };
-            let Some(delivery) = delivery else {
-                return Err(Fault::infra("the broker delivers no more"));
-            };
-            let (worker, shared) = (self.clone(), Arc::clone(&shared));
-            let (stop, soft, give_up) = (stop.clone(), shutdown.soft.clone(), give_up.clone());
-            jobs.spawn(async move {
-                worker
-                    .handle(delivery, &shared, &stop, &soft, &give_up)
-                    .await;
-            });
-        }
-        drop(listener);
-        // No more are taken; what the broker handed out already goes back as this is dropped.
-        drop(deliveries);
-        let drained = async {
-            while let Some(ended) = jobs.join_next().await {
-                log_panic(ended);
-            }
-        };
-        let drain = if give_up.is_cancelled() {
-            Duration::ZERO
-        } else {
-            self.drain
-        };
-        tokio::select! {
-            () = drained => {}
-            () = tokio::time::sleep(drain) => stop.cancel(),
-            () = shutdown.hard.cancelled() => {}
-        }
-        while let Some(ended) = jobs.join_next().await {
-            log_panic(ended);
-        }
-        let given_up = shared
-            .given_up
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        given_up.map_or(Ok(()), Err)
+        self.run_behind(Arc::default(), slots, shutdown).await
     }
 
-    /// Takes one delivery to its settlement. Dropping it unsettled gives it back.
-    async fn handle(
+    /// Like [`Worker::run`]; `gate` shows whether machine and store are well.
+    ///
+    /// # Errors
+    /// As [`Worker::run`].
+    pub async fn run_behind(
         &self,
-        delivery: Delivery,
-        shared: &Shared,
-        stop: &CancellationToken,
-        soft: &CancellationToken,
-        give_up: &CancellationToken,
-    ) {
-        let host = host_of(&delivery.job.url);
-        let start = Instant::now();
-        let hold = Hold { start, stop };
-        let turn = shared.hosts().turn(&host, start);
-        match turn {
-            Turn::Go => {}
-            Turn::Wait(rest) => {
-                debug!(repo = %delivery.job.repo, host, "waits for its host");
-                return self
-                    .hand_back(delivery, HandedBack::Host, first_piece(rest), &hold)
-                    .await;
-            }
-            Turn::GiveUp(duration) => {
-                let fault = Fault::throttled(
-                    format!(
-                        "not asked: {host} has turned everybody away for {}",
-                        words(duration)
-                    ),
-                    None,
-                );
-                let outcome = Outcome::Failed(fault.kind);
-                return self
-                    .finish(delivery, outcome, &Err(fault), &hold, Settlement::Done)
-                    .await;
-            }
+        gate: Arc<InfraGate>,
+        slots: u16,
+        shutdown: &Shutdown,
+    ) -> Result<(), Fault> {
+        let shift = Arc::new(Shift::new(self, gate, shutdown));
+        self.metrics.show(&shift.throttle, &shift.gate);
+        let mut beside = JoinSet::new();
+        let notices = Arc::clone(&shift.notices);
+        beside.spawn(async move { notices.listen().await });
+        let notices = Arc::clone(&shift.notices);
+        beside.spawn(async move { notices.tell().await });
+        let this = Arc::clone(&shift);
+        beside.spawn(async move {
+            let patience = this.worker.patience;
+            this.gate.look_after(patience, || this.probe()).await;
+        });
+        let mut jobs = JoinSet::new();
+        let consumed = shift.consume(slots, &mut jobs).await;
+        tokio::select! {
+            () = finished(&mut jobs) => {}
+            () = sleep(self.drain) => {}
+            _ = shift.gate.given_up() => {}
+            () = shift.hard.cancelled() => {}
         }
-        let mut ill = Ill::default();
-        let held = start + LONGEST_HOLD;
-        let mut last = None;
-        let result = loop {
-            // Nobody starts while somebody looks after machine or store.
-            let well = tokio::time::timeout_at(held.into(), shared.well.read()).await;
-            if well.is_err() || Instant::now() >= held {
-                debug!(operation = "infra", repo = %delivery.job.repo, "handed back: held too long");
-                // Most of the time went into attempts, not into waiting for what was not well: such
-                // a job must not come back for ever.
-                let worked = ill.since.is_none_or(|ill| ill.elapsed() < LONGEST_HOLD / 2);
-                if let Some(fault) = last.filter(|_| worked) {
-                    if delivery.waits >= HELD_AND_FAILED {
-                        break Err(fault);
-                    }
-                    self.metrics.handed_back(HandedBack::Infra);
-                    return self
-                        .again(delivery, HELD_TOO_LONG, Counts::Wait, &hold)
-                        .await;
-                }
-                return self
-                    .hand_back(delivery, HandedBack::Infra, HELD_TOO_LONG, &hold)
-                    .await;
-            }
-            drop(well);
-            if soft.is_cancelled() || give_up.is_cancelled() {
-                return self
-                    .hand_back(delivery, HandedBack::Stopping, HANDED_BACK, &hold)
-                    .await;
-            }
-            let started = Instant::now();
-            match attempt(&delivery.job, &self.store, &self.slots, &self.metrics, stop).await {
-                Ok(attempt) => break Ok(attempt),
-                Err(Unmade::Stopped) => {
-                    return self
-                        .hand_back(delivery, HandedBack::Stopping, HANDED_BACK, &hold)
-                        .await;
-                }
-                Err(Unmade::Fault(fault)) if fault.kind == FaultKind::Infra => {
-                    let since = *ill.since.get_or_insert_with(Instant::now);
-                    last = Some(fault.clone());
-                    let waited = since.elapsed();
-                    if ill.well_but_failed >= WELL_BUT_FAILED {
-                        break Err(fault);
-                    }
-                    if self.patience.is_some_and(|patience| waited >= patience) {
-                        debug!(
-                            operation = "infra",
-                            repo = %delivery.job.repo,
-                            "giving up after {} s, {} not done: {fault}",
-                            waited.as_secs(),
-                            delivery.job.repo
-                        );
-                        *shared
-                            .given_up
-                            .lock()
-                            .unwrap_or_else(PoisonError::into_inner) = Some(fault);
-                        give_up.cancel();
-                        return self
-                            .hand_back(delivery, HandedBack::Stopping, HANDED_BACK, &hold)
-                            .await;
-                    }
-                    tokio::select! {
-                        () = self.until_well(shared, &fault, started, &mut ill) => {}
-                        // Handed back above.
-                        () = tokio::time::sleep_until(held.into()) => {}
-                        () = soft.cancelled() => {}
-                        () = stop.cancelled() => {}
-                        () = give_up.cancelled() => {}
-                    }
-                }
-                Err(Unmade::Fault(fault)) => break Err(fault),
-            }
-        };
-        self.conclude(delivery, result, shared, &host, &hold).await;
+        shift.stop.cancel();
+        finished(&mut jobs).await;
+        beside.shutdown().await;
+        tokio::select! {
+            () = shift.notices.tell_the_end() => {}
+            () = shift.last_words() => {}
+        }
+        match shift.gate.watch().borrow().given_up() {
+            Some(fault) => Err(fault.clone()),
+            None => consumed,
+        }
+    }
+}
+
+/// One call of [`Worker::run`].
+#[derive(Debug)]
+struct Shift {
+    worker: Worker,
+    gate: Arc<InfraGate>,
+    throttle: Arc<HostThrottle>,
+    resolver: Resolver,
+    loan: Loan,
+    notices: Arc<Notices>,
+    /// Take no more jobs.
+    soft: CancellationToken,
+    /// End slots: the drain is over.
+    stop: CancellationToken,
+    /// End everything.
+    hard: CancellationToken,
+}
+
+/// What a worker remembers of a delivery while it holds it.
+struct Held {
+    _taken: Taken,
+    start: Instant,
+    host: String,
+    /// When the last attempt began.
+    attempted: Instant,
+    /// How much of the time it spent waiting for the gate.
+    waited: Duration,
+    /// [`State::infra_failures`].
+    infra_failures: u32,
+    /// Its last attempt closed the gate.
+    closed_gate: bool,
+    last_fault: Option<Fault>,
+    /// Of its last attempt.
+    bytes: Option<Attempt>,
+}
+
+impl Held {
+    fn state(&self, delivery: &Delivery) -> State {
+        State {
+            attempt: delivery.attempt,
+            waits: delivery.waits,
+            returns: delivery.returns,
+            infra_failures: self.infra_failures,
+            stretch: stretch(),
+        }
+    }
+}
+
+impl Shift {
+    fn new(worker: &Worker, gate: Arc<InfraGate>, shutdown: &Shutdown) -> Self {
+        let throttle = Arc::default();
+        Self {
+            notices: Notices::new(&worker.name, &worker.broker, &gate, &throttle),
+            gate,
+            throttle,
+            resolver: Resolver::new(worker.slots.policy().names()),
+            loan: Loan::of(worker.broker.loan_limit()),
+            soft: shutdown.soft.clone(),
+            stop: shutdown.hard.child_token(),
+            hard: shutdown.hard.clone(),
+            worker: worker.clone(),
+        }
     }
 
+    /// Takes jobs until the worker is to stop.
+    ///
+    /// A job that came back unsettled may have killed the worker that had it. It is worked on
+    /// alone, so that its neighbours are not charged if it does so again.
+    async fn consume(self: &Arc<Self>, slots: u16, jobs: &mut JoinSet<()>) -> Result<(), Fault> {
+        let ended = async {
+            tokio::select! {
+                () = self.soft.cancelled() => {}
+                () = self.hard.cancelled() => {}
+                _ = self.gate.given_up() => {}
+            }
+        };
+        tokio::pin!(ended);
+        loop {
+            let until = CancellationToken::new();
+            let deliveries = self.worker.broker.deliveries_until(slots, until.clone());
+            let mut deliveries = tokio::select! {
+                deliveries = deliveries => deliveries?,
+                () = &mut ended => return Ok(()),
+            };
+            let suspect = loop {
+                let delivery = tokio::select! {
+                    biased;
+                    () = &mut ended => return Ok(()),
+                    Some(ended) = jobs.join_next() => {
+                        log_panic(ended);
+                        continue;
+                    }
+                    delivery = deliveries.next() => delivery,
+                };
+                match delivery {
+                    Some(delivery) if delivery.returns > 0 => {
+                        break (self.hold(&delivery), delivery);
+                    }
+                    Some(delivery) => self.start(delivery, jobs),
+                    None => return Err(Fault::infra("the broker delivers no more")),
+                }
+            };
+            until.cancel();
+            while let Some(delivery) = deliveries.next().await {
+                let (this, held) = (Arc::clone(self), self.hold(&delivery));
+                jobs.spawn(async move {
+                    this.conclude(delivery, Progress::MadeWay, held).await;
+                });
+            }
+            self.alone(suspect, jobs).await;
+        }
+    }
+
+    /// Works on a job once no other is in hand.
+    async fn alone(self: &Arc<Self>, (held, delivery): (Held, Delivery), jobs: &mut JoinSet<()>) {
+        info!(
+            operation = "suspect",
+            repo = %delivery.job.repo,
+            returns = delivery.returns,
+            "{} came back unsettled: working on it alone",
+            delivery.job.repo
+        );
+        tokio::select! {
+            () = finished(jobs) => {}
+            () = self.soft.cancelled() => {}
+            _ = self.gate.given_up() => {}
+        }
+        let this = Arc::clone(self);
+        jobs.spawn(async move { this.handle(delivery, held).await });
+        tokio::select! {
+            () = finished(jobs) => {}
+            () = self.soft.cancelled() => {}
+            _ = self.gate.given_up() => {}
+        }
+    }
+
+    fn start(self: &Arc<Self>, delivery: Delivery, jobs: &mut JoinSet<()>) {
+        let (this, held) = (Arc::clone(self), self.hold(&delivery));
+        jobs.spawn(async move { this.handle(delivery, held).await });
+    }
+
+    fn hold(&self, delivery: &Delivery) -> Held {
+        let start = Instant::now();
+        Held {
+            _taken: self.notices.take(delivery.job.id()),
+            start,
+            host: host_of(&delivery.job.url),
+            attempted: start,
+            waited: Duration::ZERO,
+            infra_failures: 0,
+            closed_gate: false,
+            last_fault: None,
+            bytes: None,
+        }
+    }
+
+    /// Takes one delivery to its settlement. Dropped unsettled, it goes back.
+    async fn handle(&self, delivery: Delivery, held: Held) {
+        let job = &delivery.job;
+        let span = error_span!("job", id = job.id(), repo = %job.repo, attempt = delivery.attempt);
+        let handling = async {
+            let mut kept = Some((delivery, held));
+            while let Some((delivery, mut held)) = kept {
+                let progress = self.progress(&delivery, &mut held).await;
+                kept = self.conclude(delivery, progress, held).await;
+            }
+        };
+        handling.instrument(span).await;
+    }
+
+    /// Makes an attempt, if the job's host and this machine allow one.
+    async fn progress(&self, delivery: &Delivery, held: &mut Held) -> Progress {
+        // The broker's own count begins anew each time that the job is handed back.
+        if delivery.returns > DELIVERY_LIMIT {
+            return Progress::KillsWorkers(Fault::killed(format!(
+                "came back unsettled {} times: it may kill its worker",
+                delivery.returns
+            )));
+        }
+        let host = &held.host;
+        match self.throttle.permit(host, Instant::now()) {
+            HostPermit::Granted => {}
+            HostPermit::Wait(rest) => {
+                debug!(host, "waits for its host");
+                // Those who wait don't come back all at once.
+                return Progress::HostPaused(self.piece_of(rest.mul_f64(stretch())));
+            }
+            HostPermit::GiveUp(since) => {
+                let since = format_duration(since);
+                return Progress::HostGivenUp(Fault::throttled(
+                    format!("not fetched: {host} has rate-limited everybody for {since}"),
+                    None,
+                ));
+            }
+        }
+        if let Some(ended) = self.wait_at_gate(held).await {
+            return ended;
+        }
+        held.attempted = Instant::now();
+        let Worker {
+            store,
+            slots,
+            metrics,
+            ..
+        } = &self.worker;
+        match attempt(&delivery.job, store, slots, metrics, &self.stop).await {
+            Ok(attempt) => {
+                let outcome = attempt.outcome;
+                held.bytes = Some(attempt);
+                Progress::Done(outcome)
+            }
+            Err(SlotError::Stopped) => Progress::Stopping,
+            Err(SlotError::Fault(fault)) => Progress::Failed(self.charged(fault).await),
+        }
+    }
+
+    /// Waits until jobs may start; `Some` if that won't be in time.
+    async fn wait_at_gate(&self, held: &mut Held) -> Option<Progress> {
+        let since = Instant::now();
+        let held_too_long = async {
+            match self.loan.hold {
+                Some(hold) => sleep_until(held.start + hold).await,
+                None => std::future::pending().await,
+            }
+        };
+        let opened = tokio::select! {
+            biased;
+            () = self.soft.cancelled() => Some(false),
+            () = self.stop.cancelled() => Some(false),
+            () = held_too_long => None,
+            opened = self.gate.opened() => Some(opened),
+        };
+        held.waited += since.elapsed();
+        held.infra_failures += u32::from(std::mem::take(&mut held.closed_gate));
+        match opened {
+            Some(true) => None,
+            Some(false) => Some(Progress::Stopping),
+            None => {
+                debug!(operation = "infra", "handed back: held too long");
+                // If the time went into waiting instead, its last fault is the machine's.
+                let worked = held.waited < held.start.elapsed() / 2;
+                let fault = held.last_fault.take().filter(|_| worked);
+                Some(Progress::HeldTooLong(fault))
+            }
+        }
+    }
+
+    /// Charges this machine instead of a repository if no name at all can be resolved.
+    async fn charged(&self, fault: Fault) -> Fault {
+        let Some(host) = &fault.unresolved else {
+            return fault;
+        };
+        let answers = self.resolver.answers(host, Instant::now());
+        // Whoever stops doesn't need to know.
+        match self.stop.run_until_cancelled(answers).await {
+            Some(false) => self.resolver.dead(),
+            _ => fault,
+        }
+    }
+
+    /// Finds out whether jobs can be worked on.
+    async fn probe(&self) -> Result<(), Fault> {
+        let no_names = self.gate.watch().borrow().no_names();
+        if no_names {
+            self.resolver.probe().await?;
+        }
+        self.worker.store.probe().await?;
+        self.worker.slots.probe().await
+    }
+
+    /// Does what the verdict says; gives back a delivery that is to be tried again here.
     async fn conclude(
         &self,
         delivery: Delivery,
-        result: Result<Attempt, Fault>,
-        shared: &Shared,
-        host: &str,
-        hold: &Hold<'_>,
-    ) {
-        let repo = delivery.job.repo.clone();
-        let outcome = result.as_ref().map(|attempt| attempt.outcome);
-        if outcome == Ok(Outcome::Processed) {
-            self.metrics.stored_after(delivery.enqueued);
-        }
-        let class = result.as_ref().err().map(|fault| fault.kind);
-        if !matches!(
-            class,
-            Some(FaultKind::Throttled | FaultKind::Transient | FaultKind::Killed)
-        ) {
-            shared.hosts().answered(host);
-        }
-        match decide(outcome, delivery.attempt, delivery.waits) {
-            Decision::Finish(outcome) => {
-                self.finish(delivery, outcome, &result, hold, Settlement::Done)
+        progress: Progress,
+        mut held: Held,
+    ) -> Option<(Delivery, Held)> {
+        let verdict = verdict(&held.state(&delivery), &progress);
+        match verdict.pause {
+            Some(Pause::Host { pause, asked }) => {
+                let why = progress.fault();
+                self.pause_host(&delivery, &held.host, asked, pause, why)
                     .await;
             }
-            Decision::Bury => {
-                let outcome = Outcome::Failed(FaultKind::Poison);
-                self.finish(delivery, outcome, &result, hold, Settlement::Dead)
-                    .await;
-            }
-            Decision::Retry(pause) => {
-                let why = result.err().map(|fault| fault.message).unwrap_or_default();
-                self.metrics.retried(class.unwrap_or(FaultKind::Transient));
-                info!(
-                    operation = "retry",
-                    repo = %repo,
-                    attempt = delivery.attempt + 1,
-                    pause_seconds = pause.as_secs(),
-                    "trying {repo} again in {} s: {why}",
-                    pause.as_secs()
-                );
-                self.again(delivery, pause, Counts::Attempt, hold).await;
-            }
-            Decision::Wait(pause) => {
-                self.metrics.retried(FaultKind::Throttled);
-                // And a little more, so that not all come back at once.
-                let pause = pause.mul_f64(1.0 + fastrand::f64() / 4.0);
-                let asked = result.is_err_and(|fault| fault.retry_after.is_some());
-                let now = Instant::now();
-                let paused = shared.hosts().turned_away(host, &repo, asked, pause, now);
-                let what = if paused { host } else { repo.name() };
-                warn!(
-                    operation = "throttled",
-                    repo = %repo,
-                    host,
-                    host_paused = paused,
-                    pause_seconds = pause.as_secs(),
-                    "{host} turned {repo} away: leaving {what} alone for {} s",
-                    pause.as_secs()
-                );
-                if paused {
-                    self.metrics.host_paused(host, pause);
-                    self.announce(host, pause).await;
+            Some(Pause::Machine) => {
+                if let Progress::Failed(fault) = &progress {
+                    held.closed_gate = self.gate.close(fault, held.attempted, held.infra_failures);
+                    held.last_fault = Some(fault.clone());
                 }
-                self.again(delivery, pause, Counts::Wait, hold).await;
             }
-            // The caller has paused, and the job failed again and again on a machine that was well.
-            Decision::Pause => {
-                let outcome = Outcome::Failed(FaultKind::Infra);
-                self.finish(delivery, outcome, &result, hold, Settlement::Done)
-                    .await;
+            None => self.note_answer(&progress, &held.host),
+        }
+        let Some(settlement) = verdict.settle else {
+            return Some((delivery, held));
+        };
+        match verdict.record {
+            Some(outcome) => {
+                let fault = progress.fault();
+                if self.record(&delivery, outcome, fault, &held).await.is_err() {
+                    // Comes back, since its outcome is not safe.
+                    return None;
+                }
             }
+            None => self.note_return(&delivery, &progress, &settlement),
+        }
+        self.settle(delivery, settlement, held.start).await;
+        None
+    }
+
+    /// Takes note of a host that served somebody.
+    fn note_answer(&self, progress: &Progress, host: &str) {
+        let answered = match progress {
+            Progress::Done(outcome) => matches!(outcome, Outcome::Processed | Outcome::Unmoved),
+            Progress::Failed(fault) => matches!(fault.kind, FaultKind::Gone | FaultKind::TooLarge),
+            _ => false,
+        };
+        if answered {
+            self.throttle.answered(host);
         }
     }
 
-    /// Tells the other workers that `host` wants to be left alone.
-    async fn announce(&self, host: &str, pause: Duration) {
-        let until = OffsetDateTime::now_utc() + pause;
-        let pause = HostPause {
-            host: host.to_owned(),
-            until_millis: i64::try_from(until.unix_timestamp_nanos() / 1_000_000)
-                .unwrap_or(i64::MAX),
-            worker: self.name.clone(),
+    /// Counts, and logs, that a job goes back.
+    fn note_return(&self, delivery: &Delivery, progress: &Progress, settlement: &Settlement) {
+        if let Some(why) = progress.handed_back() {
+            self.worker.metrics.handed_back(why);
+        }
+        let (Progress::Failed(fault), Settlement::Again { after, .. }) = (progress, settlement)
+        else {
+            return;
         };
-        let announced = tokio::time::timeout(ANNOUNCING, self.broker.announce(&pause)).await;
-        if !matches!(announced, Ok(Ok(()))) {
-            // Each of them finds out by itself.
-            debug!(
-                operation = "throttled",
-                host, "the others could not be told"
+        self.worker.metrics.retried(fault.kind);
+        // A paused host has been logged.
+        if fault.kind != FaultKind::Throttled {
+            info!(
+                operation = "retry",
+                attempt = delivery.attempt + 1,
+                pause_seconds = after.as_secs(),
+                "retrying {} in {}: {fault}",
+                delivery.job.repo,
+                format_duration(*after)
             );
         }
     }
 
-    /// Records the outcome, then settles: a job whose outcome is not safe comes back.
-    async fn finish(
+    /// Pauses the host that rate-limited a job, if it is not the repository's own affair.
+    async fn pause_host(
         &self,
-        delivery: Delivery,
-        outcome: Outcome,
-        result: &Result<Attempt, Fault>,
-        hold: &Hold<'_>,
-        settlement: Settlement,
+        delivery: &Delivery,
+        host: &str,
+        asked: bool,
+        pause: Duration,
+        why: Option<&Fault>,
     ) {
-        let (attempt, message) = match result {
-            Ok(attempt) => (*attempt, String::new()),
-            Err(fault) => (outcome.into(), fault.message.clone()),
-        };
         let repo = &delivery.job.repo;
-        let millis = u64::try_from(hold.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let throttle = &self.throttle;
+        let paused = throttle.rate_limited(host, repo, asked, pause, Instant::now());
+        let what = if paused { host } else { repo.name() };
+        warn!(
+            operation = "throttled",
+            host,
+            host_paused = paused,
+            pause_seconds = pause.as_secs(),
+            "{host} rate-limited {repo}; pausing {what} for {}{}",
+            format_duration(pause),
+            why.map(|fault| format!(": {fault}")).unwrap_or_default()
+        );
+        if paused {
+            let announcing = self.notices.host_paused(host, pause);
+            self.stop.run_until_cancelled(announcing).await;
+        }
+    }
+
+    /// Records an outcome.
+    async fn record(
+        &self,
+        delivery: &Delivery,
+        outcome: Outcome,
+        fault: Option<&Fault>,
+        held: &Held,
+    ) -> Result<(), Fault> {
+        let job = &delivery.job;
+        let bytes = held.bytes.clone().unwrap_or(outcome.into());
         let record = OutcomeRecord {
-            run: delivery.job.run.clone(),
-            repo: repo.clone(),
-            pushed_at: delivery.job.pushed_at.clone(),
+            run: job.run.clone(),
+            repo: job.repo.clone(),
+            pushed_at: job.pushed_at.clone(),
             outcome,
-            message: message.clone(),
+            message: fault.map(|fault| fault.message.clone()).unwrap_or_default(),
             attempt: delivery.attempt,
-            millis,
-            fetched_bytes: attempt.fetched_bytes,
-            stored_bytes: attempt.stored_bytes,
-            worker: self.name.clone(),
+            millis: u64::try_from(held.start.elapsed().as_millis()).unwrap_or(u64::MAX),
+            fetched_bytes: bytes.fetched_bytes,
+            stored_bytes: bytes.stored_bytes,
+            digest: bytes.digest,
+            renamed_to: bytes.renamed_to,
+            worker: self.worker.name.clone(),
         };
-        match outcome {
-            Outcome::Failed(class) => warn!(
-                operation = "job",
-                repo = %repo,
-                class = class.as_str(),
-                attempt = delivery.attempt,
-                millis,
-                "{repo} {outcome}: {message}"
-            ),
-            // Nothing was done, though the feed asked for it.
-            Outcome::Superseded => info!(
-                operation = "job",
-                repo = %repo,
-                pushed_at = delivery.job.pushed_at.as_str(),
-                "{repo} {outcome}: the store has a newer push than {}",
-                delivery.job.pushed_at
-            ),
-            _ => debug!(operation = "job", repo = %repo, millis, "{repo} {outcome}"),
+        log_outcome(&record);
+        if matches!(outcome, Outcome::Processed | Outcome::Unmoved) {
+            self.worker.metrics.stored_after(delivery.enqueued);
         }
         let event = Event::Outcome(record);
-        if let Err(fault) = hold.wait_for(self.broker.record(&event)).await {
-            let id = delivery.job.id();
-            warn!(
-                operation = "record",
-                job = id,
-                "the outcome of {id} could not be recorded: {fault}"
-            );
-            return;
-        }
-        self.metrics.job_ended(outcome);
-        moment::reached("after-outcome");
-        settle(delivery, settlement, hold).await;
-    }
-
-    /// Gives a job back with nothing said against it.
-    async fn hand_back(
-        &self,
-        delivery: Delivery,
-        why: HandedBack,
-        after: Duration,
-        hold: &Hold<'_>,
-    ) {
-        self.metrics.handed_back(why);
-        self.again(delivery, after, Counts::Neither, hold).await;
-    }
-
-    async fn again(&self, delivery: Delivery, after: Duration, counts: Counts, hold: &Hold<'_>) {
-        let settlement = Settlement::Again {
-            after,
-            attempt: delivery.attempt + u32::from(counts == Counts::Attempt),
-            waits: delivery.waits + u32::from(counts == Counts::Wait),
-        };
-        settle(delivery, settlement, hold).await;
-    }
-
-    /// Returns when machine and store look well again after an attempt that `started` then and
-    /// failed on them.
-    async fn until_well(&self, shared: &Shared, fault: &Fault, started: Instant, ill: &mut Ill) {
-        // One looks; the others wait here for it.
-        let mut well = shared.well.write().await;
-        if well.is_some_and(|well| well >= started) {
-            ill.since = None;
-            return;
-        }
-        error!(
-            operation = "infra",
-            "not a repository's fault, no job is started until it is mended: {fault}"
-        );
-        let _pause = self.metrics.infra_pause();
-        let since = ill.since.unwrap_or(started);
-        let mut pause = SHORTEST_PAUSE * 2_u32.pow(ill.well_but_failed);
-        loop {
-            tokio::time::sleep(pause).await;
-            let looked = match self.slots.probe().await {
-                Ok(()) => self.store.probe().await,
-                unwell => unwell,
-            };
-            match looked {
-                Ok(()) => {
-                    info!(operation = "infra", "machine and store are well again");
-                    *well = Some(Instant::now());
-                    *ill = Ill {
-                        since: None,
-                        well_but_failed: ill.well_but_failed + 1,
-                    };
-                    return;
-                }
-                Err(fault) if self.patience.is_some_and(|p| since.elapsed() >= p) => {
-                    // The caller gives up when its job fails once more.
-                    warn!(operation = "infra", "still not well: {fault}");
-                    return;
-                }
-                Err(fault) => warn!(operation = "infra", "still not well: {fault}"),
+        let recorded = self
+            .in_time(held.start, self.worker.broker.record(&event))
+            .await;
+        match &recorded {
+            Ok(()) => {
+                self.worker.metrics.job_ended(outcome);
+                failpoint::hit("after-outcome");
             }
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            Err(fault) => warn!(
+                operation = "record",
+                "the outcome of {} could not be recorded: {fault}",
+                job.id()
+            ),
+        }
+        recorded
+    }
+
+    async fn settle(&self, delivery: Delivery, settlement: Settlement, start: Instant) {
+        let id = delivery.job.id();
+        if let Err(fault) = self.in_time(start, delivery.settle(settlement)).await {
+            // It comes again; store or ledger then say that it is done.
+            warn!(operation = "settle", "{id} could not be settled: {fault}");
         }
     }
-}
 
-/// What a job has met of a machine or store that was not well.
-#[derive(Debug, Default)]
-struct Ill {
-    /// When it first did; `None` while they are well.
-    since: Option<Instant>,
-    /// How often they were found well after that, by this job's own look.
-    well_but_failed: u32,
-}
-
-/// For how long a delivery can be held.
-struct Hold<'a> {
-    /// When it came.
-    start: Instant,
-    stop: &'a CancellationToken,
-}
-
-impl Hold<'_> {
-    /// Waits for the broker as long as there is any use in that.
-    async fn wait_for(&self, call: impl Future<Output = Result<(), Fault>>) -> Result<(), Fault> {
-        let stopping = async {
-            self.stop.cancelled().await;
-            tokio::time::sleep(LAST_WORDS).await;
+    /// Waits for the broker as long as there is any use in it for a delivery of `start`.
+    async fn in_time(
+        &self,
+        start: Instant,
+        call: impl Future<Output = Result<(), Fault>>,
+    ) -> Result<(), Fault> {
+        let too_late = async {
+            match self.loan.settle {
+                Some(settle) => sleep_until(start + settle).await,
+                None => std::future::pending().await,
+            }
         };
-        let too_late = self.start + LONGEST_WAIT_FOR_BROKER;
         tokio::select! {
             biased;
             done = call => done,
-            () = tokio::time::sleep_until(too_late.into()) => Err(Fault::infra("no answer")),
-            () = stopping => Err(Fault::infra("no answer before the worker stopped")),
+            () = too_late => Err(Fault::infra("no answer")),
+            () = self.last_words() => Err(Fault::infra("no answer before the worker stopped")),
         }
+    }
+
+    /// Returns when a worker that stops must have said what there is to say.
+    async fn last_words(&self) {
+        self.stop.cancelled().await;
+        tokio::select! {
+            () = sleep(LAST_WORDS) => {}
+            () = async {
+                self.hard.cancelled().await;
+                sleep(LAST_WORD_AT_ONCE).await;
+            } => {}
+        }
+    }
+
+    /// How long a job waits now, of a host's pause of which `rest` is left: the broker may have
+    /// only much longer pauses next to it, which would hold up a run's last jobs.
+    fn piece_of(&self, rest: Duration) -> Duration {
+        piece(rest, |wish| self.worker.broker.retry_after(wish))
     }
 }
 
-/// How long to wait for now, of a host's pause of which `rest` is left.
-fn first_piece(rest: Duration) -> Duration {
-    match rest <= SHORT_REST {
-        true => rest.min(PIECES),
-        false => rest,
-    }
-}
-
-/// Which of a delivery's counts goes up when it is delivered again.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Counts {
-    Attempt,
-    Wait,
-    Neither,
-}
-
-impl Shared {
-    fn hosts(&self) -> MutexGuard<'_, Hosts> {
-        self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A task that is not to outlive whoever started it.
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-/// Leaves hosts alone that other workers were turned away by.
-async fn listen(broker: SharedBroker, name: String, shared: Arc<Shared>, metrics: Metrics) {
-    let mut announcements = match broker.announcements().await {
-        Ok(announcements) => announcements,
-        Err(fault) => {
-            // This worker finds out by itself.
-            warn!(
-                operation = "throttled",
-                "not told of what other workers meet: {fault}"
-            );
-            return;
-        }
-    };
-    while let Some(pause) = announcements.next().await {
-        if pause.worker == name {
-            continue;
-        }
-        let now = OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000;
-        let left = u64::try_from(i128::from(pause.until_millis) - now).unwrap_or(0);
-        // Clocks differ, and a fleet is not to be stopped by a wrong one. A little more, so that
-        // not all come back at once.
-        let left = Duration::from_millis(left).min(LONGEST_HEARSAY);
-        let left = left.mul_f64(1.0 + fastrand::f64() / 4.0);
-        if shared.hosts().heard(&pause.host, left, Instant::now()) {
-            metrics.host_paused(&pause.host, left);
-            info!(
-                operation = "throttled",
-                host = pause.host,
-                host_paused = true,
-                pause_seconds = left.as_secs(),
-                "{} turned {} away: leaving it alone for {} s",
-                pause.host,
-                pause.worker,
-                left.as_secs()
-            );
-        }
+fn log_outcome(record: &OutcomeRecord) {
+    let (repo, outcome, millis) = (&record.repo, record.outcome, record.millis);
+    match outcome {
+        Outcome::Failed(class) => warn!(
+            operation = "job",
+            class = %class,
+            millis,
+            "{repo} {outcome}: {}",
+            record.message
+        ),
+        // Nothing was done, though the feed asked for it.
+        Outcome::Superseded => info!(
+            operation = "job",
+            pushed_at = record.pushed_at.as_str(),
+            "{repo} {outcome}: the store has a newer push than {}",
+            record.pushed_at
+        ),
+        _ => debug!(operation = "job", millis, "{repo} {outcome}"),
     }
 }
 
@@ -616,15 +631,19 @@ fn host_of(url: &str) -> String {
         .unwrap_or_default()
 }
 
-async fn settle(delivery: Delivery, settlement: Settlement, hold: &Hold<'_>) {
-    let id = delivery.job.id();
-    if let Err(fault) = hold.wait_for(delivery.settle(settlement)).await {
-        // It comes again, and the store or the ledger says then that it is done.
-        warn!(
-            operation = "settle",
-            job = id,
-            "{id} could not be settled: {fault}"
-        );
+/// Halves a wait until the broker's pause for it is less than four times as long as the whole.
+fn piece(rest: Duration, pause_for: impl Fn(Duration) -> Duration) -> Duration {
+    let mut piece = rest;
+    while pause_for(piece) >= rest * 4 && piece > Duration::from_secs(1) {
+        piece /= 2;
+    }
+    piece
+}
+
+/// Returns when all jobs have ended.
+async fn finished(jobs: &mut JoinSet<()>) {
+    while let Some(ended) = jobs.join_next().await {
+        log_panic(ended);
     }
 }
 
@@ -637,13 +656,32 @@ fn log_panic(ended: Result<(), tokio::task::JoinError>) {
 
 #[cfg(test)]
 mod tests {
+    use common::broker::amqp::AmqpBroker;
+
     use super::*;
 
     #[test]
     fn the_last_seconds_of_a_pause_do_not_cost_a_minute() {
-        for (rest, piece) in [(1, 1), (4, 4), (5, 4), (15, 4), (17, 17), (60, 60)] {
-            let piece = Duration::from_secs(piece);
-            assert_eq!(first_piece(Duration::from_secs(rest)), piece, "{rest}");
+        for (rest, waits) in [(1, 1), (4, 4), (5, 4), (15, 4), (17, 60), (60, 60)] {
+            let piece = piece(Duration::from_secs(rest), AmqpBroker::pause_for);
+            let waited = AmqpBroker::pause_for(piece);
+            assert_eq!(waited, Duration::from_secs(waits), "{rest}");
         }
+        let rest = Duration::from_secs(15);
+        assert_eq!(
+            piece(rest, |wish| wish),
+            rest,
+            "this broker has every pause"
+        );
+    }
+
+    #[test]
+    fn a_broker_without_a_loan_limit_cuts_nothing_short() {
+        let loan = Loan::of(None);
+        assert_eq!((loan.hold, loan.work, loan.settle), (None, None, None));
+        let loan = Loan::of(Some(Duration::from_secs(1800)));
+        let minutes = |minutes: u64| Some(Duration::from_secs(60 * minutes));
+        assert_eq!(loan.hold, minutes(10));
+        assert_eq!((loan.work, loan.settle), (minutes(15), minutes(25)));
     }
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use common::exit::{self, ExitError};
-use common::telemetry::parse_address;
+use common::telemetry::http::parse_address;
+use common::text::{format_duration, seconds_within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -23,8 +24,8 @@ pub struct HealthCommand {
     /// Ask whether it can do its work (broker, store and scratch folder are well), not only whether it is alive.
     #[arg(long)]
     ready: bool,
-    /// Seconds to wait for the answer.
-    #[arg(long, value_name = "SECONDS", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
+    /// Longest wait for the answer.
+    #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = seconds_within("1s", "1m"))]
     wait: u64,
 }
 
@@ -43,7 +44,12 @@ impl HealthCommand {
         let answer = match tokio::time::timeout(limit, get(address, path)).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => return Err(unwell(format!("no answer: {error}"))),
-            Err(_) => return Err(unwell(format!("no answer within {} s", self.wait))),
+            Err(_) => {
+                return Err(unwell(format!(
+                    "no answer within {}",
+                    format_duration(limit)
+                )));
+            }
         };
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
         let status = head.lines().next().unwrap_or_default();

@@ -1,27 +1,31 @@
-//! One attempt at one job: look, make, store.
+//! One attempt at one job: look, fetch unless HEAD has not moved, store.
 
-use std::cmp::Ordering;
 use std::time::Instant;
 
+use crate::metrics::Metrics;
+use common::failpoint;
 use common::fault::Fault;
 use common::job::{DIGEST_FORMAT, Job};
-use common::moment;
-use common::outcome::Outcome;
-use common::store::{Digest, DigestMeta, Found, Put, SharedStore};
-use common::telemetry::Metrics;
+use common::outcome::{Outcome, StoredDigest};
+use common::store::freshness::{Freshness, freshness, renewable};
+use common::store::{Digest, DigestMeta, Found, Put, Renewal, SharedStore, Version};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
-use crate::digest::{self, Subject};
-use crate::slot::{Slots, Unmade};
+use crate::digest::Subject;
+use crate::digest::assemble::assemble;
+use crate::slot::slots::Slots;
+use crate::slot::{SlotError, SlotOutput, SlotResult};
+use crate::source::ObjectId;
 
 /// How often a digest is offered to the store before the worker gives in to others who write the
 /// same one: each time, somebody else was quicker.
 const OFFERS: u32 = 5;
 
 /// What an attempt came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attempt {
     /// The outcome.
     pub outcome: Outcome,
@@ -29,6 +33,10 @@ pub struct Attempt {
     pub fetched_bytes: u64,
     /// Bytes of the digest, if one was stored.
     pub stored_bytes: u64,
+    /// The digest, if one was stored or renewed.
+    pub digest: Option<StoredDigest>,
+    /// Where the host said that the repository is now, if that is another path.
+    pub renamed_to: Option<String>,
 }
 
 impl From<Outcome> for Attempt {
@@ -37,109 +45,235 @@ impl From<Outcome> for Attempt {
             outcome,
             fetched_bytes: 0,
             stored_bytes: 0,
+            digest: None,
+            renamed_to: None,
         }
     }
 }
 
-/// What the store's digest makes of a job, if anything: [`Outcome::Unchanged`] or
-/// [`Outcome::Superseded`].
+/// Returns a job's outcome if the store's digest leaves nothing to do.
 ///
-/// A forced job is only content with a digest made for its own run, so that a second delivery of
-/// it is as cheap as of any other.
+/// A forced job accepts only a digest made for its own run: then a second delivery of it is as cheap
+/// as of any other. A newer digest stays even so.
 pub fn settled_by(job: &Job, found: &Found) -> Option<Outcome> {
-    let Found::Stored { meta, .. } = found else {
-        return None;
-    };
-    match meta.pushed_at.compare(&job.pushed_at) {
-        Some(Ordering::Greater) => Some(Outcome::Superseded),
-        // Equal as text; another spelling of the same time would not be a hit in the cache.
-        _ if meta.pushed_at != job.pushed_at => None,
-        _ if job.force && meta.run != job.run => None,
-        _ if meta.format != DIGEST_FORMAT => None,
-        _ => Some(Outcome::Unchanged),
+    let own_run = matches!(found, Found::Stored { meta, .. } if meta.run == job.run);
+    match freshness(found, &job.into()) {
+        Freshness::Newer => Some(Outcome::Superseded),
+        Freshness::Current if !job.force || own_run => Some(Outcome::Unchanged),
+        _ => None,
     }
 }
 
-/// Works on `job` until it is done, fails, or `stop` says so.
+/// Works on `job` until it is done, fails, or `stop` is cancelled.
 pub async fn attempt(
     job: &Job,
     store: &SharedStore,
     slots: &Slots,
     metrics: &Metrics,
     stop: &CancellationToken,
-) -> Result<Attempt, Unmade> {
-    let mut found = store.head(&job.repo).await?;
+) -> Result<Attempt, SlotError> {
+    let work = Work {
+        job,
+        store,
+        slots,
+        metrics,
+        stop,
+    };
+    let found = work.look().await?;
     if let Some(outcome) = settled_by(job, &found) {
         return Ok(outcome.into());
     }
-
-    moment::reached("before-fetch");
-    let subject = Subject::Repository {
-        owner: job.repo.owner().to_owned(),
-        name: job.repo.name().to_owned(),
-    };
-    let made = slots.work(&job.url, subject, stop).await?;
-    metrics.fetched_bytes.inc_by(made.fetched_bytes);
-    metrics.fetched_in(made.fetch);
-    metrics.digested_in(made.digest);
-    let fetched_bytes = made.fetched_bytes;
-
-    let max_text_bytes = slots.limits().max_text_bytes;
-    let commit = made.facts.commit.clone();
-    // Counting tokens is the parent's only heavy work.
-    let text = tokio::task::spawn_blocking(move || {
-        digest::assemble(&made.facts, &made.tree, &made.content, max_text_bytes)
-    })
-    .await
-    .map_err(|panic| Fault::killed(format!("counting tokens: {panic}")))?;
-    let digest = Digest {
-        meta: DigestMeta {
-            pushed_at: job.pushed_at.clone(),
-            url: job.url.clone(),
-            processed_at: OffsetDateTime::now_utc()
-                .format(&Rfc3339)
-                .map_err(Fault::infra)?,
-            commit,
-            format: DIGEST_FORMAT.to_owned(),
-            bytes: text.text.len() as u64,
-            truncated: text.truncated,
-            run: job.run.clone(),
-        },
-        text: text.text,
-    };
-
-    moment::reached("before-put");
-    let start = Instant::now();
-    for _ in 0..OFFERS {
-        if store.put(&job.repo, &digest, &found.expected()).await? == Put::Stored {
-            moment::reached("after-put");
-            metrics.stored_in(start.elapsed());
-            metrics.stored_bytes.inc_by(digest.meta.bytes);
-            return Ok(Attempt {
-                outcome: Outcome::Processed,
-                fetched_bytes,
-                stored_bytes: digest.meta.bytes,
-            });
+    failpoint::hit("before-fetch");
+    let (mut made, found, fetched_bytes) = match work.fetch(known_commit(job, &found)).await? {
+        SlotResult::Digest(made) => (made, found, 0),
+        SlotResult::Unmoved { fetched_bytes } => {
+            if let Some(digest) = work.renew(&found).await? {
+                return Ok(Attempt {
+                    outcome: Outcome::Unmoved,
+                    fetched_bytes,
+                    stored_bytes: 0,
+                    digest: Some(digest),
+                    renamed_to: None,
+                });
+            }
+            let found = work.look().await?;
+            if let Some(outcome) = settled_by(job, &found) {
+                return Ok(Attempt {
+                    fetched_bytes,
+                    ..outcome.into()
+                });
+            }
+            match work.fetch(None).await? {
+                SlotResult::Digest(made) => (made, found, fetched_bytes),
+                SlotResult::Unmoved { .. } => unreachable!("no commit is known"),
+            }
         }
-        found = store.head(&job.repo).await?;
-        if let Some(outcome) = settled_by(job, &found) {
-            return Ok(Attempt {
-                fetched_bytes,
-                ..outcome.into()
-            });
+    };
+    let fetched_bytes = fetched_bytes + made.fetched_bytes;
+    let renamed_to = made.renamed_to.take();
+    let digest = work.assemble(*made).await?;
+    let attempt = work.put(&digest, found).await?;
+    Ok(Attempt {
+        fetched_bytes,
+        renamed_to,
+        ..attempt
+    })
+}
+
+/// Returns the commit whose digest the store has, if an earlier push is all that is wrong with it.
+fn known_commit(job: &Job, found: &Found) -> Option<ObjectId> {
+    let (meta, _) = renewable(found, &job.into()).filter(|_| !job.force)?;
+    ObjectId::parse(meta.commit.as_ref()?)
+}
+
+/// An attempt at work.
+struct Work<'a> {
+    job: &'a Job,
+    store: &'a SharedStore,
+    slots: &'a Slots,
+    metrics: &'a Metrics,
+    stop: &'a CancellationToken,
+}
+
+impl Work<'_> {
+    async fn look(&self) -> Result<Found, SlotError> {
+        unless_stopped(self.stop, self.store.head(&self.job.repo)).await
+    }
+
+    /// Has a slot make the parts of a digest, unless HEAD is `known`.
+    async fn fetch(&self, known: Option<ObjectId>) -> Result<SlotResult, SlotError> {
+        let subject = Subject::Repository {
+            owner: self.job.repo.owner().to_owned(),
+            name: self.job.repo.name().to_owned(),
+        };
+        let work = self.slots.work(&self.job.url, subject, known, self.stop);
+        let result = work.await?;
+        let fetched_bytes = match &result {
+            SlotResult::Digest(made) => {
+                self.metrics.fetched_in(made.fetch);
+                self.metrics.digested_in(made.digest);
+                made.fetched_bytes
+            }
+            SlotResult::Unmoved { fetched_bytes } => *fetched_bytes,
+        };
+        self.metrics.fetched_bytes.inc_by(fetched_bytes);
+        Ok(result)
+    }
+
+    /// Renews the record of what was found. `None` if that is not there any more, or its text is not
+    /// what its record says.
+    async fn renew(&self, found: &Found) -> Result<Option<StoredDigest>, SlotError> {
+        let Some((meta, version)) = renewable(found, &self.job.into()) else {
+            return Ok(None);
+        };
+        let meta = DigestMeta {
+            pushed_at: self.job.pushed_at.clone(),
+            processed_at: now()?,
+            run: self.job.run.clone(),
+            ..meta.clone()
+        };
+        failpoint::hit("before-put");
+        let repo = &self.job.repo;
+        let renewal = self.store.renew(repo, &meta, version);
+        match unless_stopped(self.stop, renewal).await? {
+            Renewal::Renewed(version) => {
+                failpoint::hit("after-put");
+                Ok(Some(stored(&version, &meta)))
+            }
+            Renewal::Conflict => Ok(None),
+            Renewal::Torn => {
+                warn!(
+                    operation = "renew",
+                    "the stored digest of {repo} is not the text that its record describes; making it anew"
+                );
+                Ok(None)
+            }
         }
     }
-    Err(Fault::transient(format!(
-        "somebody else stored this digest {OFFERS} times meanwhile"
-    ))
-    .into())
+
+    /// Counting tokens is the parent's only heavy work.
+    async fn assemble(&self, made: SlotOutput) -> Result<Digest, SlotError> {
+        let max_text_bytes = self.slots.limits().max_text_bytes;
+        let commit = made.facts.commit.clone();
+        let text = tokio::task::spawn_blocking(move || {
+            assemble(&made.facts, &made.tree, &made.content, max_text_bytes)
+        })
+        .await
+        .map_err(|panic| Fault::killed(format!("counting tokens: {panic}")))?;
+        Ok(Digest {
+            meta: DigestMeta {
+                pushed_at: self.job.pushed_at.clone(),
+                url: self.job.url.clone(),
+                processed_at: now()?,
+                commit,
+                format: DIGEST_FORMAT.to_owned(),
+                bytes: text.text.len() as u64,
+                truncated: text.truncated,
+                run: self.job.run.clone(),
+            },
+            text: text.text,
+        })
+    }
+
+    /// Stores a digest, unless somebody else stores one meanwhile that leaves nothing to do.
+    async fn put(&self, digest: &Digest, mut found: Found) -> Result<Attempt, SlotError> {
+        failpoint::hit("before-put");
+        let start = Instant::now();
+        for _ in 0..OFFERS {
+            let expected = found.expected();
+            let put = self.store.put(&self.job.repo, digest, &expected);
+            if let Put::Stored(version) = unless_stopped(self.stop, put).await? {
+                failpoint::hit("after-put");
+                self.metrics.stored_in(start.elapsed());
+                self.metrics.stored_bytes.inc_by(digest.meta.bytes);
+                return Ok(Attempt {
+                    outcome: Outcome::Processed,
+                    fetched_bytes: 0,
+                    stored_bytes: digest.meta.bytes,
+                    digest: Some(stored(&version, &digest.meta)),
+                    renamed_to: None,
+                });
+            }
+            found = self.look().await?;
+            if let Some(outcome) = settled_by(self.job, &found) {
+                return Ok(outcome.into());
+            }
+        }
+        Err(Fault::transient(format!(
+            "somebody else stored this digest {OFFERS} times meanwhile"
+        ))
+        .into())
+    }
+}
+
+fn stored(version: &Version, meta: &DigestMeta) -> StoredDigest {
+    StoredDigest {
+        etag: version.etag().to_owned(),
+        format: meta.format.clone(),
+        bytes: meta.bytes,
+    }
+}
+
+fn now() -> Result<String, Fault> {
+    let now = OffsetDateTime::now_utc().format(&Rfc3339);
+    now.map_err(Fault::infra)
+}
+
+/// The answer of the store, which may hang, unless `stop` is cancelled first.
+async fn unless_stopped<T>(
+    stop: &CancellationToken,
+    call: impl Future<Output = Result<T, Fault>>,
+) -> Result<T, SlotError> {
+    match stop.run_until_cancelled(call).await {
+        Some(answer) => Ok(answer?),
+        None => Err(SlotError::Stopped),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use common::job::PushedAt;
-    use common::run::RunId;
-    use common::store::Version;
+    use common::ids::PushedAt;
+    use common::ids::RunId;
 
     use super::*;
 
@@ -156,14 +290,18 @@ mod tests {
     }
 
     fn stored(pushed_at: &str, run: &str, format: &str) -> Found {
+        stored_from("https://github.com/a/b", 1, pushed_at, run, format)
+    }
+
+    fn stored_from(url: &str, bytes: u64, pushed_at: &str, run: &str, format: &str) -> Found {
         Found::Stored {
             meta: DigestMeta {
                 pushed_at: PushedAt::new(pushed_at).unwrap(),
-                url: String::new(),
+                url: url.to_owned(),
                 processed_at: String::new(),
                 commit: None,
                 format: format.to_owned(),
-                bytes: 1,
+                bytes,
                 truncated: false,
                 run: RunId::try_from(run.to_owned()).unwrap(),
             },
@@ -195,9 +333,19 @@ mod tests {
             (
                 job(NEW, false),
                 stored(NEW_ELSEWHERE, "other", DIGEST_FORMAT),
+                unchanged,
+            ),
+            // An empty digest, and one of another repository, are replaced.
+            (
+                job(NEW, false),
+                stored_from("https://github.com/a/b", 0, NEW, "other", DIGEST_FORMAT),
                 None,
             ),
-            (job("odd", false), stored(NEW, "other", DIGEST_FORMAT), None),
+            (
+                job(NEW, false),
+                stored_from("https://github.com/a/c", 1, NEW, "other", DIGEST_FORMAT),
+                None,
+            ),
             (job(NEW, true), stored(NEW, "other", DIGEST_FORMAT), None),
             (
                 job(NEW, true),
@@ -211,6 +359,56 @@ mod tests {
             ),
         ] {
             assert_eq!(settled_by(&job, &found), expected, "{job:?} {found:?}");
+        }
+    }
+
+    #[test]
+    fn the_commit_is_known_if_only_the_push_is_older() {
+        const OLD: &str = "2026-01-01T00:00:00Z";
+        const NEW: &str = "2026-01-02T00:00:00Z";
+        const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+        let commit = ObjectId::parse(COMMIT);
+        let of_commit = |found: Found, commit: Option<&str>| match found {
+            Found::Stored { mut meta, version } => {
+                meta.commit = commit.map(str::to_owned);
+                Found::Stored { meta, version }
+            }
+            other => other,
+        };
+        let older = || stored(OLD, "other", DIGEST_FORMAT);
+        let from = |url| stored_from(url, 1, OLD, "other", DIGEST_FORMAT);
+        for (job, found, expected) in [
+            (job(NEW, false), of_commit(older(), Some(COMMIT)), commit),
+            (job(NEW, true), of_commit(older(), Some(COMMIT)), None),
+            (job(OLD, false), of_commit(older(), Some(COMMIT)), None),
+            (job(NEW, false), of_commit(older(), None), None),
+            (job(NEW, false), of_commit(older(), Some("main")), None),
+            (job(NEW, false), Found::Absent, None),
+            (
+                job(NEW, false),
+                of_commit(stored(OLD, "other", "older"), Some(COMMIT)),
+                None,
+            ),
+            (
+                job(NEW, false),
+                of_commit(from("https://GitHub.com/a/B.git/"), Some(COMMIT)),
+                commit,
+            ),
+            (
+                job(NEW, false),
+                of_commit(from("https://github.com/a/c"), Some(COMMIT)),
+                None,
+            ),
+            (
+                job(NEW, false),
+                of_commit(
+                    stored_from("https://github.com/a/b", 0, OLD, "other", DIGEST_FORMAT),
+                    Some(COMMIT),
+                ),
+                None,
+            ),
+        ] {
+            assert_eq!(known_commit(&job, &found), expected, "{job:?} {found:?}");
         }
     }
 }

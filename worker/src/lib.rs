@@ -1,12 +1,25 @@
-//! Takes a job, fetches and digests its repository in a slot, stores the digest.
+#![doc = include_str!("../README.md")]
 //!
-//! [`run`] is a worker of a fleet. One job, in reading order: [`consume`] takes its delivery and settles it, [`job`] does the work
-//! in one of the [`slot`]s, where [`fetch`] makes a [`source`] of its repository and [`digest`] the
-//! text of that.
+//! # Modules
+//!
+//! In reading order: [`run`] is a worker of a fleet. [`consume`] takes a delivery, [`job`] makes one
+//! attempt at it in one of the [`slot`]s, where [`fetch`] makes a [`source`] of the repository and
+//! [`digest`] its text; [`verdict`] decides what to record and how to settle. [`infra_gate`] and
+//! [`host_throttle`] decide when jobs may start.
 
 pub mod consume;
 
-mod hosts;
+pub mod verdict;
+
+pub mod infra_gate;
+
+pub mod host_throttle;
+
+mod notices;
+
+pub mod metrics;
+
+pub mod resolver;
 
 pub mod job;
 

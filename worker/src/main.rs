@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use common::options;
 use worker::cli::Cli;
 use worker::slot::child;
 
@@ -11,5 +10,5 @@ fn main() -> ExitCode {
     if let Some(code) = child::main_if_slot() {
         return code;
     }
-    options::parse::<Cli>().main()
+    common::cli::parse::<Cli>().main()
 }

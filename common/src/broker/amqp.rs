@@ -1,33 +1,41 @@
 //! RabbitMQ, 3.10 and later. The only user of lapin.
 //!
-//! `topology` says what is declared, `session` keeps connections alive, and `publish`, `consume`,
-//! `ledger`, `dead`, `announce` and `lock` each do one part of [`Broker`] on top of them. Publishing and
-//! consuming have a connection each: a broker that runs out of memory blocks the publishing one,
-//! and acknowledgements must still get through.
+//! `topology` says what is declared, `session` keeps connections alive, `subscription` keeps
+//! consumers attached to them, and `publish`, `consume`, `ledger`, `dead_letters`, `announce` and
+//! `lock` each do one part of [`Broker`] on top of these. Publishing and consuming have a connection
+//! each: a broker that runs out of memory blocks the publishing one, and acknowledgements must still
+//! get through.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
-use lapin::types::{AMQPValue, FieldTable, ShortString};
-use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
+use self::options::Options;
+use self::properties::json;
 use self::publish::Message;
-use self::session::{Link, Server, Session, Unanswered};
-use self::topology::{Look, Names, PAUSES, key, kind};
+use self::session::Link;
+use self::shared::Shared;
+use self::topology::{PAUSES, key, kind};
 use super::{
-    Broker, DeadLetter, Delivery, Enqueued, Entries, Event, HostPause, Position, ProducerLock,
-    Waiting,
+    Broker, DeadLetter, Delivery, Enqueued, Entries, Event, Notice, Position, ProducerLock, Waiting,
 };
 use crate::fault::Fault;
 use crate::job::Job;
 
+pub mod options;
+
 mod topology;
 
 mod session;
+
+mod shared;
+
+mod properties;
+
+mod subscription;
 
 mod publish;
 
@@ -35,61 +43,11 @@ mod consume;
 
 mod ledger;
 
-mod dead;
+mod dead_letters;
 
 mod announce;
 
 mod lock;
-
-/// Names of our own headers.
-mod header {
-    pub(super) const ATTEMPT: &str = "attempt";
-    pub(super) const WAITS: &str = "waits";
-}
-
-/// How to use a RabbitMQ.
-#[derive(Clone)]
-pub struct Options {
-    server: Server,
-    names: Names,
-    /// How long to wait for a broker that is away, or full, before a call fails. Streams wait for
-    /// ever.
-    pub patience: Duration,
-    /// How long the broker may take to answer one call. An answer can be lost for ever.
-    pub call_limit: Duration,
-    /// How long a producer that lost its connection asks for its lock again when it is refused:
-    /// until the broker has noticed the loss, it is the lost connection that holds the lock.
-    pub lock_grace: Duration,
-}
-
-impl Options {
-    /// For the broker at `url`, with names that begin with `prefix`.
-    ///
-    /// # Errors
-    /// Where either is not what it should be. No error repeats the URL.
-    pub fn new(url: &str, prefix: &str) -> Result<Self, Fault> {
-        let server = Server::parse(url)?;
-        Ok(Self {
-            names: Names::new(prefix)?,
-            patience: Duration::from_secs(300),
-            call_limit: Duration::from_secs(10),
-            lock_grace: server.notices_within(),
-            server,
-        })
-    }
-}
-
-impl fmt::Debug for Options {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Options")
-            .field("server", &self.server)
-            .field("names", &self.names)
-            .field("patience", &self.patience)
-            .field("call_limit", &self.call_limit)
-            .field("lock_grace", &self.lock_grace)
-            .finish()
-    }
-}
 
 /// A [`Broker`] on RabbitMQ.
 #[derive(Debug)]
@@ -97,44 +55,32 @@ pub struct AmqpBroker {
     shared: Arc<Shared>,
 }
 
-/// What streams, deliveries and the broker itself share.
-#[derive(Debug)]
-struct Shared {
-    options: Options,
-    server: Server,
-    names: Names,
-    publishing: Link,
-    consuming: Link,
-    /// Cancelled by [`Broker::close`], and when the broker is dropped.
-    closed: CancellationToken,
-}
-
 impl AmqpBroker {
+    /// [`Broker::loan_limit`] unless an option says otherwise; needs no connection.
+    pub const LOAN_LIMIT: Duration = topology::CONSUMER_TIMEOUT;
+
+    /// [`Broker::retry_after`], which needs no connection.
+    pub fn pause_for(wish: Duration) -> Duration {
+        topology::pause_for(wish)
+    }
+
     /// Connects, and declares exchanges and queues.
     ///
     /// # Errors
-    /// Where the broker refuses, or cannot be reached within [`Options::patience`].
+    /// If the broker refuses, or cannot be reached within [`Options::patience`].
     pub async fn connect(options: Options) -> Result<Self, Fault> {
         let closed = CancellationToken::new();
-        let link = |purpose| {
-            Link::new(
-                purpose,
-                options.server.clone(),
-                options.names.clone(),
-                options.call_limit,
-                closed.clone(),
-            )
-        };
+        let outage = Arc::default();
+        let link = |purpose| Link::new(purpose, &options, &outage, closed.clone());
         let shared = Arc::new(Shared {
             publishing: link("publishing"),
-            consuming: link("consuming"),
-            server: options.server.clone(),
-            names: options.names.clone(),
+            consuming: Arc::new(link("consuming")),
             options,
+            outage,
             closed,
         });
+        // Dropped if this fails, which ends the attempts.
         let this = Self { shared };
-        // Dropped where this fails, and with it who tries to connect.
         let deadline = this.shared.deadline();
         this.shared.publishing.session(Some(deadline)).await?;
         Ok(this)
@@ -154,22 +100,25 @@ impl Broker for AmqpBroker {
         self.shared.publish_all(jobs).await
     }
 
-    async fn deliveries(&self, prefetch: u16) -> Result<BoxStream<'static, Delivery>, Fault> {
-        consume::deliveries(Arc::clone(&self.shared), prefetch).await
+    async fn deliveries_until(
+        &self,
+        prefetch: u16,
+        until: CancellationToken,
+    ) -> Result<BoxStream<'static, Delivery>, Fault> {
+        consume::deliveries(&self.shared, prefetch, until).await
     }
 
     async fn record(&self, event: &Event) -> Result<(), Fault> {
-        self.shared
-            .publish(&self.shared.event_message(event)?)
-            .await
+        let message = self.shared.event_message(event)?;
+        self.shared.publish(&message).await
     }
 
     async fn events(&self, from: Position) -> Result<Entries, Fault> {
-        ledger::events(Arc::clone(&self.shared), from).await
+        ledger::events(&self.shared, from).await
     }
 
     async fn history(&self, from: Position) -> Result<Entries, Fault> {
-        ledger::history(Arc::clone(&self.shared), from).await
+        ledger::history(&self.shared, from).await
     }
 
     async fn producer_lock(&self) -> Result<Option<ProducerLock>, Fault> {
@@ -181,22 +130,30 @@ impl Broker for AmqpBroker {
     }
 
     async fn dead_letters(&self) -> Result<BoxStream<'static, Result<DeadLetter, Fault>>, Fault> {
-        dead::letters(Arc::clone(&self.shared)).await
+        dead_letters::letters(Arc::clone(&self.shared)).await
     }
 
-    async fn announce(&self, pause: &HostPause) -> Result<(), Fault> {
-        let message = self.shared.announcement(pause)?;
+    async fn announce(&self, notice: &Notice) -> Result<(), Fault> {
+        let message = self.shared.notice_message(notice)?;
         self.shared.publish(&message).await
     }
 
-    async fn announcements(&self) -> Result<BoxStream<'static, HostPause>, Fault> {
-        announce::announcements(Arc::clone(&self.shared)).await
+    async fn announcements(&self) -> Result<BoxStream<'static, Notice>, Fault> {
+        announce::announcements(&self.shared).await
+    }
+
+    fn loan_limit(&self) -> Option<Duration> {
+        Some(self.shared.options.loan_limit)
+    }
+
+    fn retry_after(&self, wish: Duration) -> Duration {
+        Self::pause_for(wish)
     }
 
     async fn probe(&self) -> Result<(), Fault> {
         let deadline = Instant::now() + self.shared.options.call_limit;
         // A round trip.
-        let publishing = self.shared.look(self.shared.names.jobs(), deadline);
+        let publishing = self.shared.depth(&self.shared.options.names.jobs, deadline);
         let consuming = self.shared.consuming.session(Some(deadline));
         tokio::try_join!(publishing, consuming)?;
         Ok(())
@@ -210,21 +167,16 @@ impl Broker for AmqpBroker {
 }
 
 impl Shared {
-    /// When a call that begins now must have ended.
-    fn deadline(&self) -> Instant {
-        Instant::now() + self.options.patience
-    }
-
-    /// In the order in which a job moves on: one that moves meanwhile is counted twice rather than
-    /// not at all.
+    /// Counts in the order in which a job moves on: one that moves meanwhile is counted twice rather
+    /// than not at all.
     async fn waiting(&self) -> Result<Waiting, Fault> {
-        let deadline = self.deadline();
+        let (deadline, names) = (self.deadline(), &self.options.names);
         let mut retry = 0;
         for pause in PAUSES {
-            retry += self.look(self.names.retry(pause), deadline).await?.ready;
+            retry += self.depth(&names.retry(pause), deadline).await?.ready;
         }
-        let jobs = self.look(self.names.jobs(), deadline).await?;
-        let dead = self.look(self.names.dead(), deadline).await?;
+        let jobs = self.depth(&names.jobs, deadline).await?;
+        let dead = self.depth(&names.dead, deadline).await?;
         Ok(Waiting {
             ready: jobs.ready,
             retry,
@@ -233,81 +185,22 @@ impl Shared {
         })
     }
 
-    /// What the broker says of `queue`, asked by the publishing connection: the other one's loans
-    /// would go back where the question breaks it.
-    async fn look(&self, queue: ShortString, deadline: Instant) -> Result<Look, Fault> {
-        let session = self.publishing.session(Some(deadline)).await?;
-        let looked = session.look(deadline, queue).await;
-        // What is missing is declared again with the next connection.
-        looked.map_err(|why| self.unanswered(&session, why))
-    }
-
-    /// The fault of a call without an answer. A broken connection is given up.
-    fn unanswered(&self, session: &Session, why: Unanswered) -> Fault {
-        match why {
-            Unanswered::Blocked => self.server.unreachable(
-                "it is short of memory or disk and takes no messages (an alarm, see `rabbitmq-diagnostics alarms`)",
-            ),
-            Unanswered::Broken(why) => {
-                session.fail(&why);
-                self.server.unreachable(&why)
-            }
-        }
-    }
-
     fn event_message(&self, event: &Event) -> Result<Message, Fault> {
-        let now = OffsetDateTime::now_utc();
-        // By the default exchange: to the ledger alone.
-        let to_ledger = |kind, job: &Job| {
-            let ledger = self.names.ledger();
-            Message::new("".into(), ledger, kind, &job.id(), now, job.encode())
+        let names = &self.options.names;
+        let by_exchange =
+            |key, kind, id: &str, body| Message::new(names.exchange.clone(), key, kind, id, body);
+        // By the default exchange.
+        let to_ledger = |kind, job: &Job, body| {
+            Message::new("".into(), names.ledger.clone(), kind, &job.id(), body)
         };
         Ok(match event {
-            Event::Job(job) => to_ledger(kind::JOB, job),
-            Event::Dead(job) => to_ledger(kind::DEAD, job),
-            Event::Outcome(record) => Message::new(
-                self.names.exchange(),
-                key::OUTCOME.into(),
-                kind::OUTCOME,
-                &format!("{}/{}@{}", record.run, record.repo, record.pushed_at),
-                now,
-                serde_json::to_vec(record).map_err(Fault::infra)?,
-            ),
+            Event::Job(job) => to_ledger(kind::JOB, job, job.encode()),
+            Event::Dead(dead) => to_ledger(kind::DEAD, &dead.job, json(dead)?),
+            Event::Worker(state) => by_exchange(key::RUN, kind::WORKER, "", json(state)?),
+            Event::Outcome(record) => {
+                let id = format!("{}/{}@{}", record.run, record.repo, record.pushed_at);
+                by_exchange(key::OUTCOME, kind::OUTCOME, &id, json(record)?)
+            }
         })
     }
-}
-
-/// A header that is a count; absent or odd ones count as 0.
-fn count_of(headers: Option<&FieldTable>, name: &str) -> u32 {
-    let value = headers.and_then(|headers| headers.inner().get(name));
-    value
-        .and_then(integer)
-        .map_or(0, |count| u32::try_from(count.max(0)).unwrap_or(u32::MAX))
-}
-
-/// An integer of whatever width the broker sent it in.
-fn integer(value: &AMQPValue) -> Option<i64> {
-    Some(match value {
-        AMQPValue::ShortShortInt(n) => i64::from(*n),
-        AMQPValue::ShortShortUInt(n) => i64::from(*n),
-        AMQPValue::ShortInt(n) => i64::from(*n),
-        AMQPValue::ShortUInt(n) => i64::from(*n),
-        AMQPValue::LongInt(n) => i64::from(*n),
-        AMQPValue::LongUInt(n) => i64::from(*n),
-        AMQPValue::LongLongInt(n) => *n,
-        _ => return None,
-    })
-}
-
-/// The property `timestamp`.
-fn time_of(properties: &lapin::BasicProperties) -> Option<OffsetDateTime> {
-    let seconds = (*properties.timestamp())?;
-    OffsetDateTime::from_unix_timestamp(i64::try_from(seconds).ok()?).ok()
-}
-
-fn id_of(properties: &lapin::BasicProperties) -> &str {
-    properties
-        .message_id()
-        .as_ref()
-        .map_or("", |id| id.as_str())
 }

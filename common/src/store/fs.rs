@@ -2,10 +2,9 @@
 //!
 //! `gitingest/{owner}/{name}/summary.txt` is the text, a plain file for `grep` and `cat`. Beside it
 //! `summary.meta.json` lists, newest first, the records of the last two texts: metadata, length and
-//! hashes. A reader takes the record that fits the text it sees. The writer puts the new record in
-//! front first and then renames the new text into place, so whatever dies in between leaves the old
-//! text with its own record, or the new one with its own. Writers of one repository, also of
-//! different processes, take turns by a lock on its folder.
+//! hashes. A reader takes the record that fits the text it sees. The writer first puts the new record
+//! in front and then renames the new text into place: whatever dies in between, a text has its own
+//! record. Writers of one repository, in this process or another, take turns by a lock on its folder.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
@@ -13,26 +12,26 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
-use futures::StreamExt;
-use futures::stream::{self, BoxStream};
+use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use rustix::fs::Access;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{Digest, DigestMeta, DigestStore, DocumentKey, Expected, Found, Listed, Put, Version};
+use super::{
+    Digest, DigestMeta, DigestStore, DocumentKey, Expected, Found, Listed, Put, Renewal, Version,
+};
 use crate::fault::Fault;
-use crate::repo::RepoRef;
+use crate::ids::RepoRef;
 
-/// How much of a text tells it from its predecessor without reading all of it: the commit stands
-/// in its first lines.
+/// How much of a text is read to tell it from its predecessor: its first lines name the commit.
 const HEAD_BYTES: usize = 4096;
-/// How often a reader looks again when writers were so quick that text and records did not fit.
+/// How often a reader looks again if a writer was so quick that text and records don't fit.
 const LOOKS: u32 = 5;
 
 const TEXT: &str = "summary.txt";
 const RECORDS: &str = "summary.meta.json";
 
-/// A [`DigestStore`] in a directory, which is made when it is first written.
+/// A [`DigestStore`] in a directory, which the first write creates.
 #[derive(Clone, Debug)]
 pub struct FsStore {
     root: PathBuf,
@@ -70,7 +69,7 @@ impl Record {
 }
 
 impl FsStore {
-    /// The store in `root`.
+    /// Opens the store in `root`.
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into() }
     }
@@ -80,7 +79,7 @@ impl FsStore {
         key.parent().expect("a digest's key has folders").to_owned()
     }
 
-    /// Runs what blocks where blocking is allowed.
+    /// Runs blocking work on a thread of its own.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Path) -> Result<T, Fault> + Send + 'static,
@@ -134,14 +133,12 @@ impl DigestStore for FsStore {
         let (text, expected) = (digest.text.clone(), expected.clone());
         self.blocking(move |_| {
             make_folder(&folder)?;
-            let directory = File::open(&folder).map_err(|e| fault("open", &folder, &e))?;
-            // Given back when `directory` is closed, however that happens.
-            directory.lock().map_err(|e| fault("lock", &folder, &e))?;
-
+            let directory = locked(&folder)?;
             let look = look(&folder)?;
             if look.found().expected() != expected {
                 return Ok(Put::Conflict);
             }
+            let version = record.version();
             let records: Vec<_> = [Some(record), look.record].into_iter().flatten().collect();
             let records = serde_json::to_vec_pretty(&records).map_err(Fault::infra)?;
             // Both reach the disk before either is renamed: a full disk then leaves all as it was.
@@ -149,7 +146,43 @@ impl DigestStore for FsStore {
             let records = Pending::write(&folder, RECORDS, &records)?;
             records.put_in_place(&directory)?;
             text.put_in_place(&directory)?;
-            Ok(Put::Stored)
+            Ok(Put::Stored(version))
+        })
+        .await
+    }
+
+    async fn renew(
+        &self,
+        repo: &RepoRef,
+        meta: &DigestMeta,
+        version: &Version,
+    ) -> Result<Renewal, Fault> {
+        let folder = self.folder(repo);
+        let (meta, version) = (meta.clone(), version.clone());
+        self.blocking(move |_| {
+            if !folder.is_dir() {
+                return Ok(Renewal::Conflict);
+            }
+            let directory = locked(&folder)?;
+            let Some(record) = look(&folder)?.record.filter(|r| r.version() == version) else {
+                return Ok(Renewal::Conflict);
+            };
+            // A look compares no more than length and beginning.
+            let text = read_optional(&folder.join(TEXT))?;
+            if text.map(|text| sha256(&text)).as_ref() != Some(&record.sha256) {
+                return Ok(Renewal::Torn);
+            }
+            let record = Record {
+                meta: DigestMeta {
+                    bytes: record.meta.bytes,
+                    ..meta
+                },
+                ..record
+            };
+            let version = record.version();
+            let records = serde_json::to_vec_pretty(&[record]).map_err(Fault::infra)?;
+            Pending::write(&folder, RECORDS, &records)?.put_in_place(&directory)?;
+            Ok(Renewal::Renewed(version))
         })
         .await
     }
@@ -160,7 +193,7 @@ impl DigestStore for FsStore {
             let mut listed = Vec::new();
             for owner in names(&root.join("gitingest"))? {
                 for name in names(&root.join("gitingest").join(&owner))? {
-                    // What else lies there is not ours.
+                    // Other files are not ours.
                     let Ok(repo) = RepoRef::new(&owner, &name) else {
                         continue;
                     };
@@ -172,11 +205,13 @@ impl DigestStore for FsStore {
             Ok(listed)
         });
         stream::once(listed)
-            .flat_map(|listed| match listed {
-                Ok(listed) => stream::iter(listed.into_iter().map(Ok).collect::<Vec<_>>()),
-                Err(fault) => stream::iter(vec![Err(fault)]),
-            })
+            .map_ok(|listed| stream::iter(listed.into_iter().map(Ok)))
+            .try_flatten()
             .boxed()
+    }
+
+    async fn owners(&self) -> Result<Vec<String>, Fault> {
+        self.blocking(|root| names(&root.join("gitingest"))).await
     }
 
     async fn put_document(&self, key: &DocumentKey, content: &[u8]) -> Result<(), Fault> {
@@ -210,8 +245,8 @@ impl DigestStore for FsStore {
     async fn probe(&self) -> Result<(), Fault> {
         self.blocking(|root| {
             make_folder(root)?;
-            // As large as a digest may be: a disk without room for one more is not well. Never put
-            // in place, so that nothing is left to be removed but what a killed process leaves.
+            // As large as a digest may be: a disk needs room for one more. Never renamed into place:
+            // dropping it removes it, and the next probe overwrites what a killed process left.
             Pending::write(root, "probe", &vec![0; 600_000])?;
             Ok(())
         })
@@ -227,9 +262,17 @@ impl DigestStore for FsStore {
     }
 }
 
-/// What lies in a repository's folder.
+/// Opens a repository's folder for its only writer: the lock is given back when the file is closed,
+/// however that happens.
+fn locked(folder: &Path) -> Result<File, Fault> {
+    let directory = File::open(folder).map_err(|e| fault("open", folder, &e))?;
+    directory.lock().map_err(|e| fault("lock", folder, &e))?;
+    Ok(directory)
+}
+
+/// What is in a repository's folder.
 struct Look {
-    /// Of the text's length and head; `None` without a text.
+    /// Identifies the text by its length and head; `None` without a text.
     seen: Option<String>,
     /// The record that fits the text.
     record: Option<Record>,
@@ -268,7 +311,7 @@ fn look(folder: &Path) -> Result<Look, Fault> {
         let fits = |r: &Record| r.meta.bytes == bytes && r.head_sha256 == head_sha256;
         let mut fitting: Vec<_> = records(folder)?.into_iter().filter(fits).collect();
         if fitting.len() > 1 && fitting[0].sha256 != fitting[1].sha256 {
-            // Alike in length and head, yet different: only all of the text can tell.
+            // The same length and head, yet different: only the whole text can tell.
             let whole = read_optional(&path)?.map(|text| sha256(&text));
             fitting.retain(|r| Some(&r.sha256) == whole.as_ref());
         }
@@ -281,7 +324,7 @@ fn look(folder: &Path) -> Result<Look, Fault> {
     Ok(look)
 }
 
-/// What a listing shows of a repository; `None` if there is nothing.
+/// Reads what a listing shows of a repository; `None` if there is nothing.
 fn listed_of(root: &Path, repo: RepoRef) -> Result<Option<Listed>, Fault> {
     let path = root.join(repo.digest_key());
     let metadata = match fs::metadata(&path) {
@@ -303,7 +346,7 @@ fn listed_of(root: &Path, repo: RepoRef) -> Result<Option<Listed>, Fault> {
     }))
 }
 
-/// The length of a file and its first [`HEAD_BYTES`]; `None` if it is not there.
+/// Reads the length of a file and its first [`HEAD_BYTES`]; `None` if it does not exist.
 fn read_head(path: &Path) -> io::Result<Option<(u64, Vec<u8>)>> {
     let file = match File::open(path) {
         Ok(file) => file,
@@ -316,7 +359,7 @@ fn read_head(path: &Path) -> io::Result<Option<(u64, Vec<u8>)>> {
     Ok(Some((bytes, head)))
 }
 
-/// The records beside a text; none where they are absent or cannot be understood.
+/// Reads the records beside a text; none if they are absent or unreadable.
 fn records(folder: &Path) -> Result<Vec<Record>, Fault> {
     let content = read_optional(&folder.join(RECORDS))?.unwrap_or_default();
     Ok(serde_json::from_slice(&content).unwrap_or_default())
@@ -330,7 +373,7 @@ fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, Fault> {
     }
 }
 
-/// The names in a folder; none if it is not there.
+/// Lists the names in a folder; none if it does not exist.
 fn names(folder: &Path) -> Result<Vec<String>, Fault> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -347,10 +390,10 @@ fn names(folder: &Path) -> Result<Vec<String>, Fault> {
         .collect()
 }
 
-/// Makes a folder, and sees to it that it survives a crash.
+/// Creates a folder and its parents so that they survive a crash.
 ///
 /// # Errors
-/// [`FaultKind::Infra`](crate::fault::FaultKind::Infra) where it cannot be made.
+/// [`FaultKind::Infra`](crate::fault::FaultKind::Infra) if it cannot be created.
 pub fn make_folder(folder: &Path) -> Result<(), Fault> {
     if folder.is_dir() {
         return Ok(());
@@ -362,7 +405,7 @@ pub fn make_folder(folder: &Path) -> Result<(), Fault> {
     make_folder(parent)?;
     match fs::create_dir(folder) {
         Ok(()) => {}
-        // Somebody else was quicker.
+        // Another process was quicker.
         Err(e) if e.kind() == ErrorKind::AlreadyExists && folder.is_dir() => {}
         Err(e) => return Err(fault("create", folder, &e)),
     }
@@ -372,7 +415,7 @@ pub fn make_folder(folder: &Path) -> Result<(), Fault> {
         .map_err(|e| fault("sync", parent, &e))
 }
 
-/// Whether [`make_folder`] may make a folder that is not there.
+/// Checks that [`make_folder`] may create a folder that does not exist.
 fn can_be_made(folder: &Path) -> Result<(), Fault> {
     let above = folder.ancestors().skip(1).map(|above| {
         if above.as_os_str().is_empty() {
@@ -387,7 +430,7 @@ fn can_be_made(folder: &Path) -> Result<(), Fault> {
         .map_err(|e| fault("make a folder in", parent, &e.into()))
 }
 
-/// A file that is on the disk under another name; removed again unless put in place.
+/// A file written under a temporary name; removed again unless renamed into place.
 struct Pending {
     from: PathBuf,
     to: PathBuf,
@@ -396,7 +439,7 @@ struct Pending {
 impl Pending {
     fn write(folder: &Path, name: &str, content: &[u8]) -> Result<Self, Fault> {
         let pending = Self {
-            // Always the same, so that what a crash left behind is overwritten by the next writer.
+            // Always the same, so that the next writer overwrites what a crash left behind.
             from: folder.join(format!(".{name}.tmp")),
             to: folder.join(name),
         };
@@ -419,7 +462,7 @@ impl Pending {
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        // Gone already where it was put in place.
+        // Gone already if it was renamed into place.
         fs::remove_file(&self.from).ok();
     }
 }
@@ -431,7 +474,7 @@ fn sha256(bytes: &[u8]) -> String {
         .collect()
 }
 
-/// Names the thing and the remedy.
+/// Names the file and the remedy.
 fn fault(verb: &str, path: &Path, error: &io::Error) -> Fault {
     let remedy = match error.kind() {
         ErrorKind::PermissionDenied => {

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use common::broker::SharedBroker;
-use common::broker::amqp::{AmqpBroker, Options};
+use common::broker::amqp::AmqpBroker;
+use common::broker::amqp::options::Options;
 use common::broker::memory::MemoryBroker;
-use common::testing::{broker_contract, rabbitmq};
+use testing::{broker_contract, rabbitmq};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory() {

@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use common::fault::FaultKind;
-use common::repo::RepoRef;
+use common::ids::RepoRef;
 use common::store::fs::FsStore;
-use common::store::{DigestStore, Expected, Found, Put, SharedStore};
-use common::testing::root::as_root;
-use common::testing::small_disk::SmallDisk;
-use common::testing::store_contract::{self, digest};
+use common::store::{DigestStore, Expected, Found, Renewal, SharedStore};
 use tempfile::TempDir;
+use testing::root::as_root;
+use testing::small_disk::SmallDisk;
+use testing::store_contract::{self, digest, push_time};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn contract() {
@@ -51,7 +51,7 @@ impl Fixture {
         let expected = self.store.head(&repo()).await.unwrap().expected();
         let digest = digest(text, pushed_at);
         let put = self.store.put(&repo(), &digest, &expected).await;
-        assert_eq!(put.unwrap(), Put::Stored);
+        assert!(put.unwrap().is_stored());
     }
 
     async fn stored(&self) -> (String, String) {
@@ -65,7 +65,7 @@ impl Fixture {
 }
 
 fn pair(text: &str, pushed_at: &str) -> (String, String) {
-    (text.to_owned(), pushed_at.to_owned())
+    (text.to_owned(), push_time(pushed_at))
 }
 
 /// What a crash between the two renames leaves: the new records and the old text.
@@ -90,6 +90,27 @@ async fn texts_that_differ_late_keep_their_own_records() {
     assert_eq!(fixture.stored().await, pair(&text("b"), "2"));
     fs::write(fixture.file("summary.txt"), text("a")).unwrap();
     assert_eq!(fixture.stored().await, pair(&text("a"), "1"));
+}
+
+/// Alike in length and in the first 4 KiB, and yet not the text that was stored.
+#[tokio::test]
+async fn the_record_of_a_foreign_text_is_not_renewed() {
+    let fixture = Fixture::new();
+    let text = |end: &str| format!("{}{end}", "x".repeat(5000));
+    fixture.put(&text("a"), "1").await;
+    fs::write(fixture.file("summary.txt"), text("b")).unwrap();
+    let found = fixture.store.head(&repo()).await.unwrap();
+    let Found::Stored { version, .. } = &found else {
+        panic!("a look sees no difference: {found:?}");
+    };
+    let later = digest(&text("a"), "2").meta;
+    let renewal = fixture.store.renew(&repo(), &later, version).await;
+    assert_eq!(renewal.unwrap(), Renewal::Torn);
+    assert_eq!(fixture.store.head(&repo()).await.unwrap(), found);
+
+    // It can still be replaced.
+    fixture.put(&text("a"), "2").await;
+    assert_eq!(fixture.stored().await, pair(&text("a"), "2"));
 }
 
 /// What a crash before any rename leaves.

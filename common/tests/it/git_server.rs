@@ -1,4 +1,4 @@
-//! The test server for git: if it lies, every test that leans on it does.
+//! The git server that other tests rely on.
 
 use std::fs;
 use std::io::{self, Read};
@@ -8,8 +8,8 @@ use std::process::{Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::testing::git_server::{Fault, GitServer, Kind};
 use tempfile::TempDir;
+use testing::git_server::{Fault, GitServer, Kind};
 
 use crate::raw_http::{Reply, exchange, finish, get, head, send};
 
@@ -71,7 +71,7 @@ fn partial_clones_are_allowed_as_on_github() {
 fn long_negotiations_come_compressed_or_in_chunks() {
     for (buffer, how) in [
         ("1000000", "content-encoding: gzip"),
-        // Git's way with bodies over its buffer.
+        // As git sends bodies larger than its buffer.
         ("1", "transfer-encoding: chunked"),
     ] {
         let served = Served::new();
@@ -239,7 +239,7 @@ fn stalled_answers_stop_and_stay() {
     let stall = Fault::Stall { after_bytes: 1000 };
     served.server.fault(REPO, stall.on(Kind::UploadPack));
     let mut connection = send(&served.authority(), &served.fetch_v2_request()).unwrap();
-    // The answer's head, the chunk's length and the chunk.
+    // The response's head, the chunk's length and the chunk.
     let mut first = Vec::new();
     while !first.windows(4).any(|four| four == b"PACK") {
         let mut byte = [0];
@@ -435,7 +435,7 @@ impl Served {
         exchange(&self.authority(), &self.fetch_v2_request()).unwrap()
     }
 
-    /// Asks for the last commit and all that is behind it, in protocol v2, as one request.
+    /// Requests the last commit and its history, in protocol v2, in one request.
     fn fetch_v2_request(&self) -> Vec<u8> {
         let line = |text: &str| format!("{:04x}{text}", text.len() + 4);
         let want = git(
@@ -462,7 +462,7 @@ impl Served {
         request
     }
 
-    /// The pack alone, without git's framing, which is never twice the same.
+    /// Returns the pack without git's framing, which differs each time.
     fn fetch_pack(&self) -> Vec<u8> {
         let body = self.fetch_v2().body;
         let mut rest = &body[..];
@@ -484,7 +484,7 @@ impl Served {
         git(target.path(), &["clone", "--bare", &self.url(), "."])
     }
 
-    /// A pack that will not be through for hours, so that git waits to be rid of it.
+    /// Starts a pack that takes hours: git waits to send it.
     fn slow_pack(&self) -> std::net::TcpStream {
         let drip = Fault::Drip {
             bytes_per_second: 20,
@@ -496,7 +496,7 @@ impl Served {
     }
 }
 
-/// Commits that the server has never heard of.
+/// Returns commits that the server does not have.
 fn strange_history(directory: &Path) {
     let stream: String = (1..=200)
         .map(|number| {
@@ -514,7 +514,7 @@ fn strange_history(directory: &Path) {
     assert!(import.status.success(), "{import:?}");
 }
 
-/// How many processes were started with `root` in their environment.
+/// Counts the processes with `root` in their environment.
 fn processes_about(root: &Path) -> usize {
     let root = root.as_os_str().as_encoded_bytes();
     let entries = fs::read_dir("/proc").unwrap().flatten();
@@ -524,7 +524,7 @@ fn processes_about(root: &Path) -> usize {
         .count()
 }
 
-/// A killed process takes a moment to be gone.
+/// Waits: a killed process takes a moment to be gone.
 fn wait_until_none_is_about(root: &Path) {
     let started = Instant::now();
     while processes_about(root) > 0 {

@@ -1,9 +1,9 @@
-//! The small HTTP server under the git server, and under the tests of feeds.
+//! The HTTP server under the git server and the tests of feeds.
 
 use std::io::Read;
 use std::time::{Duration, Instant};
 
-use common::testing::http_server::{HttpServer, Response};
+use testing::http_server::{HttpServer, Response};
 
 use crate::raw_http::{exchange, finish, get, head, send};
 

@@ -4,25 +4,31 @@
 use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::broker::amqp::{AmqpBroker, Options};
+use common::broker::amqp::AmqpBroker;
+use common::broker::amqp::options::Options;
+use common::broker::config::BrokerConfig;
 use common::broker::{
-    Broker, BrokerConfig, DELIVERY_LIMIT, Entries, Event, Position, Settlement, Waiting,
+    Broker, DELIVERY_LIMIT, DeadJob, DeadLetter, DeathCause, Entries, Event, Position, Settlement,
+    Waiting,
 };
 use common::exit;
 use common::fault::FaultKind;
+use common::ids::RunId;
 use common::job::Job;
 use common::outcome::Outcome;
-use common::run::RunId;
-use common::testing::broker_contract::{job, outcome};
-use common::testing::rabbitmq::{Node, fresh_prefix, shared_url};
-use common::testing::tcp_proxy::TcpProxy;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
+use testing::broker_contract::{host_pause, job, outcome};
+use testing::rabbitmq::frames::{CONSUMING, DELIVER, START};
+use testing::rabbitmq::{Node, fresh_prefix, shared_url};
+use testing::tcp_proxy::TcpProxy;
+use time::OffsetDateTime;
 
 /// How long something may take that is sure to come.
 const PROMPTLY: Duration = Duration::from_secs(60);
@@ -36,11 +42,6 @@ fn options(url: &str, prefix: &str) -> Options {
     options.patience = PROMPTLY;
     options
 }
-
-/// What a broker's every delivery says: class and method of `basic.deliver`.
-const DELIVER: &[u8] = &[0, 60, 0, 60];
-/// `basic.consume-ok`.
-const CONSUMING: &[u8] = &[0, 60, 0, 21];
 
 /// A proxy in front of the shared broker, and the broker's URL through it.
 fn proxied() -> (TcpProxy, String) {
@@ -187,7 +188,8 @@ async fn nothing_is_lost(url: &str, prefix: &str, disturb: impl AsyncFnOnce()) {
                 let known = published.get_mut(&record.key());
                 *known.expect("no outcome comes before its job") = true;
             }
-            Event::Dead(job) => panic!("{} was given up", job.id()),
+            Event::Dead(dead) => panic!("{} was given up", dead.job.id()),
+            Event::Worker(state) => panic!("nobody waits: {state:?}"),
         }
     }
     assert_eq!(published.len(), all.len());
@@ -244,7 +246,7 @@ async fn a_connection_that_says_nothing_is_given_up() {
     enqueue(&broker, std::slice::from_ref(&one)).await;
     let before = proxy.connections();
     proxy.stall();
-    let dead = Event::Dead(one);
+    let dead = Event::Dead(one.into());
     let recorded = broker.record(&dead);
     let healed = async {
         // The limit ends the first attempt; what is tried after that gets through.
@@ -416,7 +418,7 @@ async fn a_ledger_that_was_emptied_meanwhile_is_noticed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_no_job_is_recorded_and_buried() {
+async fn what_is_no_job_is_recorded_and_dead_lettered() {
     let (url, prefix) = (shared_url(), fresh_prefix());
     let broker = connect(&url, &prefix).await;
     let (connection, channel) = raw(&url).await;
@@ -464,7 +466,13 @@ async fn what_is_no_job_is_recorded_and_buried() {
         .iter()
         .map(|letter| letter.as_ref().unwrap().id.clone())
         .collect();
-    assert_eq!(ids, ["".to_owned(), bad.id(), "no id".to_owned()]);
+    // A message without an id gets one of its payload's, the same at each look.
+    let unnamed = DeadLetter::payload_id(b"\xff{");
+    assert_eq!(ids, [unnamed, bad.id(), "no id".to_owned()]);
+    let payloads = letters
+        .iter()
+        .map(|letter| &letter.as_ref().unwrap().payload[..]);
+    assert!(payloads.eq([b"\xff{", later.as_bytes(), b""]));
     assert!(
         letters
             .iter()
@@ -556,6 +564,7 @@ async fn retries_wait_as_long_as_they_should_side_by_side() {
             after: Duration::from_secs(after),
             attempt,
             waits: 7,
+            returns: 0,
         };
         delivery.settle(again).await.unwrap();
     }
@@ -576,6 +585,233 @@ async fn retries_wait_as_long_as_they_should_side_by_side() {
             .iter()
             .all(|event| matches!(event, Event::Job(_)))
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_is_reset_in_a_start_is_made_again() {
+    let (proxy, url) = proxied();
+    for bytes in START {
+        let prefix = fresh_prefix();
+        let one = jobs(&RunId::new(), 0..1).remove(0);
+        let recorded = outcome(&one, Outcome::Processed);
+        proxy.cut_once_at(bytes);
+        let broker = connect(&url, &prefix).await;
+        let again = || proxy.cut_once_at(bytes);
+        again();
+        let lock = broker.producer_lock().await.unwrap();
+        assert!(lock.is_some(), "{bytes:?}");
+        again();
+        assert_eq!(broker.waiting().await.unwrap(), Waiting::default());
+        again();
+        enqueue(&broker, std::slice::from_ref(&one)).await;
+        again();
+        let mut notices = broker.announcements().await.unwrap();
+        again();
+        let mut followed = broker.events(Position::Now).await.unwrap();
+        again();
+        broker.record(&recorded).await.unwrap();
+        assert_eq!(event(&mut followed).await, recorded, "{bytes:?}");
+        again();
+        let replayed = history(&broker).await;
+        assert!(replayed.contains(&Event::Job(one.clone())), "{bytes:?}");
+        again();
+        let mut deliveries = broker.deliveries(1).await.unwrap();
+        again();
+        assert_eq!(next(&mut deliveries).await.job, one, "{bytes:?}");
+        again();
+        let letters = broker.dead_letters().await.unwrap();
+        assert_eq!(letters.count().await, 0, "{bytes:?}");
+        proxy.flow();
+        broker.probe().await.unwrap();
+        // Notices are for those who listen: it attaches again when it is polled.
+        let pause = host_pause(1);
+        let announced = async {
+            loop {
+                broker.announce(&pause).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        };
+        tokio::select! {
+            heard = next(&mut notices) => assert_eq!(heard, pause, "{bytes:?}"),
+            () = announced => {}
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_by_a_clock_that_is_ahead_of_the_brokers_is_read_all_the_same() {
+    let (url, prefix) = (shared_url(), fresh_prefix());
+    let mut options = options(&url, &prefix);
+    options.call_limit = Duration::from_secs(2);
+    let broker = AmqpBroker::connect(options).await.unwrap();
+    let all = jobs(&RunId::new(), 0..2);
+    enqueue(&broker, &all[..1]).await;
+    let ahead = OffsetDateTime::now_utc() + Duration::from_secs(20 * 60);
+    let history = broker.history(Position::Since(ahead)).await.unwrap();
+    let replayed: Vec<_> = history.map(|entry| entry.unwrap().event).collect().await;
+    assert_eq!(replayed, [Event::Job(all[0].clone())]);
+    let mut events = broker.events(Position::Since(ahead)).await.unwrap();
+    assert_eq!(event(&mut events).await, Event::Job(all[0].clone()));
+    enqueue(&broker, &all[1..]).await;
+    assert_eq!(event(&mut events).await, Event::Job(all[1].clone()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_a_policy_expires_says_so() {
+    let node = Node::start();
+    let (url, prefix) = (node.url(), fresh_prefix());
+    let broker = connect(&url, &prefix).await;
+    let mut events = broker.events(Position::Now).await.unwrap();
+    let policy = r#"{"message-ttl":1000}"#;
+    node.control(&["set_policy", "short", ".*", policy]);
+    let job = jobs(&RunId::new(), 0..1).remove(0);
+    enqueue(&broker, std::slice::from_ref(&job)).await;
+    assert_eq!(event(&mut events).await, Event::Job(job.clone()));
+    let dead = event(&mut events).await;
+    let queue = format!("{prefix}.jobs");
+    let cause = DeathCause::Expired(queue.clone());
+    assert_eq!(dead, Event::Dead(DeadJob { job, cause }));
+    let record = dead.into_outcome().unwrap();
+    assert_eq!(record.outcome, Outcome::Failed(FaultKind::Infra));
+    let says = format!("expired: a policy sets message-ttl on {queue}");
+    assert!(record.message.starts_with(&says), "{}", record.message);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_outlives_the_brokers_consumer_timeout() {
+    let node = Node::start();
+    let timeout = "application:set_env(rabbit, consumer_timeout, 5000), application:set_env(rabbit, channel_tick_interval, 500).";
+    node.control(&["eval", timeout]);
+    let (idle, slow) = (fresh_prefix(), fresh_prefix());
+    let (idle, slow) = (
+        connect(&node.url(), &idle).await,
+        connect(&node.url(), &slow).await,
+    );
+    let all = jobs(&RunId::new(), 0..16);
+    let mut waiting = idle.events(Position::Now).await.unwrap();
+    enqueue(&idle, &all[..1]).await;
+    event(&mut waiting).await;
+    // Three periods: nothing more comes for one follower, and one record a second for the other.
+    let nothing = tokio::time::timeout(Duration::from_secs(16), waiting.next());
+    let trickle = async {
+        let mut events = slow.events(Position::Now).await.unwrap();
+        for one in &all {
+            enqueue(&slow, std::slice::from_ref(one)).await;
+            assert_eq!(event(&mut events).await, Event::Job(one.clone()));
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    let (nothing, ()) = tokio::join!(nothing, trickle);
+    assert!(nothing.is_err(), "{nothing:?}");
+    let log = node.log();
+    assert!(log.contains("accepting AMQP connection"), "{log}");
+    for complaint in ["delivery acknowledgement", "PRECONDITION_FAILED"] {
+        assert!(!log.contains(complaint), "{log}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_later_version_records_is_skipped() {
+    let (url, prefix) = (shared_url(), fresh_prefix());
+    let broker = connect(&url, &prefix).await;
+    let (connection, channel) = raw(&url).await;
+    let mut events = broker.events(Position::Now).await.unwrap();
+    for kind in ["weather", "worker", "outcome"] {
+        let properties = BasicProperties::default().with_type(kind.into());
+        let options = BasicPublishOptions::default();
+        let publish = channel.basic_publish(
+            prefix.as_str().into(),
+            "run".into(),
+            options,
+            b"[1]",
+            properties,
+        );
+        publish.await.unwrap().await.unwrap();
+    }
+    let known = outcome(&job(&RunId::new(), 1), Outcome::Processed);
+    broker.record(&known).await.unwrap();
+    assert_eq!(event(&mut events).await, known);
+    assert_eq!(history(&broker).await, [known]);
+    connection.close(200, "".into()).await.unwrap();
+}
+
+/// What is logged on this thread, from INFO on.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<String>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        let text = String::from_utf8_lossy(line).into_owned();
+        self.0.lock().unwrap().push(text);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Log {
+    fn lines(&self) -> Vec<String> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+#[tokio::test]
+async fn an_outage_is_logged_when_it_begins_and_when_it_ends() {
+    let (proxy, url) = proxied();
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter("info,lapin=off")
+        .with_ansi(false)
+        .with_writer({
+            let log = log.clone();
+            move || log.clone()
+        })
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let broker = connect(&url, &fresh_prefix()).await;
+    let lock = broker.producer_lock().await.unwrap().expect("free");
+    let mut deliveries = broker.deliveries(1).await.unwrap();
+    let mut notices = broker.announcements().await.unwrap();
+    let mut events = broker.events(Position::Now).await.unwrap();
+    let one = jobs(&RunId::new(), 0..1).remove(0);
+    let recorded = outcome(&one, Outcome::Processed);
+    assert!(log.lines().is_empty(), "{:?}", log.lines());
+
+    proxy.refuse();
+    let healed = async {
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        proxy.flow();
+    };
+    let used = async {
+        broker.record(&recorded).await.unwrap();
+        enqueue(&broker, std::slice::from_ref(&one)).await;
+    };
+    let (_, (), delivery, seen) =
+        tokio::join!(healed, used, next(&mut deliveries), event(&mut events));
+    assert_eq!((delivery.job, seen), (one, recorded));
+    let start = Instant::now();
+    while !log
+        .lines()
+        .iter()
+        .any(|line| line.contains("connected again after"))
+    {
+        assert!(start.elapsed() < PROMPTLY, "{:?}", log.lines());
+        _ = tokio::time::timeout(Duration::from_millis(100), notices.next()).await;
+    }
+    let lines = log.lines();
+    let host = proxy.address().to_string();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(
+        lines[0].contains("WARN") && lines[0].contains(&host),
+        "{lines:?}"
+    );
+    assert!(
+        lines[1].contains("INFO") && lines[1].contains(&host),
+        "{lines:?}"
+    );
+    assert!(!lock.lost.is_cancelled());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -652,6 +888,7 @@ async fn ending_a_consumer_hands_back_what_it_did_not_take_without_counting() {
             after: Duration::ZERO,
             attempt: 0,
             waits: 0,
+            returns: 0,
         };
         taken.settle(again).await.unwrap();
         waiting(&broker, |waiting| waiting.ready == 2).await;
@@ -674,6 +911,7 @@ async fn a_job_whose_connection_was_lost_comes_back_and_cannot_be_settled() {
         after: Duration::ZERO,
         attempt: 1,
         waits: 0,
+        returns: 0,
     };
     for settlement in [again, Settlement::Done, Settlement::Dead] {
         a_lost_job_cannot_be_settled(settlement).await;
@@ -892,7 +1130,7 @@ async fn a_broker_that_is_away_is_waited_for_then_reported() {
     let address = nobody.local_addr().unwrap();
     drop(nobody);
     let config = |url: String, prefix: &str| BrokerConfig {
-        broker_url: Some(common::broker::Secret(url)),
+        broker_url: Some(common::broker::config::Secret(url)),
         queue_prefix: prefix.to_owned(),
     };
     let patience = Duration::from_secs(1);

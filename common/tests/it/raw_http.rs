@@ -1,17 +1,17 @@
-//! An HTTP client that hides nothing: what came over the wire, and how it ended.
+//! An HTTP client that shows what came over the wire and how it ended.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 
-/// What came until the connection ended.
+/// A response, up to the end of the connection.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
     /// Status line and headers, in lower case.
     pub(crate) head: String,
-    /// The body as far as it came, unchunked.
+    /// The body that came, unchunked.
     pub(crate) body: Vec<u8>,
-    /// The body came to its proper end.
+    /// Whether the body came whole.
     pub(crate) whole: bool,
 }
 
@@ -30,14 +30,14 @@ pub(crate) fn get(authority: &str, path: &str) -> Reply {
     exchange(authority, &head("GET", path, "")).unwrap()
 }
 
-/// Sends a request and leaves the rest to the caller.
+/// Sends a request and leaves reading to the caller.
 pub(crate) fn send(authority: &str, request: &[u8]) -> io::Result<TcpStream> {
     let mut connection = TcpStream::connect(authority)?;
     connection.write_all(request)?;
     Ok(connection)
 }
 
-/// Reads until the connection ends, in whatever way.
+/// Reads until the connection ends in any way.
 pub(crate) fn finish(mut connection: TcpStream) -> io::Result<Reply> {
     let mut bytes = Vec::new();
     connection.read_to_end(&mut bytes)?;
@@ -62,7 +62,7 @@ pub(crate) fn finish(mut connection: TcpStream) -> io::Result<Reply> {
     })
 }
 
-/// The lines of a request up to its body. `headers` end with `\r\n` each.
+/// Returns a request up to its body. `headers` end with `\r\n` each.
 pub(crate) fn head(method: &str, path: &str, headers: &str) -> Vec<u8> {
     format!("{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n{headers}\r\n").into()
 }

@@ -1,7 +1,6 @@
 //! The store in a bucket keeps the contract, on a server in this process and on a real one, and
 //! its promises about lost answers, wrong answers and strange objects.
 
-use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Seek;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -9,19 +8,20 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use common::fault::{Fault, FaultKind};
-use common::job::{DIGEST_FORMAT, PushedAt};
-use common::repo::RepoRef;
-use common::run::RunId;
+use common::ids::PushedAt;
+use common::ids::RepoRef;
+use common::ids::RunId;
+use common::job::DIGEST_FORMAT;
 use common::store::s3::S3Store;
 use common::store::s3::config::{Limits, S3Config};
 use common::store::{
-    DigestStore, Document, DocumentKey, Expected, Found, Put, SharedStore, Version,
+    DigestStore, Document, DocumentKey, Expected, Found, Put, Renewal, SharedStore, Version,
 };
-use common::testing::http_server::{HttpServer, Response};
-use common::testing::s3_server::{self, Call, Fate, S3Server, SECRET_KEY, StoredObject};
-use common::testing::seaweedfs::SeaweedFs;
-use common::testing::store_contract::{self, digest};
 use futures::TryStreamExt;
+use testing::http_server::{HttpServer, Response};
+use testing::s3_server::{self, Call, Fate, S3Server, SECRET_KEY, StoredObject};
+use testing::seaweedfs::SeaweedFs;
+use testing::store_contract::{self, digest};
 use tokio::net::{TcpSocket, TcpStream};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -51,7 +51,7 @@ async fn contract_on_seaweedfs() {
 
     let store = fresh();
     let strange = digest("text", "1").with_url("https://git.example/ö/😀 %41");
-    assert_eq!(put(&store, &strange, &Expected::Absent).await, Put::Stored);
+    assert!(put(&store, &strange, &Expected::Absent).await.is_stored());
     assert_eq!(store.get(&repo()).await.unwrap(), Some(strange));
     assert!(format!("{store:?}").contains("Kept"));
 
@@ -100,11 +100,11 @@ async fn store_unless_newer(store: &S3Store, digest: &common::store::Digest) -> 
     loop {
         let found = store.head(&repo()).await.unwrap();
         if let Found::Stored { meta, .. } = &found
-            && meta.pushed_at.compare(&digest.meta.pushed_at) != Some(Ordering::Less)
+            && meta.pushed_at >= digest.meta.pushed_at
         {
             return false;
         }
-        if put(store, digest, &found.expected()).await == Put::Stored {
+        if put(store, digest, &found.expected()).await.is_stored() {
             return true;
         }
     }
@@ -186,12 +186,50 @@ async fn a_put_that_meets_its_own_earlier_self_is_stored() {
             let expected = expected(&store).await;
             server.decide(first(lost, "PUT", Fate::AnswerLost));
             let new = digest("new", "2");
-            assert_eq!(put(&store, &new, &expected).await, Put::Stored);
+            assert!(put(&store, &new, &expected).await.is_stored());
             assert_eq!(store.get(&repo()).await.unwrap(), Some(new));
             // Done once, and once only.
             assert_eq!(server.writes(KEY).len(), 1 + usize::from(replaces));
         }
     }
+}
+
+#[tokio::test]
+async fn a_renewal_whose_answer_is_lost_is_done_once() {
+    for lost in 1..=2 {
+        let server = S3Server::start();
+        let store = server.store();
+        put(&store, &digest("text", "1"), &Expected::Absent).await;
+        let Expected::Version(version) = expected(&store).await else {
+            panic!("it is stored");
+        };
+        server.decide(first(lost, "PUT", Fate::AnswerLost));
+        let later = digest("text", "2");
+        let renewal = store.renew(&repo(), &later.meta, &version).await.unwrap();
+        assert!(matches!(renewal, Renewal::Renewed(_)), "{renewal:?}");
+        assert_eq!(store.get(&repo()).await.unwrap(), Some(later));
+        assert_eq!(
+            server.objects()[KEY].content_type.as_deref(),
+            Some("text/plain")
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_text_is_not_renewed() {
+    let server = S3Server::start();
+    let store = server.store();
+    put(&store, &digest("text", "1"), &Expected::Absent).await;
+    let mut object = server.remove(KEY).unwrap();
+    object.content = vec![0xff; 4].into();
+    server.insert(KEY, object.clone());
+    let Found::Stored { version, .. } = store.head(&repo()).await.unwrap() else {
+        panic!("a look sees no difference");
+    };
+    let later = digest("text", "2").meta;
+    let renewal = store.renew(&repo(), &later, &version).await.unwrap();
+    assert_eq!(renewal, Renewal::Torn);
+    assert_eq!(server.objects()[KEY], object);
 }
 
 #[tokio::test]
@@ -261,7 +299,7 @@ async fn what_others_had_to_try_again_takes_nothing_from_a_put() {
             });
         }
         for put in tasks.join_all().await {
-            assert_eq!(put.unwrap(), Put::Stored);
+            assert!(put.unwrap().is_stored());
         }
     }
 }
@@ -275,7 +313,7 @@ async fn too_many_requests_are_tried_again_but_not_asked_about() {
     let fate = Fate::Denied(429, "TooManyRequests");
     server.decide(first(2, "PUT", fate));
     let stored = put(&store, &digest("x", "1"), &Expected::Absent).await;
-    assert_eq!(stored, Put::Stored);
+    assert!(stored.is_stored());
 
     server.forget_calls();
     server.decide(move |_| fate);
@@ -384,7 +422,7 @@ async fn a_404_that_does_not_come_from_s3_is_no_conflict() {
 
         server.decide(|_| Fate::Answered);
         let stored = put(&store, &text, &Expected::Absent).await;
-        assert_eq!(stored, Put::Stored);
+        assert!(stored.is_stored());
         assert!(format!("{store:?}").contains("Kept"));
     }
 }
@@ -454,7 +492,7 @@ async fn a_slow_answer_is_not_waited_for_and_no_answer_is_named() {
     // Written, but too late said so: the next attempt meets it.
     server.decide(first(1, "PUT", Fate::Late(Duration::from_secs(60))));
     let stored = put(&store, &digest("x", "1"), &Expected::Absent).await;
-    assert_eq!(stored, Put::Stored);
+    assert!(stored.is_stored());
 
     config.limits.attempt = Duration::from_millis(300);
     let store = S3Store::new(&config);
@@ -601,16 +639,17 @@ async fn a_server_that_ignores_conditions_is_found_out_once() {
     let server = S3Server::start();
     server.ignore_conditions();
     let store = server.store();
-    assert_eq!(
-        put(&store, &digest("one", "1"), &Expected::Absent).await,
-        Put::Stored
+    assert!(
+        put(&store, &digest("one", "1"), &Expected::Absent)
+            .await
+            .is_stored()
     );
     assert_eq!(
         put(&store, &digest("two", "2"), &Expected::Absent).await,
         Put::Conflict
     );
     let of_one = expected(&store).await;
-    assert_eq!(put(&store, &digest("two", "2"), &of_one).await, Put::Stored);
+    assert!(put(&store, &digest("two", "2"), &of_one).await.is_stored());
     assert_eq!(
         put(&store, &digest("three", "3"), &of_one).await,
         Put::Conflict
@@ -634,9 +673,10 @@ async fn a_server_that_refuses_conditions_is_as_good_as_one_that_ignores_them() 
         Fate::Answered
     });
     let store = server.store();
-    assert_eq!(
-        put(&store, &digest("one", "1"), &Expected::Absent).await,
-        Put::Stored
+    assert!(
+        put(&store, &digest("one", "1"), &Expected::Absent)
+            .await
+            .is_stored()
     );
     assert!(format!("{store:?}").contains("Ignored"));
 }
@@ -703,7 +743,7 @@ async fn strange_objects_are_unreadable_and_replaced() {
         let digest = digest("text", PUSHED);
         assert_eq!(put(&store, &digest, &Expected::Absent).await, Put::Conflict);
         let expected = expected(&store).await;
-        assert_eq!(put(&store, &digest, &expected).await, Put::Stored);
+        assert!(put(&store, &digest, &expected).await.is_stored());
         assert_eq!(store.get(&repo()).await.unwrap(), Some(digest));
     }
 }

@@ -1,4 +1,4 @@
-//! Which dead letters are meant.
+//! The filter options of `producer dead`.
 
 use std::time::Duration;
 
@@ -6,9 +6,11 @@ use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use common::broker::DeadLetter;
 use common::fault::FaultKind;
+use common::ids::{JobKey, RunId};
 use common::job::Job;
-use common::run::{JobKey, RunId};
+use common::text::parse_duration;
 use globset::{GlobBuilder, GlobMatcher};
+use strum::VariantArray;
 use time::OffsetDateTime;
 
 use crate::status::parse_run;
@@ -17,29 +19,29 @@ use crate::status::parse_run;
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Filter")]
 pub struct LetterFilter {
-    /// Only those that failed so; repeatable. `killed` is what the broker gave up, `poison` what is
-    /// no job.
+    /// Only letters of this failure class; repeatable. `killed`: given up by the broker; `poison`: an
+    /// undecodable message.
     #[arg(long, value_name = "CLASS", value_parser = class_parser())]
     class: Vec<FaultKind>,
-    /// Only those whose owner matches, such as `alphagov` or `nhs*`. Case does not matter.
+    /// Only letters whose owner matches, such as `alphagov` or `nhs*`; letter case is ignored.
     #[arg(long, value_name = "GLOB", value_parser = parse_owner)]
     owner: Option<GlobMatcher>,
-    /// Only those of this run.
+    /// Only letters of this run.
     #[arg(long, value_name = "RUN", value_parser = parse_run)]
     run: Option<RunId>,
-    /// Only those whose job was enqueued longer ago than this: 90s, 15m, 2h, 3d.
+    /// Only letters whose job was queued longer ago than this: 90s, 15m, 2h, 3d.
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     older_than: Option<Duration>,
-    /// Only those whose job was enqueued more recently than this.
+    /// Only letters whose job was queued more recently than this.
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     newer_than: Option<Duration>,
-    /// At most this many, the oldest first.
+    /// At most this many, from the head of the queue.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
 }
 
 impl LetterFilter {
-    /// Whether what the letter itself says fits. What it does not say fits no condition.
+    /// Whether the letter fits, apart from its class. A value that it does not name fits no condition.
     pub(super) fn fits(&self, letter: &DeadLetter, now: OffsetDateTime) -> bool {
         let said = said(letter);
         let owner = said.as_ref().map(|(_, key)| key.repo.owner());
@@ -50,7 +52,7 @@ impl LetterFilter {
             && fits(&self.newer_than, age, |limit, age| age < *limit)
     }
 
-    /// Whether a letter of this class fits; `None` is one of which the class is not known.
+    /// Whether a letter of this class fits; `None` is an unknown class.
     pub(super) fn takes_class(&self, class: Option<FaultKind>) -> bool {
         self.class.is_empty() || class.is_some_and(|class| self.class.contains(&class))
     }
@@ -75,7 +77,7 @@ fn fits<C, V>(condition: &Option<C>, value: Option<V>, holds: impl Fn(&C, V) -> 
     }
 }
 
-/// Run and repository of a letter: its job's, or what its id says of a message that is no job.
+/// Returns a letter's run, repository and push: its job's, or those that its id names.
 pub(super) fn said(letter: &DeadLetter) -> Option<(RunId, JobKey)> {
     match &letter.job {
         Ok(job) => Some((job.run.clone(), job.key())),
@@ -84,37 +86,13 @@ pub(super) fn said(letter: &DeadLetter) -> Option<(RunId, JobKey)> {
 }
 
 fn class_parser() -> impl TypedValueParser<Value = FaultKind> {
-    PossibleValuesParser::new(FaultKind::ALL.map(FaultKind::as_str)).try_map(|name| {
-        let kind = FaultKind::ALL
-            .into_iter()
-            .find(|kind| kind.as_str() == name);
-        kind.ok_or("no such class")
-    })
+    let names = FaultKind::VARIANTS.iter().map(|kind| kind.as_ref());
+    PossibleValuesParser::new(names).try_map(|name| name.parse::<FaultKind>())
 }
 
 fn parse_owner(text: &str) -> Result<GlobMatcher, globset::Error> {
     let glob = GlobBuilder::new(text).case_insensitive(true).build()?;
     Ok(glob.compile_matcher())
-}
-
-/// `90s`, `15m`, `2h`, `3d`.
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || "expected a number and s, m, h or d, such as 2h or 3d".to_owned();
-    let unit = text.chars().last().ok_or_else(wrong)?;
-    let seconds = match unit {
-        's' => 1,
-        'm' => 60,
-        'h' => 3600,
-        'd' => 24 * 3600,
-        _ => return Err(wrong()),
-    };
-    let number = &text[..text.len() - 1];
-    // Neither a sign nor what would overflow.
-    if number.is_empty() || number.len() > 9 || !number.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(wrong());
-    }
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    Ok(Duration::from_secs(number * seconds))
 }
 
 #[cfg(test)]
@@ -135,42 +113,12 @@ mod tests {
     }
 
     #[test]
-    fn durations_are_a_number_and_a_unit() {
-        for (text, seconds) in [
-            ("90s", 90),
-            ("15m", 900),
-            ("2h", 7200),
-            ("3d", 259_200),
-            ("0d", 0),
-        ] {
-            assert_eq!(
-                parse_duration(text),
-                Ok(Duration::from_secs(seconds)),
-                "{text}"
-            );
-        }
-        for text in [
-            "",
-            "s",
-            "3",
-            "-3d",
-            "+3d",
-            "3 d",
-            "1.5h",
-            "3w",
-            "3ä",
-            "9999999999d",
-        ] {
-            assert!(parse_duration(text).is_err(), "{text:?}");
-        }
-    }
-
-    #[test]
     fn what_a_letter_does_not_say_fits_no_condition() {
         let now = OffsetDateTime::UNIX_EPOCH + Duration::from_secs(10_000_000);
         let letter = |id: &str, seconds: Option<u64>| {
             let at = seconds.map(|seconds| now - Duration::from_secs(seconds));
-            DeadLetter::new(id.to_owned(), Err(String::new()), 0, at, Box::new(Nowhere))
+            let why = Err(String::new());
+            DeadLetter::new(id.to_owned(), why, Vec::new(), 0, at, Box::new(Nowhere))
         };
         let all = LetterFilter::default();
         let owner = |glob: &str| LetterFilter {
@@ -191,11 +139,21 @@ mod tests {
         };
         for (filter, id, age, expected) in [
             (&all, "", None, true),
-            (&owner("nhs*"), "run-1/NHSdigital/a@1", None, true),
-            (&owner("nhs"), "run-1/NHSdigital/a@1", None, false),
+            (
+                &owner("nhs*"),
+                "run-1/NHSdigital/a@2026-01-01T00:00:00Z",
+                None,
+                true,
+            ),
+            (
+                &owner("nhs"),
+                "run-1/NHSdigital/a@2026-01-01T00:00:00Z",
+                None,
+                false,
+            ),
             (&owner("*"), "no id", None, false),
-            (&run, "run-1/a/b@1", None, true),
-            (&run, "run-2/a/b@1", None, false),
+            (&run, "run-1/a/b@2026-01-01T00:00:00Z", None, true),
+            (&run, "run-2/a/b@2026-01-01T00:00:00Z", None, false),
             (&run, "", None, false),
             (&old, "", Some(61), true),
             (&old, "", Some(60), false),

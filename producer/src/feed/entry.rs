@@ -1,46 +1,82 @@
-//! From the feed's bytes to its entries. Every entry is judged alone: one that is odd is listed
-//! with its index and reason, and the others stand.
+//! From the feed's bytes to its entries. Each entry is judged alone: an unusable one is listed with
+//! its index and the reason, and does not affect the others.
 
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
-use common::job::PushedAt;
-use common::repo::{InvalidRepo, RepoRef};
-use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use common::fault::FaultKind;
+use common::ids::{JobKey, PushedAt, RepoRef};
+use common::run::documents::Failure;
+use serde::Deserialize;
+use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use url::Url;
+use worker::fetch::address;
 
-use super::{FeedRepo, InvalidEntry};
-
-/// More entries than this are no feed but an accident or an attack; the real feed has 24,500.
-/// Together with the cap on bytes this bounds the memory that a feed can cost.
-pub(super) const MAX_ENTRIES: usize = 1_000_000;
-/// An address travels as an object's metadata, of which S3 takes 2 KB in all.
+/// Most entries of a feed; the real one has 24,500. Together with the limit on bytes this bounds
+/// the memory that a feed can cost.
+const MAX_ENTRIES: usize = 1_000_000;
+/// An address travels in an object's metadata, of which S3 takes 2 KB in all.
 const MAX_ADDRESS_BYTES: usize = 1024;
 /// How much of a text that is not a feed is quoted.
 const QUOTED_CHARS: usize = 60;
+
+/// One repository of the feed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FeedRepo {
+    /// Its place in the feed, from 0.
+    pub index: usize,
+    /// Its owner and name.
+    pub repo: RepoRef,
+    /// Where to fetch it from: `https://…` or `http://…` without credentials, or an absolute path
+    /// (in a local feed, or with `--allow-local`). At most 1,024 bytes of ASCII.
+    pub url: String,
+    /// Its last push.
+    pub pushed_at: PushedAt,
+    /// Whether the feed marks it as archived.
+    pub archived: bool,
+}
+
+impl FeedRepo {
+    /// Returns the key by which a run counts its job.
+    pub fn key(&self) -> JobKey {
+        JobKey {
+            repo: self.repo.clone(),
+            pushed_at: self.pushed_at.clone(),
+        }
+    }
+}
+
+/// An entry of the feed that cannot become a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InvalidEntry {
+    /// Its place in the feed, from 0.
+    pub index: usize,
+    /// Its repository, if the entry names one.
+    pub repo: Option<RepoRef>,
+    /// What is wrong with it; never its address, which may contain a password.
+    pub reason: String,
+}
 
 /// The entries of a feed, in its order and not yet joined.
 #[derive(Debug, Default)]
 pub(super) struct Entries {
     /// How many the feed has.
-    pub(super) total: usize,
+    total: usize,
     /// Usable ones.
     pub(super) repositories: Vec<FeedRepo>,
     /// The others.
     pub(super) invalid: Vec<InvalidEntry>,
 }
 
-/// Reads a feed's bytes. Bytes that are not UTF-8 count as U+FFFD, as they do in a browser, so
-/// that a stray one in a description harms nothing and one in a name makes that entry invalid.
+/// Parses a feed. Bytes that are not UTF-8 become U+FFFD, as in a browser: one in a description
+/// does no harm, one in a name makes that entry invalid.
 ///
-/// `folder` is what relative local addresses are relative to. Where the feed came from a server,
-/// which has no business to name local paths, it is `None`; or empty where the operator allows
-/// absolute ones.
+/// `folder` is the base of relative local addresses: empty if only absolute ones are allowed, `None`
+/// if the feed must not name local paths, as one from a server.
 ///
 /// # Errors
-/// What was found instead of a JSON array of at most [`MAX_ENTRIES`] entries.
+/// Says what was found instead of a JSON array of at most [`MAX_ENTRIES`] entries.
 pub(super) fn parse(bytes: &[u8], folder: Option<&Path>) -> Result<Entries, String> {
     let text = String::from_utf8_lossy(bytes);
     let text = text.trim_start_matches('\u{feff}').trim();
@@ -68,7 +104,7 @@ pub(super) fn parse(bytes: &[u8], folder: Option<&Path>) -> Result<Entries, Stri
     Ok(entries)
 }
 
-/// Hands each element of the array on as text, so that only what breaks the array is fatal.
+/// Takes each element of the array as text, so that only a broken array is fatal.
 struct Elements<'a> {
     folder: Option<&'a Path>,
     entries: &'a mut Entries,
@@ -82,7 +118,7 @@ impl<'de> Visitor<'de> for Elements<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
-        // Skipping over an element does not recurse, however deep it is nested.
+        // Skipping an element does not recurse, however deep it is nested.
         while let Some(element) = elements.next_element::<&RawValue>()? {
             let index = self.entries.total;
             if index == MAX_ENTRIES {
@@ -91,7 +127,7 @@ impl<'de> Visitor<'de> for Elements<'_> {
                 )));
             }
             self.entries.total += 1;
-            match read(element.get(), self.folder) {
+            match read(index, element.get(), self.folder) {
                 Ok(repo) => self.entries.repositories.push(repo),
                 Err((reason, repo)) => self.entries.invalid.push(InvalidEntry {
                     index,
@@ -104,79 +140,93 @@ impl<'de> Visitor<'de> for Elements<'_> {
     }
 }
 
-/// The fields of an entry that matter, in both spellings: the scraper's and that of GitHub's API.
+/// The fields of an entry that matter, in the spellings of the scraper and of GitHub's API, as JSON.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Entry {
-    owner: Text,
-    org: Text,
-    name: Text,
-    full_name: Text,
-    url: Text,
-    html_url: Text,
+struct FeedEntry<'a> {
+    #[serde(borrow)]
+    owner: Option<&'a RawValue>,
+    org: Option<&'a RawValue>,
+    name: Option<&'a RawValue>,
+    full_name: Option<&'a RawValue>,
+    url: Option<&'a RawValue>,
+    html_url: Option<&'a RawValue>,
     #[serde(rename = "pushedAt")]
-    pushed_at: Text,
+    pushed_at: Option<&'a RawValue>,
     #[serde(rename = "pushed_at")]
-    pushed_at_of_api: Text,
-    archived: Flag,
+    pushed_at_of_api: Option<&'a RawValue>,
+    archived: Option<&'a RawValue>,
 }
 
-/// Judges one entry. An error comes with the repository where the entry names one.
-fn read(json: &str, folder: Option<&Path>) -> Result<FeedRepo, (String, Option<RepoRef>)> {
+/// Parses one entry. An error comes with the repository if the entry names one.
+fn read(
+    index: usize,
+    json: &str,
+    folder: Option<&Path>,
+) -> Result<FeedRepo, (String, Option<RepoRef>)> {
     if !json.starts_with('{') {
         return Err((format!("not an object: {}", quoted(json)), None));
     }
-    let entry: Entry = serde_json::from_str(json).map_err(|error| (error.to_string(), None))?;
+    let entry: FeedEntry<'_> =
+        serde_json::from_str(json).map_err(|error| (error.to_string(), None))?;
     let repo = entry.repo().map_err(|reason| (reason, None))?;
     let rest = || -> Result<(String, PushedAt), String> {
-        // Where GitHub's API gives both, its `url` is the address of the API, not of a repository.
-        let url = first_text(&[("html_url", &entry.html_url), ("url", &entry.url)])?;
-        let url = address(url, folder)?;
+        // In GitHub's API, `url` is the address of the API, and `html_url` the repository's.
+        let url = first_text(&[("html_url", entry.html_url), ("url", entry.url)])?;
+        let url = address(&url, folder)?;
         let pushed_at = first_text(&[
-            ("pushedAt", &entry.pushed_at),
-            ("pushed_at", &entry.pushed_at_of_api),
+            ("pushedAt", entry.pushed_at),
+            ("pushed_at", entry.pushed_at_of_api),
         ])?;
-        let pushed_at = PushedAt::new(pushed_at).map_err(|error| error.to_string())?;
+        let pushed_at = PushedAt::new(&pushed_at).map_err(|error| error.to_string())?;
         Ok((url, pushed_at))
     };
     match rest() {
         Ok((url, pushed_at)) => Ok(FeedRepo {
+            index,
             repo,
             url,
             pushed_at,
-            archived: entry.archived.0,
+            archived: entry.archived.is_some_and(|json| json.get() == "true"),
         }),
         Err(reason) => Err((reason, Some(repo))),
     }
 }
 
-impl Entry {
-    /// `owner` or `org` with `name`; else `full_name`. (In GitHub's API `owner` is an object.)
+impl FeedEntry<'_> {
+    /// Returns `owner` or `org` with `name`; else `full_name`. (In GitHub's API `owner` is an object.)
     fn repo(&self) -> Result<RepoRef, String> {
-        let owner = first_text(&[("owner", &self.owner), ("org", &self.org)]);
-        let name = first_text(&[("name", &self.name)]);
-        let repo: Result<RepoRef, InvalidRepo> = match (owner, name, &self.full_name) {
-            (Ok(owner), Ok(name), _) => RepoRef::new(owner, name),
-            (_, _, Text::Is(full_name)) if !full_name.is_empty() => full_name.parse(),
+        let owner = first_text(&[("owner", self.owner), ("org", self.org)]);
+        let name = first_text(&[("name", self.name)]);
+        let full_name = first_text(&[("full_name", self.full_name)]);
+        let repo = match (owner, name, full_name) {
+            (Ok(owner), Ok(name), _) => RepoRef::new(&owner, &name),
+            (_, _, Ok(full_name)) => full_name.parse(),
             (Err(reason), _, _) | (_, Err(reason), _) => return Err(reason),
         };
         repo.map_err(|error| error.to_string())
     }
 }
 
-/// The first of the fields that is a non-empty text; else what is wrong with the first that is
-/// there at all.
-fn first_text<'a>(fields: &[(&str, &'a Text)]) -> Result<&'a str, String> {
+/// Returns the first non-empty text; else says what is wrong with the first field that is there.
+fn first_text(fields: &[(&str, Option<&RawValue>)]) -> Result<String, String> {
     let mut wrong = None;
     for (name, field) in fields {
-        match field {
-            Text::Is(text) if !text.is_empty() => return Ok(text),
-            Text::Is(_) => _ = wrong.get_or_insert_with(|| format!("{name} is empty")),
-            Text::Other(kind) => {
-                _ = wrong.get_or_insert_with(|| format!("{name} is {kind}, not a text"));
-            }
-            Text::Absent => {}
-        }
+        let Some(json) = field.map(RawValue::get) else {
+            continue;
+        };
+        let reason = match json.as_bytes().first() {
+            Some(b'"') => match serde_json::from_str::<String>(json) {
+                Ok(text) if !text.is_empty() => return Ok(text),
+                Ok(_) => format!("{name} is empty"),
+                Err(error) => format!("{name}: {error}"),
+            },
+            Some(b'[') => format!("{name} is a list, not a text"),
+            Some(b'{') => format!("{name} is an object, not a text"),
+            Some(b't' | b'f') => format!("{name} is true or false, not a text"),
+            _ => format!("{name} is a number, not a text"),
+        };
+        wrong.get_or_insert(reason);
     }
     Err(wrong.unwrap_or_else(|| {
         let names: Vec<_> = fields.iter().map(|(name, _)| *name).collect();
@@ -184,8 +234,23 @@ fn first_text<'a>(fields: &[(&str, &'a Text)]) -> Result<&'a str, String> {
     }))
 }
 
-/// Checks where a repository is to be fetched from. Reasons never repeat the address: it may hold
-/// a password.
+impl InvalidEntry {
+    /// Returns the failure that a run counts.
+    pub fn failure(&self) -> Failure {
+        let place = format!("entry {}", self.index);
+        let (repo, message) = match &self.repo {
+            Some(repo) => (repo.to_string(), format!("{place}: {}", self.reason)),
+            None => (place, self.reason.clone()),
+        };
+        Failure {
+            repo,
+            class: FaultKind::InvalidEntry,
+            message,
+        }
+    }
+}
+
+/// Checks an address to fetch from. Reasons never repeat it: it may contain a password.
 fn address(text: &str, folder: Option<&Path>) -> Result<String, String> {
     if text.len() > MAX_ADDRESS_BYTES {
         return Err(format!(
@@ -194,30 +259,32 @@ fn address(text: &str, folder: Option<&Path>) -> Result<String, String> {
         ));
     }
     if text.chars().any(char::is_control) {
-        return Err("url holds a control character".to_owned());
+        return Err("url contains a control character".to_owned());
     }
-    match text.split_once("://") {
-        Some(_) => web_address(text),
+    // Mirrors are often in folders that are called like their hosts.
+    let path = folder.map(|folder| folder.join(text));
+    if !text.contains("://") && path.is_some_and(|path| path.is_absolute() && path.exists()) {
+        return local_address(text, folder);
+    }
+    match address::parse(text).map_err(|why| format!("url {why}"))? {
+        Some(address) => web_address(&address.url),
         None => local_address(text, folder),
     }
 }
 
 fn web_address(text: &str) -> Result<String, String> {
-    // Programs disagree about what these mean inside an address.
+    // Programs disagree about their meaning inside an address.
     if text.contains(|c: char| c.is_whitespace() || c == '\\') {
-        return Err("url holds a space or backslash".to_owned());
+        return Err("url contains a space or backslash".to_owned());
     }
     let url = Url::parse(text).map_err(|error| format!("url does not parse: {error}"))?;
     if !matches!(url.scheme(), "http" | "https") {
-        return Err("url is not of https or http".to_owned());
+        return Err("url is neither https nor http".to_owned());
     }
     if !url.username().is_empty() || url.password().is_some() {
-        return Err("url holds credentials, which a feed must not give away".to_owned());
+        return Err("url contains credentials, which a feed must not publish".to_owned());
     }
-    if url.query().is_some() || url.fragment().is_some() {
-        return Err("url has a ? or # part, which no repository needs".to_owned());
-    }
-    // Only what metadata cannot hold is spelled anew.
+    // Metadata is ASCII: only other addresses are rewritten.
     Ok(if text.is_ascii() {
         text.to_owned()
     } else {
@@ -228,30 +295,29 @@ fn web_address(text: &str) -> Result<String, String> {
 fn local_address(text: &str, folder: Option<&Path>) -> Result<String, String> {
     let before_slash = text.split('/').next().unwrap_or_default();
     if before_slash.contains(':') {
-        return Err("url is not of https or http".to_owned());
+        return Err("url is neither https nor http".to_owned());
     }
     let Some(folder) = folder else {
         return Err(
-            "url is a local path, which only a local feed may name, or any with --allow-local"
+            "url is a local path, which only a local feed may contain, or any with --allow-local"
                 .to_owned(),
         );
     };
     let path = folder.join(text);
     if path.is_relative() {
-        return Err("url is a relative path, which only a local feed may name".to_owned());
+        return Err("url is a relative path, which only a local feed may contain".to_owned());
     }
-    // Where it does not exist the fetch will say so, with the path.
+    // If it does not exist, the fetch will fail with this path.
     let path = path.canonicalize().unwrap_or_else(|_| tidied(&path));
     match path.into_os_string().into_string() {
         Ok(path) if path.is_ascii() && path.len() <= MAX_ADDRESS_BYTES => Ok(path),
         _ => Err(format!(
-            "url is a path of more than {MAX_ADDRESS_BYTES} bytes or with other than ASCII \
-             characters, which metadata cannot hold"
+            "url is a path that is not ASCII or over {MAX_ADDRESS_BYTES} bytes"
         )),
     }
 }
 
-/// Takes `.` and `..` out of an absolute path as written.
+/// Removes `.` and `..` from an absolute path, without looking at the disk.
 fn tidied(path: &Path) -> PathBuf {
     let mut tidy = PathBuf::new();
     for component in path.components() {
@@ -264,7 +330,7 @@ fn tidied(path: &Path) -> PathBuf {
     tidy
 }
 
-/// The beginning of a text from outside, safe to print.
+/// Quotes the beginning of an untrusted text.
 fn quoted(text: &str) -> String {
     let beginning: String = text.chars().take(QUOTED_CHARS).collect();
     let dots = if beginning.len() < text.len() {
@@ -275,80 +341,12 @@ fn quoted(text: &str) -> String {
     format!("{beginning:?}{dots}")
 }
 
-/// A field that should be a text, whatever it is.
-#[derive(Debug, Default)]
-enum Text {
-    #[default]
-    Absent,
-    Is(String),
-    Other(&'static str),
-}
-
-impl<'de> Deserialize<'de> for Text {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Any;
-        impl<'de> Visitor<'de> for Any {
-            type Value = Text;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a text")
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Text, E> {
-                Ok(Text::Is(text.to_owned()))
-            }
-
-            fn visit_unit<E>(self) -> Result<Text, E> {
-                Ok(Text::Absent)
-            }
-
-            fn visit_bool<E>(self, _: bool) -> Result<Text, E> {
-                Ok(Text::Other("true or false"))
-            }
-
-            fn visit_u64<E>(self, _: u64) -> Result<Text, E> {
-                Ok(Text::Other("a number"))
-            }
-
-            fn visit_i64<E>(self, _: i64) -> Result<Text, E> {
-                Ok(Text::Other("a number"))
-            }
-
-            fn visit_f64<E>(self, _: f64) -> Result<Text, E> {
-                Ok(Text::Other("a number"))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, elements: A) -> Result<Text, A::Error> {
-                IgnoredAny.visit_seq(elements)?;
-                Ok(Text::Other("a list"))
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<Text, A::Error> {
-                IgnoredAny.visit_map(fields)?;
-                Ok(Text::Other("an object"))
-            }
-        }
-        deserializer.deserialize_any(Any)
-    }
-}
-
-/// `true` where the field is just that.
-#[derive(Debug, Default)]
-struct Flag(bool);
-
-impl<'de> Deserialize<'de> for Flag {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let json = <&RawValue>::deserialize(deserializer)?;
-        Ok(Self(json.get() == "true"))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn one(json: &str) -> Result<FeedRepo, String> {
-        read(json, None).map_err(|(reason, _)| reason)
+        read(0, json, None).map_err(|(reason, _)| reason)
     }
 
     #[test]
@@ -411,7 +409,7 @@ mod tests {
             ),
             (
                 &format!(r#"{{"owner":"a","name":"b","url":"{U}","pushedAt":" "}}"#),
-                "pushedAt is empty, longer",
+                "pushedAt \" \" is not an RFC 3339 time",
             ),
             (
                 &format!(r#"{{"owner":"a","name":"b","url":"{U}","pushedAt":true}}"#),
@@ -425,9 +423,9 @@ mod tests {
 
     #[test]
     fn an_invalid_entry_names_its_repository_where_it_has_one() {
-        let (_, repo) = read(r#"{"owner":"a","name":"b"}"#, None).unwrap_err();
+        let (_, repo) = read(0, r#"{"owner":"a","name":"b"}"#, None).unwrap_err();
         assert_eq!(repo.unwrap().to_string(), "a/b");
-        let (_, repo) = read(r#"{"owner":"a","name":"../b"}"#, None).unwrap_err();
+        let (_, repo) = read(0, r#"{"owner":"a","name":"../b"}"#, None).unwrap_err();
         assert_eq!(repo, None);
     }
 
@@ -446,8 +444,10 @@ mod tests {
             "https://",
             "https://[s3cret/",
             "https://host:s3cret/",
-            "ssh://git@github.com/a/s3cret",
-            "git@github.com:a/s3cret.git",
+            "ssh://git@git.example.org/a/s3cret",
+            "someone@github.example:a/s3cret.git",
+            "https://github.com/s3cret",
+            "https://github.com/a/b/s3cret",
             "file:///etc/s3cret",
             "javascript:s3cret",
             "s3cret/../..",
@@ -468,6 +468,14 @@ mod tests {
         ] {
             assert_eq!(address(text, None).unwrap(), text);
         }
+        for (text, expected) in [
+            ("https://github.com/a/b/tree/main", "https://github.com/a/b"),
+            ("https://github.com/a/b/issues/5", "https://github.com/a/b"),
+            ("github.com/a/b", "https://github.com/a/b"),
+            ("git@github.com:a/b.git", "https://github.com/a/b.git"),
+        ] {
+            assert_eq!(address(text, None).unwrap(), expected);
+        }
         assert_eq!(
             address("https://exämple.org/ä", None).unwrap(),
             "https://xn--exmple-cua.org/%C3%A4"
@@ -487,7 +495,11 @@ mod tests {
         assert_eq!(local("absent/x/../y"), shown(folder.join("absent/y")));
         assert_eq!(local("/srv/absent/git"), "/srv/absent/git");
         assert!(address("file:///srv/git", Some(&folder)).is_err());
-        assert!(address("git@github.com:a/b", Some(&folder)).is_err());
+        // A folder that is there is meant.
+        let mirror = folder.join("github.com/a/b");
+        assert_eq!(local("github.com/a/b"), "https://github.com/a/b");
+        std::fs::create_dir_all(&mirror).unwrap();
+        assert_eq!(local("github.com/a/b"), shown(mirror));
 
         // Allowed, but relative to nothing.
         let allowed = |text: &str| address(text, Some(Path::new("")));
@@ -524,7 +536,7 @@ mod tests {
     #[test]
     fn no_depth_and_no_byte_of_one_entry_costs_the_others() {
         let depth = 200_000;
-        let rest: &[u8] = br#""url":"https://h/a","pushedAt":"1"}"#;
+        let rest: &[u8] = br#""url":"https://h/a","pushedAt":"2026-01-01T00:00:00Z"}"#;
         let mut feed = b"\xef\xbb\xbf[{\"owner\":\"a\",\"name\":\"b\",".to_vec();
         feed.extend(rest);
         feed.extend(format!(",{}{}", "[".repeat(depth), "]".repeat(depth)).bytes());
@@ -554,5 +566,26 @@ mod tests {
         let feed = format!("[{}0]", "0,".repeat(MAX_ENTRIES));
         let error = parse(feed.as_bytes(), None).unwrap_err();
         assert!(error.contains("more than 1000000 entries"), "{error}");
+    }
+
+    #[test]
+    fn an_unusable_entry_is_a_failure_that_says_where() {
+        let mut entry = InvalidEntry {
+            index: 7,
+            repo: None,
+            reason: "owner or org is missing".to_owned(),
+        };
+        let failure = entry.failure();
+        assert_eq!(
+            (failure.repo.as_str(), failure.message.as_str()),
+            ("entry 7", "owner or org is missing")
+        );
+        entry.repo = Some("a/b".parse().unwrap());
+        let failure = entry.failure();
+        assert_eq!(
+            (failure.repo.as_str(), failure.message.as_str()),
+            ("a/b", "entry 7: owner or org is missing")
+        );
+        assert_eq!(failure.class, FaultKind::InvalidEntry);
     }
 }

@@ -1,10 +1,12 @@
 //! Whole runs of the real binary on a store in a bucket.
 
+use std::fs;
 use std::process::Command;
 
 use common::exit;
-use common::testing::s3_server::{ACCESS_KEY, Fate, S3Server, SECRET_KEY};
 use serde_json::Value;
+use testing::http_server::{HttpServer, Response};
+use testing::s3_server::{ACCESS_KEY, Fate, S3Server, SECRET_KEY};
 
 use crate::fleet::{Ended, Fleet, PUSHED, PUSHED_LATER, Running, bare_producer};
 
@@ -47,15 +49,18 @@ fn a_run_fills_the_bucket_and_the_next_finds_it_full() {
         .keys()
         .filter(|key| key.starts_with("runs/"))
         .collect();
-    // Jobs, manifest, summary, and which run was begun last, and which closed last.
-    assert_eq!(documents.len(), 5, "{documents:?}");
+    // Jobs, manifest, summary, which run was begun last, which closed last, and the index.
+    assert_eq!(documents.len(), 6, "{documents:?}");
     for document in documents {
         let content: Value = serde_json::from_slice(&objects[document].content).unwrap();
         assert!(content.is_object(), "{document}");
     }
 
+    // The run itself learned what it stored.
+    server.forget_calls();
     let second = run(&mut producer(&fleet, &server, &[])).with(exit::OK);
     assert_eq!(counts(&second), [3, 0, 0]);
+    assert_eq!(server.calls("HEAD"), 0);
 
     fleet.write_feed(&[
         fleet.entry("a/b", PUSHED),
@@ -98,6 +103,41 @@ fn the_predecessors_variables_are_enough() {
         "{}",
         missing.stderr
     );
+}
+
+/// Without keys in the environment, the sources of AWS's SDKs are asked in their order.
+#[test]
+fn credentials_come_from_where_the_sdk_finds_them() {
+    let fleet = Fleet::of(&["a/b"]);
+    let server = S3Server::start();
+    let without_keys = || {
+        let mut command = producer(&fleet, &server, &["--force"]);
+        command
+            .env_remove("AWS_ACCESS_KEY_ID")
+            .env_remove("AWS_SECRET_ACCESS_KEY")
+            .env("HOME", fleet.scratch_folder())
+            .env("AWS_EC2_METADATA_DISABLED", "true");
+        command
+    };
+    let none = run(&mut without_keys()).with(exit::UNAVAILABLE);
+    for part in ["no credentials", "set AWS_ACCESS_KEY_ID"] {
+        assert!(none.stderr.contains(part), "{}", none.stderr);
+    }
+
+    let profile = fleet.scratch_folder().join("credentials");
+    let keys = format!("aws_access_key_id={ACCESS_KEY}\naws_secret_access_key={SECRET_KEY}\n");
+    fs::write(&profile, format!("[default]\n{keys}")).unwrap();
+    let by_profile = run(without_keys().env("AWS_SHARED_CREDENTIALS_FILE", &profile));
+    assert_eq!(counts(&by_profile.with(exit::OK)), [0, 1, 0]);
+
+    // As ECS and EKS serve them.
+    let body = format!(
+        r#"{{"AccessKeyId":"{ACCESS_KEY}","SecretAccessKey":"{SECRET_KEY}","Token":"t","Expiration":"2100-01-01T00:00:00Z"}}"#
+    );
+    let container = HttpServer::start(move |_| Response::new(200, body.clone()));
+    let uri = format!("{}/credentials", container.url());
+    let by_container = run(without_keys().env("AWS_CONTAINER_CREDENTIALS_FULL_URI", uri));
+    assert_eq!(counts(&by_container.with(exit::OK)), [0, 1, 0]);
 }
 
 #[test]

@@ -9,17 +9,21 @@ use std::time::Duration;
 use async_trait::async_trait;
 use common::exit::{self, ExitError};
 use common::fault::Fault;
-use common::job::{DIGEST_FORMAT, PushedAt};
-use common::repo::RepoRef;
+use common::ids::PushedAt;
+use common::ids::RepoRef;
+use common::ids::RunId;
+use common::job::DIGEST_FORMAT;
 use common::retry::Policy;
-use common::run::{CacheReason, RunId};
+use common::run::documents::CacheReason;
 use common::store::fs::FsStore;
-use common::store::{Digest, DigestMeta, DigestStore, DocumentKey, Expected, Found, Listed, Put};
-use common::testing::http_server::{HttpServer, Request, Response};
+use common::store::{
+    Digest, DigestMeta, DigestStore, DocumentKey, Expected, Found, Listed, Put, Renewal, Version,
+};
 use futures::stream::BoxStream;
 use producer::cache::{self, CacheConfig, CacheSource, Check, Checked};
-use producer::feed::FeedRepo;
+use producer::feed::entry::FeedRepo;
 use serde_json::{Value, json};
+use testing::http_server::{HttpServer, Request, Response};
 use tokio::sync::Barrier;
 
 use crate::logs::{self, Logs};
@@ -33,6 +37,7 @@ fn config(cache: CacheSource, url: Option<&str>) -> CacheConfig {
         cache_url: url.map(|url| url.parse().unwrap()),
         cache_timeout: Duration::from_secs(10),
         force: false,
+        retry_failed: false,
         explain: false,
         retry: Policy {
             pauses: vec![Duration::ZERO; 2],
@@ -42,6 +47,7 @@ fn config(cache: CacheSource, url: Option<&str>) -> CacheConfig {
 
 fn repositories(names: impl IntoIterator<Item = impl fmt::Display>) -> Vec<FeedRepo> {
     let entry = |name: String| FeedRepo {
+        index: 0,
         repo: RepoRef::new("example-org", &name).unwrap(),
         url: format!("https://github.com/example-org/{name}"),
         pushed_at: PushedAt::new(PUSHED).unwrap(),
@@ -95,8 +101,16 @@ where
         unreachable!("a check writes nothing")
     }
 
+    async fn renew(&self, _: &RepoRef, _: &DigestMeta, _: &Version) -> Result<Renewal, Fault> {
+        unreachable!("a check writes nothing")
+    }
+
     fn list(&self, _: &str) -> BoxStream<'_, Result<Listed, Fault>> {
         unreachable!("a check lists nothing")
+    }
+
+    async fn owners(&self) -> Result<Vec<String>, Fault> {
+        Ok(Vec::new())
     }
 
     async fn put_document(&self, _: &DocumentKey, _: &[u8]) -> Result<(), Fault> {
@@ -104,7 +118,7 @@ where
     }
 
     async fn document(&self, _: &DocumentKey) -> Result<Option<Vec<u8>>, Fault> {
-        unreachable!("a check reads no document")
+        Ok(None)
     }
 
     async fn reachable(&self) -> Result<(), Fault> {
@@ -156,7 +170,7 @@ async fn the_store_decides_in_the_feeds_order() {
             text: "Files analyzed: 0".to_owned(),
             meta: DigestMeta {
                 pushed_at: PushedAt::new(pushed_at).unwrap(),
-                url: "https://github.com/a/b".to_owned(),
+                url: format!("https://github.com/example-org/{name}"),
                 processed_at: "2026-01-02T00:00:00Z".to_owned(),
                 commit: None,
                 format: format.to_owned(),
@@ -167,7 +181,7 @@ async fn the_store_decides_in_the_feeds_order() {
         };
         let repo = RepoRef::new("example-org", name).unwrap();
         let put = store.put(&repo, &digest, &Expected::Absent).await;
-        assert_eq!(put.unwrap(), Put::Stored);
+        assert!(put.unwrap().is_stored());
     }
     let unreadable = folder.path().join("gitingest/example-org/unreadable");
     fs::write(unreadable.join("summary.txt"), "someone else's").unwrap();

@@ -4,10 +4,10 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::time::Duration;
 
-use common::testing::git_server::{Fault, Kind};
-use common::testing::repositories::Builder;
 use rustix::process::Signal;
 use serde_json::Value;
+use testing::git_server::{Fault, Kind};
+use testing::repositories::Builder;
 
 use crate::fleet::{Fleet, files_below, names_in, wait_closely, wait_until};
 

@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use common::broker::amqp::{AmqpBroker, Options};
-use common::broker::{Entry, Position, SharedBroker, Waiting};
-use common::testing::rabbitmq::fresh_prefix;
-use common::testing::s3_server::{ACCESS_KEY, SECRET_KEY};
+use common::broker::amqp::AmqpBroker;
+use common::broker::amqp::options::Options;
+use common::broker::{LedgerEntry, Position, SharedBroker, Waiting};
 use futures::TryStreamExt;
+use testing::rabbitmq::fresh_prefix;
+use testing::s3_server::{ACCESS_KEY, SECRET_KEY};
 
 use crate::fleet::{Fleet, Running, in_clean_environment};
 
@@ -98,7 +99,7 @@ impl Look {
         self.runtime.block_on(self.broker.waiting()).unwrap()
     }
 
-    pub(crate) fn ledger(&self) -> Vec<Entry> {
+    pub(crate) fn ledger(&self) -> Vec<LedgerEntry> {
         let history = async {
             self.broker
                 .history(Position::Start)

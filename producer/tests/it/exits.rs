@@ -5,10 +5,11 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
-use common::exit::{BAD_FEED, BUSY, OK, UNAVAILABLE, USAGE};
-use common::testing::git_server::Fault;
-use common::testing::http_server::{HttpServer, Response};
+use common::exit::{BAD_FEED, BUSY, OK, TERMINATED, TOO_MANY_FAILED, UNAVAILABLE, USAGE};
 use rustix::process::{Signal, geteuid};
+use serde_json::json;
+use testing::git_server::Fault;
+use testing::http_server::{HttpServer, Response};
 
 use crate::fleet::{
     Ended, Fleet, Running, bare_producer, files_below, in_clean_environment, names_in,
@@ -36,6 +37,8 @@ fn a_wrong_command_line_is_2_and_says_what_is_wrong() {
         (&["run", "--only", "a/["], "a/["),
         (&["run", "--limit=-1"], "--limit"),
         (&["run", "--concurrency", "0"], "--concurrency"),
+        (&["run", "--max-failures", "120%"], "such as 20%"),
+        (&["run", "--max-failures=-1"], "a number of repositories"),
         (&["run", "--cache", "api"], "--cache-url"),
         (&["run", "--feed", "ftp://example.org/x"], "https"),
         (&["run", "--allow-host", "https://x"], "HOST"),
@@ -49,7 +52,7 @@ fn a_wrong_command_line_is_2_and_says_what_is_wrong() {
             "s3://BUCKET[/PREFIX]",
         ),
         (&["run", "--store", "gs://key:hunter2@bucket"], "gs://…"),
-        (&["run", "--store", "s3://bucket"], "AWS_ACCESS_KEY_ID"),
+        (&["run", "--store", "s3://bucket"], "AWS_ENDPOINT_URL"),
         (&["run", "--store", "${STORE}"], "Docker"),
         (
             &["run", "--feed", "http://example.org/repos.json"],
@@ -126,6 +129,7 @@ fn help_says_what_a_newcomer_needs() {
             &[
                 "Exit codes:",
                 "\n  0 ",
+                "\n  3 ",
                 "\n  65 ",
                 "\n  69 ",
                 "\n  75 ",
@@ -317,25 +321,93 @@ fn a_second_run_on_a_store_is_75() {
     fleet.run(&["--dry-run"]).with(OK);
     // The first goes on undisturbed.
     first.signal(Signal::TERM);
-    let first = first.wait().with(OK);
+    let first = first.wait().with(TERMINATED);
     assert_eq!(first.summary()["closed"], false);
     let runs = names_in(&fleet.store_folder().join("runs"));
     assert_eq!(runs, [first.run_id(), "latest.json".to_owned()]);
 }
 
-/// With nothing to do, or only failed repositories, the run still closes.
+/// An empty feed, or one without a usable entry, is a mistake until the operator says otherwise.
 #[test]
-fn a_run_that_closes_is_0_whatever_failed() {
+fn a_feed_without_a_usable_entry_is_65_and_names_the_first_reasons() {
     let fleet = Fleet::new();
-    let run = fleet.run(&[]).with(OK);
+    let run = fleet.run(&[]).with(BAD_FEED);
+    assert_says(&run, &["is empty", "--feed", "--allow-empty-feed"]);
+    let run = fleet.run(&["--allow-empty-feed"]).with(OK);
     assert_eq!(
         run.sentence(),
         "Pipeline complete: 0 total, 0 cached (0.0%), 0 processed, 0 failed"
     );
-    fleet.write_feed(&fleet.entries(&["no/where", "no/how"]));
-    let run = fleet.run(&[]).with(OK);
-    assert_eq!(
-        run.sentence(),
-        "Pipeline complete: 2 total, 0 cached (0.0%), 0 processed, 2 failed"
-    );
+    fs::remove_dir_all(fleet.store_folder()).unwrap();
+
+    let unusable = json!({"owner": "a", "name": "b", "pushedAt": "yesterday"});
+    fleet.write_feed(&[json!("x"), unusable.clone(), json!(1), json!({})]);
+    let run = fleet.run(&[]).with(BAD_FEED);
+    let parts = [
+        "entry 0: not an object",
+        "entry 1: ",
+        "entry 2: ",
+        "and 1 more",
+    ];
+    assert_says(&run, &parts);
+    assert!(!run.stderr.contains("entry 3"), "{}", run.stderr);
+    assert!(!fleet.store_folder().exists());
+    fleet.run(&["--allow-empty-feed"]).with(TOO_MANY_FAILED);
+
+    // What the filters leave out is not counted.
+    fleet.small_repository("octocat/here");
+    let mut entries = fleet.entries(&["octocat/here"]);
+    entries.extend([unusable, json!({})]);
+    fleet.write_feed(&entries);
+    for (arguments, total, failed) in [
+        (&["--limit", "0"][..], 0, 0),
+        (&["--limit", "1"], 1, 0),
+        (&["--only", "octocat/*"], 1, 0),
+        (&["--exclude", "a/b"], 2, 1),
+        (&["--only", "a/*"], 1, 1),
+        (&["--exclude", "octocat/*"], 2, 2),
+        (&[], 3, 2),
+    ] {
+        let run = fleet.run(&[&["--force", "--max-failures", "100%"], arguments].concat());
+        let summary = run.with(OK).summary();
+        assert_eq!(
+            (&summary["total_repos"], &summary["failed"]),
+            (&json!(total), &json!(failed)),
+            "{arguments:?}"
+        );
+    }
+}
+
+/// A run that closes says by its exit code whether much failed.
+#[test]
+fn more_failed_than_allowed_is_3() {
+    let fleet = Fleet::of(&["is/here"]);
+    fleet.write_feed(&fleet.entries(&["is/here", "no/where", "no/how"]));
+    for (limit, code) in [
+        (None, TOO_MANY_FAILED),
+        (Some("66%"), TOO_MANY_FAILED),
+        (Some("1"), TOO_MANY_FAILED),
+        (Some("67%"), OK),
+        (Some("2"), OK),
+        (Some("100%"), OK),
+    ] {
+        let mut command = fleet.producer(&["--force"]);
+        command.envs(limit.map(|limit| ("MAX_FAILURES", limit)));
+        let run = Running::start(&mut command).wait().with(code);
+        assert_eq!(
+            run.sentence(),
+            "Pipeline complete: 3 total, 0 cached (0.0%), 1 processed, 2 failed"
+        );
+        let said = run.messages("max-failures");
+        assert_eq!(said.len(), usize::from(code != OK), "{said:?}");
+        if limit.is_none() {
+            let expected =
+                "2 of 3 attempted repositories failed, more than --max-failures 20% allows";
+            assert_eq!(said[0], expected);
+        }
+    }
+    // Cached repositories were not attempted, nor were those that are known to fail.
+    let again = ["--max-failures", "67%", "--retry-failed"];
+    fleet.run(&again).with(TOO_MANY_FAILED);
+    fleet.run(&["--max-failures", "0"]).with(OK);
 }

@@ -13,14 +13,14 @@ use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 use common::exit;
-use common::testing::git_server::Fault;
-use common::testing::rabbitmq::{Node, publish_raw, shared_url};
-use common::testing::repositories::Builder;
-use common::testing::s3_server::{Fate, S3Server};
-use common::testing::tcp_proxy::TcpProxy;
 use fastrand::Rng;
 use rustix::process::Signal;
 use serde_json::Value;
+use testing::git_server::Fault;
+use testing::rabbitmq::{Node, publish_raw, shared_url};
+use testing::repositories::Builder;
+use testing::s3_server::{Fate, S3Server};
+use testing::tcp_proxy::TcpProxy;
 
 use crate::distributed::Distributed;
 use crate::fleet::{Ended, Fleet, Running, wait_until};
@@ -145,7 +145,7 @@ impl Pushed {
     fn start_doomed(&self, moment: &str, time: u64) -> Running {
         let concurrency = SLOTS.to_string();
         let mut command = self.fleet.worker(&["--concurrency", &concurrency]);
-        command.env("REPOFLEET_KILL_AT", format!("{moment}:{time}"));
+        command.env("REPOFLEET_FAILPOINT", format!("{moment}:{time}"));
         Running::start(&mut command)
     }
 
@@ -289,7 +289,7 @@ fn a_producer_killed_while_it_publishes_and_right_before() {
         ] {
             pushed.push();
             let mut command = pushed.fleet.producer(&[]);
-            command.env("REPOFLEET_KILL_AT", &moment);
+            command.env("REPOFLEET_FAILPOINT", &moment);
             assert_killed(&Running::start(&mut command).wait());
             let workers = vec![pushed.start_worker(), pushed.start_worker()];
             let run = pushed.start_producer().wait().with(exit::OK);
@@ -299,10 +299,10 @@ fn a_producer_killed_while_it_publishes_and_right_before() {
         // Where workers come only after the second producer, it finds the jobs of the first waiting.
         pushed.push();
         let mut command = pushed.fleet.producer(&[]);
-        command.env("REPOFLEET_KILL_AT", "mid-publish:10");
+        command.env("REPOFLEET_FAILPOINT", "mid-publish:10");
         assert_killed(&Running::start(&mut command).wait());
         let run = pushed.start_producer();
-        let line = run.wait_for_line("of earlier runs waited already");
+        let line = run.wait_for_line("of earlier runs, still waiting: ");
         let line: Value = serde_json::from_str(&line).unwrap();
         let counts = &line["context"]["metadata"];
         let adopted = counts["adopted"].as_u64().unwrap();
@@ -353,11 +353,8 @@ fn a_broker_killed_and_restarted_and_its_queues_deleted() {
             pushed.check(what, &run.wait().with(exit::OK), 2 * SLOTS);
         }
         for (queue, said) in [
-            ("ledger", "outcomes that nobody saw are lost"),
-            (
-                "jobs",
-                "neither wait nor have a digest: publishing them again",
-            ),
+            ("ledger", "outcomes may be lost"),
+            ("jobs", "neither waiting nor digested: publishing again"),
         ] {
             pushed.push();
             for repo in &pushed.repos {
@@ -426,7 +423,7 @@ fn a_store_that_refuses_is_slow_and_loses_answers() {
             pushed.fleet.fleet.server.fault(repo, late);
         }
         let run = pushed.start_producer();
-        run.wait_for_line("jobs published");
+        run.wait_for_line("Jobs published: ");
         let mut dice = random.fork();
         pushed
             .bucket
@@ -466,7 +463,7 @@ fn a_host_that_throttles() {
         pushed.check("throttled", &run, 0);
         let told = workers
             .iter()
-            .any(|worker| worker.has_said("leaving it alone for"));
+            .any(|worker| worker.has_said("pausing it here too for"));
         assert!(told, "no worker heard of it from another");
         pushed.end(workers);
     });

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use clap::Parser;
 use common::exit::{self, ExitError};
-use common::testing::http_server::{HttpServer, Request, Response};
 use producer::cache::CacheConfig;
-use producer::feed::{self, Feed, FeedConfig, FilterConfig, LocalPaths};
+use producer::feed::fetch::{DEFAULT_FEED, FeedConfig};
+use producer::feed::filter::FilterConfig;
+use producer::feed::{self, Feed, LocalPaths};
+use testing::http_server::{HttpServer, Request, Response};
 
 use crate::logs::{self, Logs};
 
@@ -314,7 +316,12 @@ async fn a_file_may_name_repositories_beside_it() {
 
     let text = fs::read_to_string(&path).unwrap();
     let server = HttpServer::start(move |_| Response::new(200, text.clone()));
-    let feed = load(&["--feed", &server.url()]).await.unwrap();
+    let error = load(&["--feed", &server.url()]).await.unwrap_err();
+    assert_eq!(error.code, exit::BAD_FEED);
+    assert!(error.message.contains("entry 1: url is"), "{error}");
+    let feed = load(&["--feed", &server.url(), "--allow-empty-feed"])
+        .await
+        .unwrap();
     assert_eq!(names(&feed), [""; 0]);
     for entry in feed.invalid {
         assert!(entry.reason.contains("only a local feed"), "{entry:?}");
@@ -349,10 +356,17 @@ async fn files_fail_like_servers() {
 }
 
 #[tokio::test]
-async fn an_empty_feed_is_a_warning() {
+async fn an_empty_feed_is_an_error_or_a_warning() {
     let logs = Logs::collect();
     let server = HttpServer::start(|_| Response::new(200, " [ ]\n"));
-    let feed = load(&["--feed", &server.url()]).await.unwrap();
+    let error = load(&["--feed", &server.url()]).await.unwrap_err();
+    assert_eq!(error.code, exit::BAD_FEED);
+    assert!(error.message.contains("is empty"), "{error}");
+    assert_eq!(logs.lines("WARN").len(), 0, "{}", logs.text());
+
+    let feed = load(&["--feed", &server.url(), "--allow-empty-feed"])
+        .await
+        .unwrap();
     assert_eq!((feed.repositories.len(), feed.invalid.len()), (0, 0));
     assert_eq!(logs.lines("WARN").len(), 1, "{}", logs.text());
     assert_eq!(logs.lines("is empty").len(), 1);
@@ -363,7 +377,7 @@ fn the_command_line_is_sound() {
     use clap::CommandFactory;
     Cli::command().debug_assert();
     let cli = Cli::try_parse_from(["producer"]).unwrap();
-    assert_eq!(cli.feed.feed.to_string(), feed::DEFAULT_FEED);
+    assert_eq!(cli.feed.feed.to_string(), DEFAULT_FEED);
     assert_eq!(cli.feed.max_feed_bytes, 256 * 1024 * 1024);
     assert_eq!(cli.feed.feed_timeout, Duration::from_secs(30));
     assert_eq!(cli.feed.retry.pauses.len(), 2);

@@ -11,16 +11,18 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use common::repo::RepoRef;
+use common::ids::RepoRef;
 use common::store::fs::FsStore;
 use common::store::{Digest, DigestMeta, DigestStore};
-use common::testing::git_server::GitServer;
-use common::testing::repositories::Builder;
 use futures::TryStreamExt;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use worker::digest::{self, Limits, Part, Subject};
+use testing::git_server::GitServer;
+use testing::repositories::Builder;
+use worker::digest::assemble::assemble;
+use worker::digest::write::write;
+use worker::digest::{DigestLimits, Part, Subject};
 use worker::fetch::objects::Objects;
 
 /// Far longer than anything here takes; then a test fails loudly instead of hanging.
@@ -227,10 +229,10 @@ pub(crate) fn expected_text(path: &Path, repo: &str) -> String {
         owner: owner.to_owned(),
         name: name.to_owned(),
     };
-    let limits = Limits::default();
+    let limits = DigestLimits::default();
     let (mut tree, mut content) = (String::new(), String::new());
     let source = Objects::open(path).unwrap();
-    let facts = digest::write(&source, &subject, &limits, &mut |part, text| {
+    let facts = write(&source, &subject, &limits, &mut |part, text| {
         match part {
             Part::Tree => tree.push_str(text),
             Part::Content => content.push_str(text),
@@ -238,7 +240,7 @@ pub(crate) fn expected_text(path: &Path, repo: &str) -> String {
         Ok(())
     })
     .unwrap();
-    digest::assemble(&facts, &tree, &content, limits.max_text_bytes).text
+    assemble(&facts, &tree, &content, limits.max_text_bytes).text
 }
 
 /// The producer with nothing of this process's environment but `PATH`.

@@ -4,12 +4,12 @@
 use std::fs;
 use std::path::Path;
 
-use common::exit::UNAVAILABLE;
-use common::testing::repositories::Builder;
-use common::testing::root::as_root;
-use common::testing::small_disk::SmallDisk;
+use common::exit::{TERMINATED, TOO_MANY_FAILED, UNAVAILABLE};
 use rustix::process::Signal;
 use serde_json::json;
+use testing::repositories::Builder;
+use testing::root::as_root;
+use testing::small_disk::SmallDisk;
 
 use crate::fleet::{Ended, Fleet, expected_text, files_below};
 
@@ -26,6 +26,9 @@ fn fleet() -> Fleet {
         .build(&fleet.repositories(), "disk", "large");
     fleet
 }
+
+/// The way of fetching that writes to the scratch folder, however small the repository.
+const ON_DISK: [&str; 2] = ["--fetch", "git2"];
 
 /// Fills the disk at `folder` up to the last byte; the file is to be removed for room.
 fn fill(folder: &Path) -> std::path::PathBuf {
@@ -144,7 +147,7 @@ fn a_signal_ends_the_wait_for_room() {
         let run = fleet.start(&["--patience", "1000", "--drain", "1000"]);
         run.wait_for_line("not a repository's fault");
         run.signal(Signal::TERM);
-        let run = run.wait().with(0);
+        let run = run.wait().with(TERMINATED);
         assert_eq!(run.summary()["closed"], false);
         fleet.assert_nothing_left();
     });
@@ -158,7 +161,7 @@ fn a_full_scratch_folder_ends_the_run_and_room_lets_it_go_on() {
         let scratch = fleet.scratch_folder();
         let disk = SmallDisk::mount(&scratch, "3m");
         fill(&scratch);
-        let run = fleet.run(&["--patience", "2", "--concurrency", "1"]);
+        let run = fleet.run(&[&ON_DISK[..], &["--patience", "2", "--concurrency", "1"]].concat());
         let run = run.with(UNAVAILABLE);
         assert_given_up(&run, &scratch, "--scratch");
 
@@ -177,7 +180,9 @@ fn a_repository_larger_than_the_scratch_disk_fails_alone() {
         let fleet = fleet();
         let scratch = fleet.scratch_folder();
         let disk = SmallDisk::mount(&scratch, "200k");
-        let run = fleet.run(&["--concurrency", "4"]).with(0);
+        // One of three.
+        let run = fleet.run(&[&ON_DISK[..], &["--concurrency", "4"]].concat());
+        let run = run.with(TOO_MANY_FAILED);
         let summary = run.summary();
         assert_eq!(
             (&summary["processed"], &summary["failed"]),
@@ -207,7 +212,8 @@ fn room_in_the_scratch_folder_is_noticed() {
         let scratch = fleet.scratch_folder();
         let _disk = SmallDisk::mount(&scratch, "3m");
         let filling = fill(&scratch);
-        let run = fleet.start(&["--patience", "1000", "--concurrency", "1"]);
+        let run =
+            fleet.start(&[&ON_DISK[..], &["--patience", "1000", "--concurrency", "1"]].concat());
         run.wait_for_line("not a repository's fault");
         fs::remove_file(filling).unwrap();
         let run = run.wait().with(0);

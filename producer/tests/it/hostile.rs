@@ -1,9 +1,9 @@
 //! Servers and repositories that mean harm, in one run with others that must not notice.
 
-use common::testing::git_server::{Fault, GitServer, Kind};
-use common::testing::http_server::{HttpServer, Response};
-use common::testing::repositories::{self, BombLeaf, Builder};
 use serde_json::json;
+use testing::git_server::{Fault, GitServer, Kind};
+use testing::http_server::{HttpServer, Response};
+use testing::repositories::{self, BombLeaf, Builder};
 
 use crate::fleet::{Fleet, failures};
 
@@ -113,6 +113,8 @@ fn hostile_repositories_cost_nobody_else_anything() {
         "12",
         "--max-fetch-bytes",
         "2000000",
+        "--max-failures",
+        "100%",
         "--allow-host",
         &busy.authority(),
     ]);

@@ -6,10 +6,11 @@ use std::os::unix::fs::symlink;
 use std::process::Stdio;
 use std::time::Duration;
 
-use common::testing::git_server::Fault;
+use common::exit::TOO_MANY_FAILED;
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::{Map, Value};
+use testing::git_server::Fault;
 
 use crate::fleet::{Fleet, PUSHED, in_clean_environment};
 
@@ -159,7 +160,8 @@ fn every_line_is_json_of_the_prescribed_shape() {
 fn lines_for_people_are_sentences() {
     let fleet = Fleet::of(&["p/a", "p/b"]);
     fleet.server.fault("p/b", Fault::status(404));
-    let run = fleet.run(&["--log", "human"]).with(0);
+    // Half of it failed.
+    let run = fleet.run(&["--log", "human"]).with(TOO_MANY_FAILED);
     let sentences: Vec<_> = run
         .stdout
         .lines()
@@ -174,11 +176,13 @@ fn lines_for_people_are_sentences() {
         "{sentences:?}"
     );
     let at_end = |back: usize| sentences[sentences.len() - back];
-    assert!(at_end(3).contains("Digests: "), "{sentences:?}");
+    assert!(at_end(5).contains("Digests: "), "{sentences:?}");
+    assert!(at_end(4).contains("--max-failures"), "{sentences:?}");
     assert!(
-        at_end(2).starts_with("WARN Failed: p/b (gone): "),
+        at_end(3).starts_with("WARN Failed: p/b (gone): "),
         "{sentences:?}"
     );
+    assert_eq!(at_end(2), "WARN 1 failed: 1 gone");
     assert!(
         at_end(1)
             .starts_with("Pipeline complete: 2 total, 0 cached (0.0%), 1 processed, 1 failed,"),

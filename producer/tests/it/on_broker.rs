@@ -1,15 +1,20 @@
 //! Whole runs of producer and workers as processes, on RabbitMQ and an S3 server.
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use common::broker::{DELIVERY_LIMIT, Event};
 use common::exit;
 use common::store::DigestStore;
 use common::store::s3::S3Store;
-use common::testing::rabbitmq::shared_url;
-use common::testing::s3_server::S3Server;
-use common::testing::seaweedfs::SeaweedFs;
 use rustix::process::Signal;
+use serde_json::Value;
+use testing::rabbitmq::{frames, fresh_prefix, purge, shared_url};
+use testing::s3_server::{Fate, S3Server};
+use testing::seaweedfs::SeaweedFs;
+use testing::tcp_proxy::TcpProxy;
 
 use crate::distributed::Distributed;
 use crate::fleet::{Fleet, PUSHED, PUSHED_LATER, Running, expected_text, wait_until};
@@ -19,6 +24,21 @@ fn fleet_of(repos: &[&str]) -> (Distributed, S3Server) {
     let bucket = S3Server::start();
     let fleet = Distributed::new(Fleet::of(repos), shared_url(), bucket.url());
     (fleet, bucket)
+}
+
+/// Puts a proxy between the fleet and its broker.
+fn proxy_to_broker(fleet: &mut Distributed) -> TcpProxy {
+    let target: SocketAddr = fleet
+        .broker_url
+        .rsplit('@')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    let proxy = TcpProxy::start(target);
+    let (target, address) = (target.to_string(), proxy.address().to_string());
+    fleet.broker_url = fleet.broker_url.replace(&target, &address);
+    proxy
 }
 
 #[test]
@@ -71,13 +91,16 @@ fn four_workers_digest_two_hundred_repositories_and_then_only_what_was_pushed() 
         .collect();
     assert_eq!(workers_seen.len(), 4, "each had its share");
 
-    let second = Running::start(&mut fleet.producer(&[]))
+    // What its outcomes say of the digests is what the server's listing says.
+    let second = Running::start(fleet.producer(&[]).env("LOG_LEVEL", "debug"))
         .wait()
         .with(exit::OK);
-    assert_eq!(
-        second.sentence(),
-        "Pipeline complete: 200 total, 200 cached (100.0%), 0 processed, 0 failed"
-    );
+    // More follows at this level.
+    let complete = "Pipeline complete: 200 total, 200 cached (100.0%), 0 processed, 0 failed";
+    assert!(second.stdout.contains(complete), "{}", second.stdout);
+    let checked = second.messages("cache-check");
+    let unknown = "read 0 digests that the index did not know";
+    assert!(checked.iter().any(|line| line == unknown), "{checked:?}");
     assert_eq!(fleet.fleet.server.total_fetches(), REPOS as u64);
 
     let pushed = [3, 77, 199];
@@ -108,7 +131,9 @@ fn four_workers_digest_two_hundred_repositories_and_then_only_what_was_pushed() 
         .count();
     assert_eq!(jobs, REPOS + 3);
     for i in pushed {
-        assert_eq!(fleet.fleet.server.fetches(names[i]), 2);
+        // HEAD is where it was, so the host was asked for no more than its refs.
+        let stats = fleet.fleet.server.repo_stats(names[i]);
+        assert_eq!((stats.info_refs, stats.packs), (2, 1));
     }
 
     for worker in &workers {
@@ -126,7 +151,7 @@ fn four_workers_digest_two_hundred_repositories_and_then_only_what_was_pushed() 
 fn there_is_one_producer_at_a_time_and_the_next_adopts_what_waits() {
     let (fleet, _bucket) = fleet_of(&["a/b", "a/c", "a/d"]);
     let first = Running::start(&mut fleet.producer(&[]));
-    first.wait_for_line("3 jobs published");
+    first.wait_for_line("Jobs published: 3");
     let second = Running::start(&mut fleet.producer(&[]))
         .wait()
         .with(exit::BUSY);
@@ -139,14 +164,14 @@ fn there_is_one_producer_at_a_time_and_the_next_adopts_what_waits() {
 
     // Nobody works yet, so it follows until it is told to stop; its jobs stay.
     first.signal(Signal::TERM);
-    let first = first.wait().with(exit::OK);
+    let first = first.wait().with(exit::TERMINATED);
     assert!(first.sentence().ends_with("3 open"), "{}", first.sentence());
 
     fleet.fleet.small_repository("a/e");
     let entries = fleet.fleet.entries(&["a/b", "a/c", "a/d", "a/e"]);
     fleet.fleet.write_feed(&entries);
     let third = Running::start(&mut fleet.producer(&[]));
-    third.wait_for_line("1 jobs published, 3 of earlier runs waited already");
+    third.wait_for_line("Jobs published: 1; of earlier runs, still waiting: 3");
     let worker = fleet.start_worker(&[]);
     let third = third.wait().with(exit::OK);
     let summary = third.summary();
@@ -187,7 +212,7 @@ fn a_detached_run_goes_on_without_its_producer() {
 #[test]
 fn a_worker_hands_back_what_it_cannot_finish() {
     let (fleet, _bucket) = fleet_of(&["a/slow", "a/b"]);
-    let hang = common::testing::git_server::Fault::Hang;
+    let hang = testing::git_server::Fault::Hang;
     let stops = u64::from(DELIVERY_LIMIT) + 1;
     fleet.fleet.server.fault("a/slow", hang.times(stops));
     let run = Running::start(&mut fleet.producer(&[]));
@@ -239,4 +264,202 @@ fn a_worker_says_what_it_lacks() {
     for text in [&wrong.stderr, &wrong.stdout] {
         assert!(!text.contains("s3cret-word"), "{text}");
     }
+}
+
+/// A run counts its own records, and those of jobs that it adopted, and no others: here two runs
+/// that want other work for the same pushes.
+#[test]
+fn a_run_does_not_count_what_another_run_asked_for() {
+    let (fleet, bucket) = fleet_of(&["a/b", "a/c", "a/wrong"]);
+    let right = fleet.fleet.entries(&["a/b", "a/c"]);
+    let mut wrong = right.clone();
+    wrong[0]["url"] = fleet.fleet.entries(&["a/wrong"])[0]["url"].clone();
+    fleet.fleet.write_feed(&wrong);
+    let first = Running::start(&mut fleet.producer(&["--detach"])).wait();
+    first.with(exit::OK);
+
+    // One address is corrected, and the other job still waits.
+    fleet.fleet.write_feed(&right);
+    let second = Running::start(&mut fleet.producer(&[]));
+    second.wait_for_line("Jobs published: 1; of earlier runs, still waiting: 1");
+    second.signal(Signal::TERM);
+    let second = second.wait().with(exit::TERMINATED);
+    assert_eq!(second.summary()["open"], 2);
+
+    // A forced run adopts nothing.
+    let third = Running::start(&mut fleet.producer(&["--force"]));
+    third.wait_for_line(r#""adopted":0,"published":2"#);
+    let worker = fleet.start_worker(&["--concurrency", "1"]);
+    let third = third.wait().with(exit::OK);
+    assert_eq!(third.summary()["processed"], 2);
+    let run = third.run_id();
+    for repo in ["a/b", "a/c"] {
+        let object = &bucket.objects()[&format!("gitingest/{repo}/summary.txt")];
+        assert_eq!(object.metadata["run"], run, "{repo}");
+        let text = String::from_utf8_lossy(&object.content);
+        assert!(text.contains(&format!("# {repo}")), "{text}");
+    }
+    let jobs = bucket.objects()[&format!("runs/{}/jobs.json", second.run_id())].clone();
+    let jobs: Value = serde_json::from_slice(&jobs.content).unwrap();
+    let adopted = |job: &Value| job["adoptedFrom"].as_array().map_or(0, Vec::len);
+    let adopted: Vec<_> = jobs["jobs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(adopted)
+        .collect();
+    assert_eq!(adopted.iter().sum::<usize>(), 1, "{jobs}");
+    worker.signal(Signal::TERM);
+    worker.wait().with(exit::OK);
+}
+
+/// Jobs that an operator purged neither wait nor are in anybody's hands: that is said and mended
+/// within two looks, long before `--republish-after`.
+#[test]
+fn purged_jobs_are_published_again() {
+    let (fleet, _bucket) = fleet_of(&["a/b", "a/c", "a/d"]);
+    let run = Running::start(&mut fleet.producer(&["--republish-after", "2"]));
+    run.wait_for_line("Jobs published: 3");
+    let jobs = format!("{}.jobs", fleet.prefix);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(purge(&fleet.broker_url, &jobs));
+    run.wait_for_line("3 open jobs are neither waiting nor in a worker's hands");
+    run.wait_for_line("3 open jobs are neither waiting nor digested: publishing again");
+    let worker = fleet.start_worker(&[]);
+    let run = run.wait().with(exit::OK);
+    assert_eq!(run.summary()["processed"], 3);
+    // Under the run's own id, or nothing would have counted.
+    let look = fleet.look(&fleet.broker_url);
+    for entry in look.ledger() {
+        if let Event::Job(job) = entry.event {
+            assert_eq!(job.run.as_str(), run.run_id());
+        }
+    }
+    worker.signal(Signal::TERM);
+    worker.wait().with(exit::OK);
+}
+
+/// What a worker has in hand when the rest is purged is not worked on twice.
+#[test]
+fn purged_jobs_are_published_again_beside_what_is_in_hand() {
+    let (fleet, _bucket) = fleet_of(&["a/b", "a/c", "a/d"]);
+    fleet.fleet.server.set_held(true);
+    let worker = fleet.start_worker(&["--concurrency", "1"]);
+    let run = Running::start(&mut fleet.producer(&["--republish-after", "2"]));
+    run.wait_for_line("Jobs published: 3");
+    let look = fleet.look(&fleet.broker_url);
+    wait_until("one job to be in hand", || look.waiting().ready == 2);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(purge(&fleet.broker_url, &format!("{}.jobs", fleet.prefix)));
+    run.wait_for_line("2 open jobs are neither waiting nor digested: publishing again");
+    fleet.fleet.server.set_held(false);
+    let run = run.wait().with(exit::OK);
+    assert_eq!(run.summary()["processed"], 3);
+    assert_eq!(fleet.fleet.server.total_fetches(), 3);
+    worker.signal(Signal::TERM);
+    worker.wait().with(exit::OK);
+}
+
+/// Jobs in workers' hands are not lost, however long nothing is heard of them.
+#[test]
+fn jobs_in_hand_are_left_alone() {
+    let (fleet, _bucket) = fleet_of(&["a/b", "a/slow"]);
+    fleet.fleet.server.set_held(true);
+    let worker = fleet.start_worker(&["--concurrency", "2"]);
+    let run = Running::start(&mut fleet.producer(&["--republish-after", "1"]));
+    fleet.fleet.server.wait_for_requests("a/slow", 1);
+    // Several looks.
+    thread::sleep(Duration::from_secs(6));
+    fleet.fleet.server.set_held(false);
+    let run = run.wait().with(exit::OK);
+    assert_eq!(run.messages("lost-jobs"), [""; 0]);
+    assert_eq!(fleet.fleet.server.total_fetches(), 2);
+    worker.signal(Signal::TERM);
+    worker.wait().with(exit::OK);
+}
+
+/// A broker that does not come back ends the run, once patience has ended.
+#[test]
+fn a_broker_gone_for_good_is_69() {
+    let (mut fleet, _bucket) = fleet_of(&["a/b"]);
+    let proxy = proxy_to_broker(&mut fleet);
+    let arguments = ["--republish-after", "1", "--patience", "3"];
+    let run = Running::start(&mut fleet.producer(&arguments));
+    run.wait_for_line("Jobs published: 1");
+    proxy.refuse();
+    let run = run.wait().with(exit::UNAVAILABLE);
+    assert_eq!(run.summary()["open"], 1);
+    let said = run.messages("run");
+    let gave_up = said.iter().find(|line| line.starts_with("gave up: "));
+    assert!(
+        gave_up.unwrap().contains("longer than --patience"),
+        "{said:?}"
+    );
+}
+
+/// A connection that is reset in a start costs nothing but another one, at whatever step it was.
+#[test]
+fn a_connection_that_is_reset_in_a_start_is_made_again() {
+    let (mut fleet, _bucket) = fleet_of(&["a/b"]);
+    let worker = fleet.start_worker(&[]);
+    let proxy = proxy_to_broker(&mut fleet);
+    for frame in frames::START {
+        proxy.cut_once_at(frame);
+        let connections = proxy.connections();
+        let run = Running::start(&mut fleet.producer(&["--force"])).wait();
+        assert_eq!(run.code(), i32::from(exit::OK), "{frame:?}: {run:?}");
+        assert_eq!(run.summary()["processed"], 1, "{frame:?}");
+        let made = proxy.connections() - connections;
+        assert!(made > 1, "{frame:?}: nothing was reset");
+    }
+    worker.signal(Signal::TERM);
+    worker.wait().with(exit::OK);
+}
+
+/// A store, or its name, that comes back within patience costs the night's run nothing.
+#[test]
+fn a_store_away_at_the_start_is_waited_for() {
+    let (mut fleet, bucket) = fleet_of(&["a/b"]);
+    let proxy = TcpProxy::start(bucket.url().rsplit('/').next().unwrap().parse().unwrap());
+    fleet.bucket_url = format!("http://{}", proxy.address());
+    proxy.refuse();
+    let mut alone = fleet.producer(&["--patience", "1"]);
+    let given_up = Running::start(alone.env_remove("BROKER_URL"));
+    let run = Running::start(
+        fleet
+            .producer(&["--detach"])
+            .env("QUEUE_PREFIX", fresh_prefix()),
+    );
+    let given_up = given_up.wait().with(exit::UNAVAILABLE);
+    assert!(
+        given_up.stderr.contains("s3://digests"),
+        "{}",
+        given_up.stderr
+    );
+    run.wait_for_line("waiting for the store, for ");
+    proxy.flow();
+    run.wait().with(exit::OK);
+}
+
+/// A store that hangs when the run has closed holds its exit code up for seconds, not minutes.
+#[test]
+fn last_writes_that_hang_are_bounded_and_said() {
+    let (fleet, bucket) = fleet_of(&["a/b"]);
+    bucket.decide(|call| match call.key.ends_with("summary.json") {
+        true => Fate::Silence,
+        false => Fate::Answered,
+    });
+    let _worker = fleet.start_worker(&[]);
+    let start = Instant::now();
+    let run = Running::start(&mut fleet.producer(&[]))
+        .wait()
+        .with(exit::OK);
+    assert!(
+        start.elapsed() < Duration::from_secs(60),
+        "{:?}",
+        start.elapsed()
+    );
+    let said = run.messages("run");
+    let bounded = "the run's summary could not be stored: the store did not answer within 10s";
+    assert!(said.iter().any(|line| line == bounded), "{said:?}");
 }

@@ -1,11 +1,13 @@
 //! Being told to stop in the middle: what is in hand is finished or left, and nothing stays behind.
 
 use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
-use common::testing::git_server::{Fault, Kind};
+use common::exit::{INTERRUPTED, OK, TERMINATED};
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use testing::git_server::{Fault, Kind};
 
 use crate::fleet::{Ended, Fleet, Running};
 
@@ -29,14 +31,14 @@ fn hanging() -> (Fleet, Running) {
     (fleet, run)
 }
 
-/// SIGTERM from a scheduler: no new jobs, the drain, word of how far it got, exit 0; and the next
-/// run goes on there.
+/// SIGTERM from a scheduler: no new jobs, the drain, a summary of how far it got, and an exit code
+/// that says that jobs are open; the next run goes on there.
 #[test]
 fn sigterm_ends_in_order_and_the_next_run_goes_on() {
     let (fleet, run) = hanging();
     assert_eq!(fleet.slots().len(), 2);
     run.signal(Signal::TERM);
-    let run = run.wait().with(0);
+    let run = run.wait().with(TERMINATED);
     fleet.assert_nothing_left();
     assert_eq!(
         run.sentence(),
@@ -54,7 +56,7 @@ fn sigterm_ends_in_order_and_the_next_run_goes_on() {
     fleet.server.clear_faults();
     let requests = |repo: &str| fleet.server.repo_stats(repo).info_refs;
     let before = ["s/a", "s/b"].map(requests);
-    let next = fleet.run(&[]).with(0);
+    let next = fleet.run(&[]).with(OK);
     assert_eq!(
         next.sentence(),
         "Pipeline complete: 6 total, 2 cached (33.3%), 4 processed, 0 failed"
@@ -69,7 +71,7 @@ fn sigterm_ends_in_order_and_the_next_run_goes_on() {
 fn sigint_is_told_apart_by_the_exit_code() {
     let (fleet, run) = hanging();
     run.signal(Signal::INT);
-    let run = run.wait().with(130);
+    let run = run.wait().with(INTERRUPTED);
     assert_eq!(left_word(&fleet, &run)["processed"], 2);
     fleet.assert_nothing_left();
 }
@@ -84,7 +86,7 @@ fn a_job_in_hand_is_finished_within_the_drain() {
     let run = fleet.start(&["--concurrency", "1", "--drain", "100"]);
     fleet.server.wait_for_requests("s/b", 1);
     run.signal(Signal::TERM);
-    let run = run.wait().with(0);
+    let run = run.wait().with(TERMINATED);
     assert_eq!(left_word(&fleet, &run)["open"], json!(["s/c"]));
     assert_eq!(fleet.stored(), ["s/a", "s/b"]);
     fleet.assert_nothing_left();
@@ -96,9 +98,9 @@ fn a_retry_does_not_hold_up_the_end() {
     let fleet = Fleet::of(&["s/a"]);
     fleet.server.fault("s/a", Fault::retry_after(429, 3000));
     let run = fleet.start(&["--drain", "3000"]);
-    run.wait_for_line("turned s/a away");
+    run.wait_for_line("rate-limited s/a");
     run.signal(Signal::TERM);
-    let run = run.wait().with(0);
+    let run = run.wait().with(TERMINATED);
     assert_eq!(left_word(&fleet, &run)["open"], json!(["s/a"]));
     fleet.assert_nothing_left();
 }
@@ -106,8 +108,8 @@ fn a_retry_does_not_hold_up_the_end() {
 #[test]
 fn a_second_signal_ends_at_once() {
     for (first, second, code) in [
-        (Signal::TERM, Signal::TERM, 0),
-        (Signal::INT, Signal::TERM, 130),
+        (Signal::TERM, Signal::TERM, TERMINATED),
+        (Signal::INT, Signal::TERM, INTERRUPTED),
     ] {
         let fleet = Fleet::of(&["s/a"]);
         fleet.server.fault("s/a", Fault::Hang);
@@ -116,11 +118,31 @@ fn a_second_signal_ends_at_once() {
         run.signal(first);
         run.wait_for_line("a second signal stops at once");
         assert_eq!(fleet.slots().len(), 1);
+        // A repeat within a second would be the same signal.
+        thread::sleep(Duration::from_millis(1100));
         run.signal(second);
         let run = run.wait().with(code);
         assert_eq!(left_word(&fleet, &run)["open"], json!(["s/a"]));
         fleet.assert_nothing_left();
     }
+}
+
+/// GNU `timeout` signals the process and its group within microseconds: the drain goes on.
+#[test]
+fn a_signal_that_repeats_at_once_is_one_signal() {
+    let fleet = Fleet::of(&["s/a"]);
+    fleet
+        .server
+        .fault("s/a", Fault::Latency(Duration::from_secs(1)));
+    let run = fleet.start(&["--drain", "100"]);
+    fleet.server.wait_for_requests("s/a", 1);
+    run.signal(Signal::TERM);
+    run.wait_for_line("a second signal stops at once");
+    run.signal(Signal::TERM);
+    // The job in hand is finished, and no other is open.
+    let run = run.wait().with(OK);
+    assert_eq!(left_word(&fleet, &run)["closed"], true);
+    assert!(!run.stdout.contains("second signal:"), "{}", run.stdout);
 }
 
 /// Before the first job there is nothing to drain, whatever hangs: here the store, on which a
@@ -138,11 +160,11 @@ fn a_signal_before_the_first_job_writes_nothing() {
     // The last line before the cache is asked.
     run.wait_for_line("\"operation\":\"feed\"");
     run.signal(Signal::TERM);
-    let run = run.wait().with(0);
+    let run = run.wait().with(TERMINATED);
     let last = run.log().pop().unwrap();
     assert_eq!(
         last["message"],
-        "stopped before the first job; nothing was written"
+        "stopped before the first job; nothing was published"
     );
     assert!(!fleet.store_folder().join("runs").exists());
     fleet.assert_nothing_left();

@@ -4,21 +4,23 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use common::broker::amqp::{AmqpBroker, Options};
-use common::broker::{Broker, Delivery, Event, Settlement};
+use common::broker::amqp::AmqpBroker;
+use common::broker::amqp::options::Options;
+use common::broker::{Broker, Delivery, Event, Settlement, WorkerState};
 use common::fault::FaultKind;
 use common::outcome::Outcome;
-use common::testing::broker_contract::outcome;
-use common::testing::rabbitmq::{fresh_prefix, shared_url};
-use common::testing::tcp_proxy::TcpProxy;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use rustix::process::Signal;
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::{Value, json};
+use testing::broker_contract::outcome;
+use testing::rabbitmq::{fresh_prefix, shared_url};
+use testing::tcp_proxy::TcpProxy;
+use time::format_description::well_known::Rfc3339;
 use tokio::task::block_in_place;
 
 use crate::fleet::{Ended, Fleet, Running, bare_producer, wait_until};
@@ -300,8 +302,8 @@ async fn a_run_of_nothing_but_adopted_jobs_is_known() {
 async fn a_ledger_that_cannot_be_read_proves_nothing() {
     let (fleet, queues) = (Fleet::of(&["s/a"]), Queues::new().await);
     let run = detached(&fleet, &queues);
-    let replay = common::run::RunId::new();
-    let job = common::testing::broker_contract::job(&replay, 1);
+    let replay = common::ids::RunId::new();
+    let job = testing::broker_contract::job(&replay, 1);
     queues.broker.record(&Event::Job(job)).await.unwrap();
 
     let through = |arguments: &[&str]| {
@@ -493,8 +495,8 @@ async fn a_watch_on_a_terminal_draws_and_leaves_it_tidy() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_that_only_the_ledger_knows_is_shown() {
     let (fleet, queues) = (Fleet::of(&["s/a"]), Queues::new().await);
-    let run = common::run::RunId::new();
-    let job = common::testing::broker_contract::job(&run, 1);
+    let run = common::ids::RunId::new();
+    let job = testing::broker_contract::job(&run, 1);
     queues.broker.record(&Event::Job(job)).await.unwrap();
     let told = ended(queues.named_to(status(&fleet, &[run.as_str(), "--json"]))).with(0);
     let told: Value = serde_json::from_str(&told.stdout).unwrap();
@@ -503,4 +505,124 @@ async fn a_run_that_only_the_ledger_knows_is_shown() {
         (&json!(1), &json!(1))
     );
     assert_eq!(told["in_work_or_lost"], 1);
+}
+
+/// As a worker does whose bucket is closed to it, and one that a host rate-limited.
+async fn pause(queues: &Queues, worker: &str, infra: Option<&str>, host: Option<i64>) {
+    let state = WorkerState {
+        worker: worker.to_owned(),
+        infra: infra.map(str::to_owned),
+        hosts: host
+            .map(|until| ("github.com".to_owned(), until))
+            .into_iter()
+            .collect(),
+    };
+    queues.broker.record(&Event::Worker(state)).await.unwrap();
+}
+
+/// The reason that workers wait for reaches the run itself, its summary, and every onlooker.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn why_workers_wait_reaches_run_status_and_observer() {
+    let (fleet, queues) = (Fleet::of(&["s/a", "s/b"]), Queues::new().await);
+    let mut run = queues.named_to(fleet.producer(&[]));
+    let run = block_in_place(|| Running::start(&mut run));
+    block_in_place(|| run.wait_for_line("Jobs published: 2"));
+    let mut deliveries = queues.deliveries(1).await;
+    let first = next(&mut deliveries).await;
+    queues.settle(first, Outcome::Processed).await;
+
+    let denied = Some("access denied to bucket x");
+    let noon_2100 = 4_102_488_000_000;
+    for worker in ["one", "two", "three"] {
+        pause(&queues, worker, denied, None).await;
+    }
+    pause(&queues, "four", None, Some(noon_2100)).await;
+    let sentences =
+        "3 workers paused: access denied to bucket x; github.com rate-limited until 12:00 UTC";
+    let line = block_in_place(|| run.wait_for_line("\"operation\":\"progress\""));
+    assert!(line.contains(sentences), "{line}");
+
+    let told = seen(&fleet, &queues);
+    assert_eq!(
+        told["paused"],
+        json!([{"reason": "access denied to bucket x", "workers": 3}])
+    );
+    assert_eq!(
+        told["hosts_paused"],
+        json!([{"host": "github.com", "until": "2100-01-01T12:00:00Z"}])
+    );
+    let text = page(&fleet, &queues);
+    for sentence in sentences.split("; ") {
+        assert!(text.contains(&format!("\n{sentence}\n")), "{text}");
+    }
+    let mut observer = bare_producer();
+    observer
+        .args(["observe", "--metrics-addr", "127.0.0.1:0", "--store"])
+        .arg(fleet.store_folder());
+    let mut observer = queues.named_to(observer);
+    let observer = block_in_place(|| Running::start(&mut observer));
+    let address = block_in_place(|| crate::metrics::address(&observer));
+    block_in_place(|| {
+        observer.wait_for_line("3 workers paused: access denied");
+        wait_until("the exporter shows the pauses", || {
+            let metrics = crate::metrics::get(&address, "/metrics");
+            let lines = ["repofleet_workers_paused 3", "repofleet_hosts_paused 1"];
+            lines.iter().all(|line| metrics.lines().any(|l| l == *line))
+        });
+        observer.signal(Signal::TERM);
+        observer.wait();
+    });
+
+    for worker in ["one", "two", "three", "four"] {
+        pause(&queues, worker, None, None).await;
+    }
+    assert_eq!(seen(&fleet, &queues)["paused"], json!([]));
+    pause(&queues, "one", denied, None).await;
+    block_in_place(|| run.wait_for_line("1 worker paused: access denied to bucket x"));
+    run.signal(Signal::TERM);
+    let ended = block_in_place(|| run.wait());
+    assert!(
+        ended
+            .stdout
+            .contains("1 worker paused: access denied to bucket x"),
+        "{}",
+        ended.stdout
+    );
+}
+
+/// Its producer's clock is ahead of the broker's. Whatever it says, there is an answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_began_in_the_future_is_answered_about() {
+    let (fleet, queues) = (Fleet::of(&["s/a", "s/b"]), Queues::new().await);
+    let run = detached(&fleet, &queues);
+    let path = fleet
+        .store_folder()
+        .join("runs")
+        .join(&run)
+        .join("manifest.json");
+    let manifest = fs::read(&path).unwrap();
+    let mut manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    for (ahead, adopted) in [(600, 0), (7_700, 0), (7_900, 2), (400_000, 2)] {
+        let start = time::OffsetDateTime::now_utc() + Duration::from_secs(ahead);
+        manifest["startedAt"] = json!(start.format(&Rfc3339).unwrap());
+        manifest["adopted"] = json!(adopted);
+        fs::write(&path, manifest.to_string()).unwrap();
+        let begun = Instant::now();
+        let told = seen(&fleet, &queues);
+        assert!(
+            begun.elapsed() < Duration::from_secs(60),
+            "{:?}",
+            begun.elapsed()
+        );
+        assert_eq!(
+            (&told["open"], &told["elapsed_seconds"]),
+            (&json!(2), &json!(0))
+        );
+        let notes = told["notes"].to_string();
+        assert!(
+            notes.contains("in the future by this machine's clock"),
+            "{notes}"
+        );
+        assert!(!notes.contains("ledger"), "all of it is read: {notes}");
+    }
 }

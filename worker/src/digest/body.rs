@@ -1,19 +1,17 @@
-//! What stands below a file's header.
+//! The body of a file in a digest.
 
-use super::notebook;
+use super::notebook::script::script;
 
-/// How much of a file decides whether it is text, in bytes.
+/// Bytes at the start of a file that decide whether it is text.
 const CHUNK: usize = 1024;
 
-/// Appends the body of the file at `path` (from the root, with slashes), which holds `bytes`.
+/// Appends the body of the file at `path`, relative to the root, that holds `bytes`.
 pub(super) fn push(path: &str, bytes: &[u8], out: &mut String) {
     if is_notebook(path) {
-        match notebook::script(path, bytes) {
-            Ok(script) => out.push_str(&script),
-            Err(error) => {
-                out.push_str("Error processing notebook: ");
-                out.push_str(&error);
-            }
+        let text = std::str::from_utf8(bytes).map_err(|error| decode_error(bytes, error));
+        match text.and_then(|text| script(path, text)) {
+            Ok(text) => out.push_str(&text),
+            Err(error) => *out += &format!("Error processing notebook: {error}"),
         }
         return;
     }
@@ -21,7 +19,7 @@ pub(super) fn push(path: &str, bytes: &[u8], out: &mut String) {
         out.push_str("[Empty file]");
         return;
     }
-    // A character that the end of the chunk cuts in two makes the file binary, as in gitingest.
+    // As in gitingest, a file is binary if the end of the chunk splits a character.
     if std::str::from_utf8(&bytes[..bytes.len().min(CHUNK)]).is_err() {
         out.push_str("[Binary file]");
         return;
@@ -29,32 +27,34 @@ pub(super) fn push(path: &str, bytes: &[u8], out: &mut String) {
     match std::str::from_utf8(bytes) {
         Ok(text) => push_with_newlines(text, out),
         Err(error) => {
-            out.push_str("Error reading file with 'UTF-8': ");
-            out.push_str(&decode_error(bytes, error));
+            let error = decode_error(bytes, error);
+            *out += &format!("Error reading file with 'UTF-8': {error}");
         }
     }
 }
 
-/// Python's `Path.suffix == ".ipynb"`: a dot that begins the name begins no suffix.
+/// Python's `Path.suffix == ".ipynb"`: a leading dot begins no suffix.
 fn is_notebook(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
     name.len() > ".ipynb".len() && name.ends_with(".ipynb")
 }
 
-/// Python's universal newlines: `\r\n` and a lone `\r` become `\n`.
+/// Appends `text` with Python's universal newlines: `\r\n` and a lone `\r` become `\n`.
 fn push_with_newlines(text: &str, out: &mut String) {
-    let mut rest = text;
-    while let Some(at) = rest.find('\r') {
-        out.push_str(&rest[..at]);
-        out.push('\n');
-        rest = &rest[at + 1..];
-        rest = rest.strip_prefix('\n').unwrap_or(rest);
+    for (i, line) in text.split('\r').enumerate() {
+        let line = match i {
+            0 => line,
+            _ => {
+                out.push('\n');
+                line.strip_prefix('\n').unwrap_or(line)
+            }
+        };
+        out.push_str(line);
     }
-    out.push_str(rest);
 }
 
-/// The text of Python's `UnicodeDecodeError` for `bytes`.
-pub(super) fn decode_error(bytes: &[u8], error: std::str::Utf8Error) -> String {
+/// Returns the message of Python's `UnicodeDecodeError` for `bytes`.
+fn decode_error(bytes: &[u8], error: std::str::Utf8Error) -> String {
     let start = error.valid_up_to();
     let len = error.error_len().unwrap_or(bytes.len() - start);
     let first = bytes[start];
@@ -134,6 +134,15 @@ mod tests {
         ] {
             assert_eq!(with(tail), format!("{start}{expected}"));
         }
+    }
+
+    #[test]
+    fn a_notebook_is_utf_8() {
+        assert_eq!(
+            body("n.ipynb", b"\xff"),
+            "Error processing notebook: \
+             'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"
+        );
     }
 
     #[test]

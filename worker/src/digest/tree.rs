@@ -1,4 +1,4 @@
-//! The directory structure, as lines.
+//! The directory structure as text.
 
 use std::ops::ControlFlow;
 
@@ -7,10 +7,10 @@ use common::fault::Fault;
 use super::walk::{Listing, NodeKind};
 use crate::source::{ObjectId, Source};
 
-/// How many links are looked up at once.
+/// Links that are read at once.
 const LINKS_BATCH: usize = 256;
 
-/// The tree's text, until it is longer than `max_bytes`. Looks up where the links in it point.
+/// Renders the tree until the text is longer than `max_bytes`, and reads its links' targets.
 pub(super) fn render(
     source: &dyn Source,
     listing: &mut Listing,
@@ -23,26 +23,20 @@ pub(super) fn render(
     }
 
     let mut text = "Directory structure:\n".to_owned();
-    // What stands before the lines of each open directory's children.
+    // The open directories, with the prefix of their children's lines.
     let mut open: Vec<(usize, String)> = Vec::new();
     for i in 0..listing.nodes.len() {
         if text.len() > max {
             break;
         }
-        if matches!(
-            listing.nodes[i].kind,
-            NodeKind::Symlink { target: None, .. }
-        ) {
-            look_up_links(source, listing, i)?;
+        if let NodeKind::Symlink { target: None, .. } = listing.nodes[i].kind {
+            read_links(source, listing, i)?;
         }
         let node = &listing.nodes[i];
         let is_root = i == 0;
-        while !is_root
-            && open
-                .last()
-                .is_some_and(|(parent, _)| *parent != node.parent)
-        {
-            open.pop();
+        if !is_root {
+            let place = open.iter().rposition(|(open, _)| *open == node.parent);
+            open.truncate(place.map_or(0, |place| place + 1));
         }
         let prefix = open.last().map_or("", |(_, prefix)| prefix.as_str());
         let is_last = is_root || last_child[node.parent] == i;
@@ -67,7 +61,7 @@ pub(super) fn render(
 }
 
 /// Reads the targets of the next links, from the node at `from` on.
-fn look_up_links(source: &dyn Source, listing: &mut Listing, from: usize) -> Result<(), Fault> {
+fn read_links(source: &dyn Source, listing: &mut Listing, from: usize) -> Result<(), Fault> {
     let links = listing.nodes.iter().enumerate().skip(from);
     let links = links.filter_map(|(i, node)| match node.kind {
         NodeKind::Symlink { blob, .. } => Some((i, blob)),
@@ -82,8 +76,8 @@ fn look_up_links(source: &dyn Source, listing: &mut Listing, from: usize) -> Res
     })
 }
 
-/// What `os.readlink(path)` followed by `Path.name` gives in Python. A target ends at a NUL, since
-/// the system call that makes the link ends it there.
+/// Returns Python's `Path(os.readlink(path)).name`. A target ends at a NUL, as for the system call that
+/// makes the link.
 fn last_component(target: &[u8]) -> String {
     let end = target.iter().position(|byte| *byte == 0);
     let target = &target[..end.unwrap_or(target.len())];

@@ -1,46 +1,46 @@
-//! Which files a digest shows, in the order in which it shows them.
+//! The files that a digest shows, in its order.
 //!
-//! Bounded in time and memory whatever the trees hold: a budget of tree entries and of matching
-//! work, no recursion, and a cache of trees of fixed size, so that a tree that is its own
-//! grandchildren a billion times over is read once.
+//! Time and memory are bounded whatever the trees hold: a budget of tree entries and of matching work,
+//! no recursion, and a cache of trees of fixed size, for trees that contain another a billion times.
 
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
+use std::vec::IntoIter;
 
 use common::fault::Fault;
-use common::run::thousands;
+use common::text::thousands;
 
-use super::Limits;
-use super::ignore::{Place, Rules, Verdict};
-use crate::source::{Entry, EntryKind, ObjectId, Source};
+use super::DigestLimits;
+use super::ignore::rules::{ActiveRules, RuleMatch, Rules};
+use crate::source::{EntryKind, ObjectId, Source, TreeEntry};
 
-/// Most tree entries that one walk looks at, by path: a tree seen twice counts twice.
+/// Most tree entries that one walk visits; a tree visited twice counts twice.
 pub(super) const MAX_ENTRIES: u64 = 1_000_000;
 /// Most elementary steps of matching names against patterns.
 const MAX_STEPS: u64 = 200_000_000;
-/// Most entries of trees that are kept for when the tree comes up again.
+/// Most entries in the cache of trees.
 const MAX_CACHED_ENTRIES: usize = 250_000;
-/// Longest name that a file system takes, in bytes.
+/// Longest name in a file system, in bytes.
 const NAME_MAX: usize = 255;
-/// Longest target that a symbolic link can have, in bytes.
-const TARGET_MAX: u64 = 4095;
-/// How many sizes are asked for at once.
+/// Longest target of a symbolic link, in bytes.
+pub(super) const TARGET_MAX: u64 = 4095;
+/// Sizes that are read at once.
 const SIZES_BATCH: usize = 1024;
 
-/// What the digest shows: directories, each followed by what is in it. The first is the root.
+/// What the digest shows: directories, each followed by its contents. The first is the root.
 #[derive(Debug)]
 pub(super) struct Listing {
     pub(super) nodes: Vec<Node>,
     /// Files and symbolic links.
     pub(super) files: u64,
-    /// A sentence for each limit that left something out.
+    /// A sentence for each limit that was reached.
     pub(super) notices: Vec<String>,
 }
 
 /// A line of the tree.
 #[derive(Debug)]
 pub(super) struct Node {
-    /// The place of its directory among the nodes; the root's own for the root.
+    /// The index of its directory among the nodes; the root's own for the root.
     pub(super) parent: usize,
     pub(super) name: String,
     pub(super) kind: NodeKind,
@@ -54,7 +54,7 @@ pub(super) enum NodeKind {
         blob: ObjectId,
         size: u64,
     },
-    /// The last component of the link's target is known once the tree's text is written.
+    /// `target` is the last component of the link's target; read when the tree is rendered.
     Symlink {
         blob: ObjectId,
         target: Option<String>,
@@ -62,7 +62,7 @@ pub(super) enum NodeKind {
 }
 
 impl Listing {
-    /// A root with nothing in it.
+    /// Returns an empty root.
     pub(super) fn empty(root_name: &str) -> Self {
         Self {
             nodes: vec![Node {
@@ -75,7 +75,7 @@ impl Listing {
         }
     }
 
-    /// The path of a node from the root, with slashes.
+    /// Returns a node's path from the root.
     pub(super) fn path(&self, mut node: usize) -> String {
         let mut names = Vec::new();
         while node != 0 {
@@ -87,16 +87,16 @@ impl Listing {
     }
 }
 
-/// The trees of a source, each sorted as the digest shows it.
+/// The trees of a source, each in the digest's order.
 pub(super) struct Trees<'a> {
     source: &'a dyn Source,
-    cache: HashMap<ObjectId, Rc<[Named]>>,
+    cache: HashMap<ObjectId, Rc<[CheckoutEntry]>>,
     cached: usize,
 }
 
-/// An entry of a tree that a checkout could write.
+/// An entry of a tree that git would check out.
 #[derive(Debug)]
-pub(super) struct Named {
+pub(super) struct CheckoutEntry {
     /// With U+FFFD for bytes that are not UTF-8.
     pub(super) name: String,
     pub(super) kind: EntryKind,
@@ -112,13 +112,13 @@ impl<'a> Trees<'a> {
         }
     }
 
-    /// The entries of `tree`, in output order.
-    pub(super) fn get(&mut self, tree: ObjectId) -> Result<Rc<[Named]>, Fault> {
+    /// Returns the entries of `tree`, in the digest's order.
+    pub(super) fn get(&mut self, tree: ObjectId) -> Result<Rc<[CheckoutEntry]>, Fault> {
         if let Some(entries) = self.cache.get(&tree) {
             return Ok(Rc::clone(entries));
         }
-        let entries: Rc<[Named]> = sorted(self.source.entries(tree)?).into();
-        // An empty tree takes room in the cache, too.
+        let entries: Rc<[CheckoutEntry]> = sorted(self.source.entries(tree)?).into();
+        // An empty tree takes room in the cache too.
         let weight = entries.len() + 1;
         if self.cached + weight <= MAX_CACHED_ENTRIES {
             self.cached += weight;
@@ -128,20 +128,36 @@ impl<'a> Trees<'a> {
     }
 }
 
-/// Drops what a checkout could not write and sorts the rest.
-fn sorted(mut entries: Vec<Entry>) -> Vec<Named> {
+/// Drops what git would not check out, and sorts the rest.
+fn sorted(entries: Vec<TreeEntry>) -> Vec<CheckoutEntry> {
     let mut seen = HashSet::with_capacity(entries.len());
-    let kept: Vec<bool> = entries
-        .iter()
-        .map(|entry| usable(&entry.name) && seen.insert(entry.name.as_slice()))
-        .collect();
-    let mut kept = kept.into_iter();
-    entries.retain(|_| kept.next() == Some(true));
-    entries.sort_by_cached_key(|entry| {
-        let lower = String::from_utf8_lossy(&entry.name).to_lowercase();
-        (group(entry.kind, &lower), lower, entry.name.clone())
+    let kept = entries.iter().map(|entry| {
+        let name = entry.name.as_slice();
+        usable(name) && seen.insert(name)
     });
-    let named = entries.into_iter().map(|entry| Named {
+    let kept: Vec<bool> = kept.collect();
+    drop(seen);
+    // A tree may have a million entries: no name is kept twice, unless it has capital letters.
+    let mut keyed = Vec::with_capacity(entries.len());
+    for (entry, _) in entries.into_iter().zip(kept).filter(|(_, kept)| *kept) {
+        let lower = String::from_utf8_lossy(&entry.name).to_lowercase();
+        let group = group(entry.kind, &lower);
+        let lower = (lower.as_bytes() != entry.name).then_some(lower);
+        keyed.push((group, lower, entry));
+    }
+    keyed.sort_unstable_by(|(group, lower, entry), (other_group, other_lower, other)| {
+        fn text<'a>(lower: &'a Option<String>, entry: &'a TreeEntry) -> &'a [u8] {
+            lower
+                .as_ref()
+                .map_or(entry.name.as_slice(), String::as_bytes)
+        }
+        let by_group = group.cmp(other_group);
+        let by_text = || text(lower, entry).cmp(text(other_lower, other));
+        by_group
+            .then_with(by_text)
+            .then_with(|| entry.name.cmp(&other.name))
+    });
+    let named = keyed.into_iter().map(|(_, _, entry)| CheckoutEntry {
         name: String::from_utf8(entry.name)
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()),
         kind: entry.kind,
@@ -160,37 +176,34 @@ fn usable(name: &[u8]) -> bool {
 
 /// READMEs, files, dot-files, directories and links, dot-directories and dot-links.
 fn group(kind: EntryKind, lower: &str) -> u8 {
-    let dot = lower.starts_with('.');
+    let dot = u8::from(lower.starts_with('.'));
     match kind {
         EntryKind::File if lower == "readme" || lower.starts_with("readme.") => 0,
-        EntryKind::File if !dot => 1,
-        EntryKind::File => 2,
-        EntryKind::Symlink | EntryKind::Directory | EntryKind::Submodule if !dot => 3,
-        EntryKind::Symlink | EntryKind::Directory | EntryKind::Submodule => 4,
+        EntryKind::File => 1 + dot,
+        EntryKind::Symlink | EntryKind::Directory | EntryKind::Submodule => 3 + dot,
     }
 }
 
-/// Lists what is below `tree`.
+/// Lists what the digest shows of `tree`.
 pub(super) fn walk(
     source: &dyn Source,
     trees: &mut Trees<'_>,
     tree: ObjectId,
     root_name: &str,
     rules: &Rules,
-    limits: &Limits,
+    limits: &DigestLimits,
 ) -> Result<Listing, Fault> {
     let walk = Walk {
         source,
         trees,
         rules,
         limits,
-        nodes: Listing::empty(root_name).nodes,
+        listing: Listing::empty(root_name),
         path: String::new(),
-        files: 0,
         bytes: 0,
         visited: 0,
         steps: 0,
-        reached: Reached::default(),
+        reached: LimitsReached::default(),
     };
     walk.run(tree)
 }
@@ -199,196 +212,176 @@ struct Walk<'a, 't> {
     source: &'a dyn Source,
     trees: &'a mut Trees<'t>,
     rules: &'a Rules,
-    limits: &'a Limits,
-    nodes: Vec<Node>,
-    /// Of the directory that the walk is in.
+    limits: &'a DigestLimits,
+    listing: Listing,
+    /// The path of the innermost open directory.
     path: String,
-    files: u64,
     bytes: u64,
     visited: u64,
     steps: u64,
-    reached: Reached,
+    reached: LimitsReached,
 }
 
 /// Which limits left something out.
 #[derive(Default)]
-struct Reached {
+struct LimitsReached {
     files: bool,
     bytes: bool,
     work: bool,
 }
 
 /// A directory that the walk is in.
-struct Frame<'a> {
+struct OpenDirectory<'a> {
     node: usize,
-    depth: usize,
     path_len: usize,
-    place: Place<'a>,
-    entries: Rc<[Named]>,
-    children: Vec<Child>,
-    next: usize,
-    /// Up to where the sizes of `children` are known.
-    sized: usize,
+    rules: ActiveRules<'a>,
+    entries: Rc<[CheckoutEntry]>,
+    /// The entries still to be taken.
+    children: IntoIter<Child>,
+    /// The sizes of the next blobs among them.
+    sizes: IntoIter<u64>,
 }
 
 /// An entry that is not ignored.
 struct Child {
     entry: usize,
-    verdict: Verdict,
-    size: u64,
+    verdict: RuleMatch,
 }
 
 impl<'a> Walk<'a, '_> {
     fn run(mut self, tree: ObjectId) -> Result<Listing, Fault> {
-        let root = self.enter(0, 0, tree, self.rules.root())?;
-        let mut frames = vec![root];
-        while let Some(frame) = frames.last_mut() {
-            if self.reached.files {
+        let mut open = vec![self.enter(0, tree, self.rules.root())?];
+        while !self.reached.files {
+            let depth = open.len();
+            let Some(directory) = open.last_mut() else {
                 break;
-            }
-            if frame.next == frame.children.len() {
-                let node = frame.node;
-                frames.pop();
-                self.leave(node);
+            };
+            if let Some(child) = directory.children.next() {
+                let deeper = self.take(directory, &child, depth)?;
+                open.extend(deeper);
+            } else {
+                self.leave(directory.node);
+                open.pop();
                 self.path
-                    .truncate(frames.last().map_or(0, |frame| frame.path_len));
-                continue;
-            }
-            if let Some(deeper) = self.step(frame)? {
-                frames.push(deeper);
+                    .truncate(open.last().map_or(0, |parent| parent.path_len));
             }
         }
-        while let Some(frame) = frames.pop() {
-            self.leave(frame.node);
+        for directory in open.iter().rev() {
+            self.leave(directory.node);
         }
-        let notices = self.notices();
-        Ok(Listing {
-            nodes: self.nodes,
-            files: self.files,
-            notices,
-        })
+        self.listing.notices = self.notices();
+        Ok(self.listing)
     }
 
-    /// Judges the entries of a directory, whose path is in `self.path`.
+    /// Judges the entries of the directory at `self.path`.
     fn enter(
         &mut self,
         node: usize,
-        depth: usize,
         tree: ObjectId,
-        place: Place<'a>,
-    ) -> Result<Frame<'a>, Fault> {
+        rules: ActiveRules<'a>,
+    ) -> Result<OpenDirectory<'a>, Fault> {
+        let entries = match self.is_exhausted() {
+            true => Rc::default(),
+            false => self.trees.get(tree)?,
+        };
         let mut children = Vec::new();
         let path_len = self.path.len();
-        let exhausted = self.visited >= MAX_ENTRIES || self.steps >= MAX_STEPS;
-        let entries: Rc<[Named]> = if exhausted {
-            Rc::default()
-        } else {
-            self.trees.get(tree)?
-        };
-        self.reached.work |= exhausted;
         if path_len > 0 {
             self.path.push('/');
         }
         let prefix = self.path.len();
         for (i, entry) in entries.iter().enumerate() {
-            if self.visited >= MAX_ENTRIES || self.steps >= MAX_STEPS {
-                self.reached.work = true;
+            if self.is_exhausted() {
                 break;
             }
             self.visited += 1;
             self.path.push_str(&entry.name);
             let verdict = self
                 .rules
-                .judge(&place, &self.path, &entry.name, &mut self.steps);
+                .judge(&rules, &self.path, &entry.name, &mut self.steps);
             self.path.truncate(prefix);
             if !verdict.ignored {
-                children.push(Child {
-                    entry: i,
-                    verdict,
-                    size: 0,
-                });
+                children.push(Child { entry: i, verdict });
             }
         }
         self.path.truncate(path_len);
-        Ok(Frame {
+        Ok(OpenDirectory {
             node,
-            depth,
             path_len,
-            place,
+            rules,
             entries,
-            children,
-            next: 0,
-            sized: 0,
+            children: children.into_iter(),
+            sizes: Vec::new().into_iter(),
         })
     }
 
-    /// Takes the next child of `frame`; gives the directory to go on in, if it is one.
-    fn step(&mut self, frame: &mut Frame<'a>) -> Result<Option<Frame<'a>>, Fault> {
-        let at = frame.next;
-        frame.next += 1;
-        let entry = &frame.entries[frame.children[at].entry];
+    fn is_exhausted(&mut self) -> bool {
+        self.reached.work |= self.visited >= MAX_ENTRIES || self.steps >= MAX_STEPS;
+        self.reached.work
+    }
+
+    /// Takes a child of `open` into the listing. Returns it if it is a directory to go on in;
+    /// `depth` is its depth.
+    fn take(
+        &mut self,
+        open: &mut OpenDirectory<'a>,
+        child: &Child,
+        depth: usize,
+    ) -> Result<Option<OpenDirectory<'a>>, Fault> {
+        let entries = Rc::clone(&open.entries);
+        let entry = &entries[child.entry];
+        let blob = entry.id;
         match entry.kind {
             EntryKind::Submodule => {}
+            EntryKind::Directory if child.verdict.pruned || depth > self.limits.max_depth => {}
             EntryKind::Directory => {
-                let Child { verdict, .. } = frame.children[at];
-                if verdict.pruned || frame.depth + 1 > self.limits.max_depth {
-                    return Ok(None);
-                }
-                let node = self.push(frame.node, &entry.name, NodeKind::Directory);
-                if frame.path_len > 0 {
+                let node = self.push(open.node, &entry.name, NodeKind::Directory);
+                if open.path_len > 0 {
                     self.path.push('/');
                 }
                 self.path.push_str(&entry.name);
-                let place = frame
-                    .place
-                    .child(self.rules, &self.path, &entry.name, verdict);
-                return self.enter(node, frame.depth + 1, entry.id, place).map(Some);
+                let rules = open
+                    .rules
+                    .child(self.rules, &self.path, &entry.name, child.verdict);
+                return self.enter(node, entry.id, rules).map(Some);
             }
-            EntryKind::File | EntryKind::Symlink => {
-                let blob = entry.id;
-                self.measure(frame, at)?;
-                let entry = &frame.entries[frame.children[at].entry];
-                let size = frame.children[at].size;
-                if entry.kind == EntryKind::File {
-                    if size <= self.limits.max_file_bytes && self.admits(size) {
-                        self.push(frame.node, &entry.name, NodeKind::File { blob, size });
-                    }
-                } else if (1..=TARGET_MAX).contains(&size) && self.admits(0) {
+            EntryKind::File => {
+                let size = self.size(open, blob)?;
+                if size <= self.limits.max_file_bytes && self.admits(size) {
+                    self.push(open.node, &entry.name, NodeKind::File { blob, size });
+                }
+            }
+            EntryKind::Symlink => {
+                let size = self.size(open, blob)?;
+                if (1..=TARGET_MAX).contains(&size) && self.admits(0) {
                     let target = None;
-                    self.push(frame.node, &entry.name, NodeKind::Symlink { blob, target });
+                    self.push(open.node, &entry.name, NodeKind::Symlink { blob, target });
                 }
             }
         }
         Ok(None)
     }
 
-    /// Makes the size of the child at `at` known, and those of the next ones with it.
-    fn measure(&self, frame: &mut Frame<'_>, at: usize) -> Result<(), Fault> {
-        if at < frame.sized {
-            return Ok(());
+    /// Returns the size of the next blob, and reads those of the following ones with it.
+    fn size(&self, open: &mut OpenDirectory<'_>, blob: ObjectId) -> Result<u64, Fault> {
+        if let Some(size) = open.sizes.next() {
+            return Ok(size);
         }
-        let mut wanted = Vec::new();
-        let mut ids = Vec::new();
-        for (i, child) in frame.children.iter().enumerate().skip(at) {
-            let entry = &frame.entries[child.entry];
-            if matches!(entry.kind, EntryKind::File | EntryKind::Symlink) {
-                wanted.push(i);
-                ids.push(entry.id);
-            }
-            frame.sized = i + 1;
-            if ids.len() == SIZES_BATCH {
-                break;
-            }
-        }
-        for (i, size) in wanted.into_iter().zip(self.source.sizes(&ids)?) {
-            frame.children[i].size = size;
-        }
-        Ok(())
+        let following = open.children.as_slice().iter();
+        let following = following.map(|child| &open.entries[child.entry]);
+        let blobs = following.filter(|e| matches!(e.kind, EntryKind::File | EntryKind::Symlink));
+        let batch: Vec<ObjectId> = std::iter::once(blob)
+            .chain(blobs.map(|entry| entry.id))
+            .take(SIZES_BATCH)
+            .collect();
+        open.sizes = self.source.sizes(&batch)?.into_iter();
+        let size = open.sizes.next();
+        size.ok_or_else(|| Fault::transient(format!("the size of {blob} is missing")))
     }
 
-    /// Counts a file of `size` bytes in, if the limits allow it.
+    /// Counts a file of `size` bytes if the limits allow it.
     fn admits(&mut self, size: u64) -> bool {
-        if self.files >= self.limits.max_files {
+        if self.listing.files >= self.limits.max_files {
             self.reached.files = true;
             return false;
         }
@@ -396,48 +389,41 @@ impl<'a> Walk<'a, '_> {
             self.reached.bytes = true;
             return false;
         }
-        self.files += 1;
+        self.listing.files += 1;
         self.bytes += size;
         true
     }
 
     fn push(&mut self, parent: usize, name: &str, kind: NodeKind) -> usize {
-        self.nodes.push(Node {
+        self.listing.nodes.push(Node {
             parent,
             name: name.to_owned(),
             kind,
         });
-        self.nodes.len() - 1
+        self.listing.nodes.len() - 1
     }
 
-    /// Takes a directory back that turned out to hold nothing.
+    /// Removes a directory that turned out to hold nothing.
     fn leave(&mut self, node: usize) {
-        if node != 0 && self.nodes.len() == node + 1 {
-            self.nodes.pop();
+        if node != 0 && self.listing.nodes.len() == node + 1 {
+            self.listing.nodes.pop();
         }
     }
 
     fn notices(&self) -> Vec<String> {
-        let mut notices = Vec::new();
-        if self.reached.files {
-            notices.push(format!(
-                "Limit reached: {} files; the rest of the repository is left out",
-                thousands(self.limits.max_files)
-            ));
-        }
-        if self.reached.bytes {
-            notices.push(format!(
-                "Limit reached: {} bytes of files; files that would exceed it are left out",
-                thousands(self.limits.max_total_bytes)
-            ));
-        }
-        if self.reached.work {
-            notices.push(format!(
-                "Limit reached: {} tree entries; the rest of the repository is left out",
-                thousands(self.visited)
-            ));
-        }
-        notices
+        let (files, bytes) = (self.limits.max_files, self.limits.max_total_bytes);
+        let rest = "the rest of the repository is left out";
+        let over = "files that would exceed it are left out";
+        let limits = [
+            (self.reached.files, files, "files", rest),
+            (self.reached.bytes, bytes, "bytes of files", over),
+            (self.reached.work, self.visited, "tree entries", rest),
+        ];
+        let reached = limits.into_iter().filter(|(reached, ..)| *reached);
+        let notice = |(_, limit, what, how): (_, _, _, _)| {
+            format!("Limit reached: {} {what}; {how}", thousands(limit))
+        };
+        reached.map(notice).collect()
     }
 }
 
@@ -445,8 +431,8 @@ impl<'a> Walk<'a, '_> {
 mod tests {
     use super::*;
 
-    fn entry(kind: EntryKind, name: &str) -> Entry {
-        Entry {
+    fn entry(kind: EntryKind, name: &str) -> TreeEntry {
+        TreeEntry {
             name: name.as_bytes().to_vec(),
             kind,
             id: ObjectId([0; 20]),

@@ -1,78 +1,147 @@
-//! libgit2's smart transport over reqwest: one TLS stack, real status codes, real time-outs, a
-//! byte budget, and no address that the policy does not allow. After cargo's `git2-curl`.
+//! libgit2's smart transport over reqwest: one TLS stack, status codes, time-outs, a byte budget, and
+//! only addresses that the policy allows. After cargo's `git2-curl`.
 //!
-//! libgit2 speaks protocol v0: one GET of `info/refs`, then POSTs to `git-upload-pack`, each of
-//! which it writes completely before it reads the answer.
+//! libgit2 speaks protocol v0: one GET of `info/refs`, then POSTs to `git-upload-pack`. It writes each
+//! request completely before it reads the response. `wire` speaks v2 with the same requests.
 
+use std::error::Error;
 use std::io::{self, Read, Write};
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use common::fault::Fault;
-use common::outcome::THROTTLE_PAUSE;
+use common::tls;
 use git2::transport::{Service, SmartSubtransport, SmartSubtransportStream, Transport};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, LOCATION, RETRY_AFTER};
-use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, LOCATION};
+use reqwest::{Client, Method, RequestBuilder, Response};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc2822;
 use tokio::runtime::Runtime;
 use url::Url;
 
-use super::Watch;
-use super::policy::{FetchPolicy, Place, authority, is_public, literal_address};
+use super::answer::{self, Asked, Context, TokenRefusal};
+use super::packets::PacketScan;
+use super::policy::{FetchPolicy, FetchSource, FetchWay, authority, is_public, literal_address};
+use crate::resolver::lookup;
 
-/// For a connection to be made, TLS included.
+/// For connecting, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// Redirects of the first request that are followed; none is after it, as git has it.
+/// Redirects of the first request that are followed. Those of later ones are not, as in git.
 const MAX_REDIRECTS: usize = 5;
-/// Most bytes of refs, some 900,000 of them. libgit2 keeps them in memory, in which they take more
-/// room than on the wire.
+/// Most bytes of refs, about 900,000 of them. libgit2 keeps them in memory, where they take more room
+/// than on the wire.
 const MAX_ADVERTISEMENT: u64 = 64 << 20;
-/// What is read of an answer that nobody wants to the end, so that its connection can be used
-/// again: without it each of a fetch's three requests makes a TLS connection of its own.
+/// Bytes of an unwanted rest of a response that are read. Its connection can then be used again;
+/// otherwise each of a fetch's three requests makes a TLS connection.
 const DRAINED: usize = 16 * 1024;
-/// How long that may take.
+/// For reading such a rest.
 const DRAIN_TIME: Duration = Duration::from_millis(500);
 
-/// One fetch: what its requests share.
-pub(super) struct Session {
+/// Names of branches, and of other refs, that are kept to be shown.
+const KEPT_REFS: usize = 4;
+
+/// Receives a fetch's progress.
+pub trait ProgressSink: Send + Sync {
+    /// A repository is fetched this way. If it is a [`FetchWay::Fallback`], `why` says from what.
+    fn way(&self, way: FetchWay, why: &str);
+    /// `total` bytes have come in so far.
+    fn received(&self, total: u64);
+    /// Something else went on: a response began, deltas were resolved.
+    fn alive(&self);
+    /// The host refused the token, so it is asked without.
+    fn token_refused(&self, why: TokenRefusal);
+}
+
+/// What the requests of one fetch share.
+pub(super) struct HttpSession {
     runtime: Runtime,
     client: Client,
     policy: FetchPolicy,
-    watch: Arc<dyn Watch>,
-    state: Mutex<State>,
+    sink: Arc<dyn ProgressSink>,
+    /// The repository's path, before redirects.
+    path: String,
+    state: Mutex<SessionState>,
 }
 
-#[derive(Default)]
-struct State {
-    /// Where the repository is, after redirects.
-    base: Option<Url>,
+struct SessionState {
+    /// The repository's URL, after redirects.
+    base: Url,
     received: u64,
-    /// The first thing that went wrong. libgit2 only passes texts on.
+    /// Of these, those of refs.
+    received_refs: u64,
+    /// The first fault: libgit2 would pass on only its text.
     fault: Option<Fault>,
-    /// The host refused the token: go on without.
+    /// Some branches, and some other refs, that the host has.
+    refs: [Vec<String>; 2],
+    /// Whether the host refused the token, which is not sent again.
     token_refused: bool,
 }
 
-thread_local! {
-    /// The session of the fetch that runs on this thread: libgit2's transports are global and
-    /// know nothing but a URL.
-    static CURRENT: std::cell::RefCell<Option<Arc<Session>>> = const { std::cell::RefCell::new(None) };
+/// The version of git's protocol that a request asks for.
+#[derive(Clone, Copy)]
+enum Protocol {
+    V0,
+    V2,
 }
 
-impl Session {
-    /// A session for the repository at `base`, whose host was `named` by the operator or not.
+impl Protocol {
+    fn named_in(self, request: RequestBuilder) -> RequestBuilder {
+        match self {
+            Self::V0 => request,
+            Self::V2 => request.header("git-protocol", "version=2"),
+        }
+    }
+}
+
+/// A response that is read piece by piece. A short rest is read when it is dropped.
+pub(super) struct ResponseBody {
+    session: Arc<HttpSession>,
+    service: Service,
+    /// `None` only while it is dropped.
+    reply: Option<Reply>,
+}
+
+impl ResponseBody {
+    /// Returns the next piece; empty at the end.
+    pub(super) fn chunk(&mut self) -> Result<bytes::Bytes, Fault> {
+        match &mut self.reply {
+            Some(reply) => self.session.chunk(self.service, &mut reply.response),
+            None => Ok(bytes::Bytes::new()),
+        }
+    }
+
+    /// Classifies what the host says in this response instead of going on.
+    pub(super) fn said(&self, words: &[u8]) -> Fault {
+        match &self.reply {
+            Some(reply) => self.session.said(words, reply),
+            None => Fault::transient("the response has ended"),
+        }
+    }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        if let Some(reply) = self.reply.take() {
+            self.session.drain(reply.response);
+        }
+    }
+}
+
+thread_local! {
+    /// The session of this thread's fetch: libgit2's transports are global and know only a URL.
+    static CURRENT: std::cell::RefCell<Option<Arc<HttpSession>>> = const { std::cell::RefCell::new(None) };
+}
+
+impl HttpSession {
+    /// Makes a session for the repository at `base`. `named` says whether the operator named its host.
     pub(super) fn new(
         base: Url,
         named: bool,
         policy: &FetchPolicy,
-        watch: Arc<dyn Watch>,
+        sink: Arc<dyn ProgressSink>,
     ) -> Result<Arc<Self>, Fault> {
-        register();
         check_literal(&base, named)?;
-        // One thread does it all, name look-ups aside: there is only ever one request at a time.
+        // One thread suffices for one request at a time; names are looked up on others.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -80,8 +149,9 @@ impl Session {
         let resolver = PublicOnly {
             policy: policy.clone(),
         };
-        let client = Client::builder()
-            // Servers know git clients by this beginning.
+        tls::install_provider();
+        let mut client = Client::builder()
+            // Servers recognize git clients by this prefix.
             .user_agent(concat!(
                 "git/2.0 (repofleet ",
                 env!("CARGO_PKG_VERSION"),
@@ -90,61 +160,128 @@ impl Session {
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT_TIMEOUT)
             .dns_resolver(Arc::new(resolver))
-            // A proxy would make the checks of addresses meaningless.
-            .no_proxy()
-            .build()
-            .map_err(Fault::infra)?;
+            // One of the environment would bypass the checks of addresses.
+            .no_proxy();
+        if let Some(proxy) = &policy.proxy {
+            let proxy = reqwest::Proxy::all(proxy.url().clone());
+            client = client.proxy(proxy.map_err(Fault::infra)?);
+        }
+        let client = client.build().map_err(Fault::infra)?;
         Ok(Arc::new(Self {
             runtime,
             client,
             policy: policy.clone(),
-            watch,
-            state: Mutex::new(State {
-                base: Some(base),
-                ..State::default()
+            sink,
+            path: plain_path(&base).to_owned(),
+            state: Mutex::new(SessionState {
+                base,
+                received: 0,
+                received_refs: 0,
+                fault: None,
+                refs: Default::default(),
+                token_refused: false,
             }),
         }))
     }
 
-    /// Makes `fetch` go through this session.
+    /// Runs `fetch`, which uses libgit2, through this session.
     pub(super) fn run<T>(self: &Arc<Self>, fetch: impl FnOnce() -> T) -> T {
+        register();
         CURRENT.set(Some(Arc::clone(self)));
         let result = fetch();
         CURRENT.set(None);
         result
     }
 
-    /// Bytes that came in.
+    /// Returns some of the branches that the host named; some of its other refs if it named none.
+    pub(super) fn some_refs(&self) -> Vec<String> {
+        let mut state = self.state();
+        let [branches, others] = &mut state.refs;
+        std::mem::take(if branches.is_empty() {
+            others
+        } else {
+            branches
+        })
+    }
+
+    /// Keeps the name of a ref to be shown; returns whether more are wanted.
+    pub(super) fn keep_ref(&self, name: String) -> bool {
+        let refs = &mut self.state().refs;
+        let kind = &mut refs[usize::from(!name.starts_with("refs/heads/"))];
+        if kind.len() < KEPT_REFS && !kind.contains(&name) {
+            kind.push(name);
+        }
+        refs[0].len() < KEPT_REFS
+    }
+
+    /// Returns the bytes received so far.
     pub(super) fn received(&self) -> u64 {
         self.state().received
     }
 
-    /// The first thing that went wrong, if this session saw it.
+    /// Returns the repository's URL if redirects led to another path.
+    pub(super) fn renamed_to(&self) -> Option<String> {
+        let state = self.state();
+        let renamed = !plain_path(&state.base).eq_ignore_ascii_case(&self.path);
+        renamed.then(|| state.base.to_string())
+    }
+
+    /// Takes the first fault that this session met.
     pub(super) fn take_fault(&self) -> Option<Fault> {
         self.state().fault.take()
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+    fn state(&self) -> std::sync::MutexGuard<'_, SessionState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps the first fault and makes of it what libgit2 can pass on.
+    /// Keeps the first fault, and returns an error that libgit2 can pass on.
     fn failed(&self, fault: Fault) -> io::Error {
         // git2 makes a C string of this, and aborts at a NUL.
         let text = fault.message.replace('\0', "\u{fffd}");
-        self.state().fault.get_or_insert(fault);
+        self.note(fault);
         io::Error::other(text)
     }
 
-    fn url(&self, path: &str) -> Result<Url, Fault> {
-        let base = self.state().base.clone();
-        let base = base.ok_or_else(|| Fault::infra("a session always has a base"))?;
-        let joined = format!("{}/{path}", base.as_str().trim_end_matches('/'));
-        Url::parse(&joined).map_err(Fault::refused)
+    /// Keeps the first fault.
+    fn note(&self, fault: Fault) {
+        self.state().fault.get_or_insert(fault);
     }
 
-    /// The ref advertisement.
-    fn get(&self) -> Result<Response, Fault> {
+    fn url(&self, path: &str) -> Result<Url, Fault> {
+        let state = self.state();
+        let base = state.base.as_str().trim_end_matches('/');
+        Url::parse(&format!("{base}/{path}")).map_err(Fault::refused)
+    }
+
+    /// Requests the capabilities of protocol v2. A server that does not speak it answers as in v0.
+    pub(super) fn capabilities(self: &Arc<Self>) -> Result<ResponseBody, Fault> {
+        let reply = self.get(Protocol::V2)?;
+        Ok(self.body(reply, Service::UploadPackLs))
+    }
+
+    /// Requests the refs by a command of protocol v2.
+    pub(super) fn refs(self: &Arc<Self>, command: Vec<u8>) -> Result<ResponseBody, Fault> {
+        let reply = self.post(Protocol::V2, command)?;
+        Ok(self.body(reply, Service::UploadPackLs))
+    }
+
+    /// Sends any other command of protocol v2.
+    pub(super) fn command(self: &Arc<Self>, command: Vec<u8>) -> Result<ResponseBody, Fault> {
+        let reply = self.post(Protocol::V2, command)?;
+        Ok(self.body(reply, Service::UploadPack))
+    }
+
+    fn body(self: &Arc<Self>, reply: Reply, service: Service) -> ResponseBody {
+        ResponseBody {
+            session: Arc::clone(self),
+            service,
+            reply: Some(reply),
+        }
+    }
+
+    /// Requests the ref advertisement.
+    fn get(&self, protocol: Protocol) -> Result<Reply, Fault> {
         for _ in 0..=MAX_REDIRECTS {
             let mut url = self.url("info/refs")?;
             url.set_query(Some("service=git-upload-pack"));
@@ -153,18 +290,18 @@ impl Session {
                 .request(Method::GET, url.clone())
                 .header(ACCEPT, "application/x-git-upload-pack-advertisement")
                 .header("pragma", "no-cache");
-            let response = self.send(request, &url)?;
-            if response.status().is_redirection() {
-                self.redirect(&url, response.headers())?;
-                self.drain(response);
+            let reply = self.send(protocol.named_in(request), &url, Asked::Refs)?;
+            if reply.response.status().is_redirection() {
+                self.redirect(&url, reply.response.headers())?;
+                self.drain(reply.response);
                 continue;
             }
-            return expect(response, "application/x-git-upload-pack-advertisement");
+            return self.expect(reply, "application/x-git-upload-pack-advertisement");
         }
         Err(Fault::gone(format!("more than {MAX_REDIRECTS} redirects")))
     }
 
-    fn post(&self, body: Vec<u8>) -> Result<Response, Fault> {
+    fn post(&self, protocol: Protocol, body: Vec<u8>) -> Result<Reply, Fault> {
         let url = self.url("git-upload-pack")?;
         let request = self
             .client
@@ -172,76 +309,124 @@ impl Session {
             .header(CONTENT_TYPE, "application/x-git-upload-pack-request")
             .header(ACCEPT, "application/x-git-upload-pack-result")
             .body(body);
-        let response = self.send(request, &url)?;
-        if response.status().is_redirection() {
+        let reply = self.send(protocol.named_in(request), &url, Asked::Pack)?;
+        if reply.response.status().is_redirection() {
             return Err(Fault::refused("a redirect of a POST is not followed"));
         }
-        expect(response, "application/x-git-upload-pack-result")
+        self.expect(reply, "application/x-git-upload-pack-result")
     }
 
-    /// Sends with the token if the host is its; again without where the host refuses it.
-    fn send(&self, request: RequestBuilder, url: &Url) -> Result<Response, Fault> {
+    /// Sends a request with the token if it belongs to the host, and again without if that is refused.
+    fn send(&self, request: RequestBuilder, url: &Url, asked: Asked) -> Result<Reply, Fault> {
         let token = self
             .policy
             .token_for(url)
             .filter(|_| !self.state().token_refused);
-        let (Some(token), Some(with_token)) = (token, request.try_clone()) else {
-            return self.exchange(request);
+        let reply = |response, anonymous| Reply {
+            response,
+            asked,
+            anonymous,
         };
-        let response = self.exchange(with_token.basic_auth("x-access-token", Some(&token.0)))?;
-        if response.status() == StatusCode::UNAUTHORIZED {
-            self.state().token_refused = true;
-            self.drain(response);
-            return self.exchange(request);
-        }
-        Ok(response)
+        let (Some(token), Some(with_token)) = (token, request.try_clone()) else {
+            return Ok(reply(self.exchange(request)?, true));
+        };
+        let response = self.exchange(with_token.basic_auth("x-access-token", Some(token)))?;
+        let Some(why) = TokenRefusal::of(response.status(), response.headers()) else {
+            return Ok(reply(response, false));
+        };
+        self.state().token_refused = true;
+        self.sink.token_refused(why);
+        self.drain(response);
+        Ok(reply(self.exchange(request)?, true))
     }
 
-    /// Waits as long as it takes: the parent ends a slot that makes no progress.
+    /// Waits without a time limit: the parent ends a slot that makes no progress.
     fn exchange(&self, request: RequestBuilder) -> Result<Response, Fault> {
-        let response = self.runtime.block_on(request.send()).map_err(|e| {
-            // A refusal by the resolver comes wrapped in the connector's errors.
-            let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&e);
-            while let Some(error) = cause {
-                if let Some(fault) = error.downcast_ref::<Fault>() {
-                    return fault.clone();
-                }
-                cause = error.source();
-            }
-            Fault::transient(chain(&e))
-        })?;
-        self.watch.alive();
+        let response = self.runtime.block_on(request.send());
+        let response = response.map_err(transport_fault)?;
+        self.sink.alive();
         Ok(response)
     }
 
-    /// Moves the session to where the redirect leads, if the policy allows that.
+    /// Moves the session to a redirect's target if the policy allows it.
     fn redirect(&self, from: &Url, headers: &HeaderMap) -> Result<(), Fault> {
         let location = headers
             .get(LOCATION)
             .and_then(|l| l.to_str().ok())
             .and_then(|l| from.join(l).ok())
             .ok_or_else(|| Fault::gone("a redirect without a usable Location"))?;
-        // Neither credentials nor a signed query are for a log.
+        // Without credentials and query: it goes to logs.
         let (scheme, path) = (location.scheme(), location.path());
         let target = format!("{scheme}://{}{path}", authority(&location));
         let refused = |fault: Fault| Fault::refused(format!("redirected to {target}: {fault}"));
-        let Place::Remote { mut url, named } = self.policy.remote(location).map_err(refused)?
+        let FetchSource::Remote { mut url, named } =
+            self.policy.remote(location).map_err(refused)?
         else {
             return Err(Fault::refused("redirected to a path"));
         };
         check_literal(&url, named).map_err(refused)?;
-        // As git does: what was asked of the new place must be what we asked of the old one.
+        // As in git, the target must be the same file of another repository.
         let Some(base) = url.path().strip_suffix("/info/refs").map(str::to_owned) else {
             return Err(Fault::gone(format!(
                 "redirected to {url}, which is no repository"
             )));
         };
         url.set_path(&base);
-        self.state().base = Some(url);
+        self.state().base = url;
         Ok(())
     }
 
-    /// Reads what little is left of an answer.
+    /// Passes on a successful response of the expected type, and classifies all others.
+    fn expect(&self, mut reply: Reply, expected: &str) -> Result<Reply, Fault> {
+        let status = reply.response.status();
+        let content_type = reply.response.headers().get(CONTENT_TYPE);
+        let seen = content_type.and_then(|value| value.to_str().ok());
+        let seen = seen.map(str::to_owned);
+        let essence = seen.as_deref().and_then(|seen| seen.split(';').next());
+        if status.is_success() && essence.is_some_and(|essence| essence.trim() == expected) {
+            return Ok(reply);
+        }
+        let body = self.beginning(&mut reply.response);
+        Err(match status.is_success() {
+            true => answer::not_git(seen.as_deref(), &body),
+            false => answer::refusal(status, &body, reply.context()),
+        })
+    }
+
+    /// Reads the beginning of a response that is not git's, for the host's words; what of it comes soon.
+    fn beginning(&self, response: &mut Response) -> Vec<u8> {
+        let mut body = Vec::new();
+        let reading = async {
+            while body.len() < answer::WORDS_READ {
+                match response.chunk().await {
+                    Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+                    _ => break,
+                }
+            }
+        };
+        self.runtime
+            .block_on(async { tokio::time::timeout(DRAIN_TIME, reading).await })
+            .ok();
+        body.truncate(answer::WORDS_READ);
+        self.without_token(&body)
+    }
+
+    /// Classifies what the host says in an answer to git instead of going on.
+    fn said(&self, words: &[u8], reply: &Reply) -> Fault {
+        answer::said(&self.without_token(words), reply.context())
+    }
+
+    /// Removes the token from a host's words: a host may repeat what it was sent.
+    fn without_token(&self, words: &[u8]) -> Vec<u8> {
+        match &self.policy.token {
+            Some(token) => String::from_utf8_lossy(words)
+                .replace(&token.secret, "…")
+                .into_bytes(),
+            None => words.to_vec(),
+        }
+    }
+
+    /// Reads a short rest of a response.
     fn drain(&self, mut response: Response) {
         let rest = async {
             let mut drained = 0;
@@ -252,23 +437,26 @@ impl Session {
                 }
             }
         };
-        // In vain is no harm: the next request makes a connection of its own.
+        // If this fails the next request makes a new connection.
         self.runtime
             .block_on(async { tokio::time::timeout(DRAIN_TIME, rest).await })
             .ok();
     }
 
-    /// The next piece of an answer's body, counted; empty at its end.
+    /// Reads and counts the next piece of a response's body; empty at its end.
     fn chunk(&self, service: Service, response: &mut Response) -> Result<bytes::Bytes, Fault> {
         let chunk = self
             .runtime
             .block_on(response.chunk())
-            .map_err(|e| Fault::transient(chain(&e)))?
+            .map_err(transport_fault)?
             .unwrap_or_default();
-        let received = {
+        let (received, received_refs) = {
             let mut state = self.state();
             state.received += chunk.len() as u64;
-            state.received
+            if service == Service::UploadPackLs {
+                state.received_refs += chunk.len() as u64;
+            }
+            (state.received, state.received_refs)
         };
         if received > self.policy.max_bytes {
             return Err(Fault::too_large(format!(
@@ -276,18 +464,17 @@ impl Session {
                 self.policy.max_bytes
             )));
         }
-        if service == Service::UploadPackLs && received > MAX_ADVERTISEMENT {
+        if received_refs > MAX_ADVERTISEMENT {
             return Err(Fault::too_large(format!(
                 "more than {MAX_ADVERTISEMENT} bytes of refs"
             )));
         }
-        self.watch.received(received);
+        self.sink.received(received);
         Ok(chunk)
     }
 }
 
-/// Makes libgit2 use sessions for http and https. It asks its registered transports before its
-/// own, of which it has only a plain http one here.
+/// Makes libgit2 use sessions for http and https, before its own transports.
 #[expect(
     unsafe_code,
     reason = "libgit2's list of transports is global; written once, by one thread"
@@ -302,7 +489,7 @@ fn register() {
                     session.ok_or_else(|| git2::Error::from_str("a fetch outside of a session"))?;
                 Transport::smart(remote, true, Subtransport { session })
             };
-            // SAFETY: `Once` lets one thread in, before any transport is made by `Session::run`.
+            // SAFETY: `Once` lets one thread in, before any transport is made by `HttpSession::run`.
             unsafe { git2::transport::register(scheme, factory) }
                 .expect("the scheme is a C string, and memory is there");
         }
@@ -310,7 +497,7 @@ fn register() {
 }
 
 struct Subtransport {
-    session: Arc<Session>,
+    session: Arc<HttpSession>,
 }
 
 impl SmartSubtransport for Subtransport {
@@ -324,7 +511,8 @@ impl SmartSubtransport for Subtransport {
                 session: Arc::clone(&self.session),
                 service,
                 request: Vec::new(),
-                response: None,
+                reply: None,
+                packets: PacketScan::default(),
                 chunk: bytes::Bytes::new(),
             })),
             Service::ReceivePackLs | Service::ReceivePack => {
@@ -338,25 +526,63 @@ impl SmartSubtransport for Subtransport {
     }
 }
 
-/// One request and its answer.
+/// A response, and what is known of its request.
+struct Reply {
+    response: Response,
+    asked: Asked,
+    anonymous: bool,
+}
+
+impl Reply {
+    fn context(&self) -> Context<'_> {
+        Context {
+            asked: self.asked,
+            anonymous: self.anonymous,
+            headers: self.response.headers(),
+            now: OffsetDateTime::now_utc(),
+        }
+    }
+}
+
+/// One request and its response.
 struct Exchange {
-    session: Arc<Session>,
+    session: Arc<HttpSession>,
     service: Service,
     request: Vec<u8>,
-    response: Option<Response>,
+    reply: Option<Reply>,
+    packets: PacketScan,
     chunk: bytes::Bytes,
 }
 
 impl Exchange {
     fn next(&mut self) -> Result<(), Fault> {
-        let response = match &mut self.response {
-            Some(response) => response,
+        let reply = match &mut self.reply {
+            Some(reply) => reply,
             none => none.insert(match self.service {
-                Service::UploadPackLs => self.session.get()?,
-                _ => self.session.post(std::mem::take(&mut self.request))?,
+                Service::UploadPackLs => self.session.get(Protocol::V0)?,
+                _ => {
+                    let request = std::mem::take(&mut self.request);
+                    self.session.post(Protocol::V0, request)?
+                }
             }),
         };
-        self.chunk = self.session.chunk(self.service, response)?;
+        self.chunk = self.session.chunk(self.service, &mut reply.response)?;
+        // libgit2 passes on neither the host's last word, nor why it cannot read a repository.
+        self.packets.scan(&self.chunk, |packet| {
+            let said = answer::last_word(packet).map(|words| self.session.said(words, reply));
+            let fault = said.or_else(|| match reply.asked {
+                Asked::Refs => {
+                    if let Some(name) = answer::advertised(packet) {
+                        self.session.keep_ref(name);
+                    }
+                    answer::unreadable(packet)
+                }
+                Asked::Pack => None,
+            });
+            if let Some(fault) = fault {
+                self.session.note(fault);
+            }
+        });
         Ok(())
     }
 }
@@ -385,14 +611,14 @@ impl Write for Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        if let Some(response) = self.response.take() {
-            // libgit2 stops reading where git's answer ends, which is just before HTTP's does.
-            self.session.drain(response);
+        if let Some(reply) = self.reply.take() {
+            // libgit2 stops reading at the end of git's data, just before that of the body.
+            self.session.drain(reply.response);
         }
     }
 }
 
-/// Refuses hosts that resolve to addresses that are not public, unless the operator named them.
+/// Refuses hosts with an address that is not public, unless the operator named them.
 struct PublicOnly {
     policy: FetchPolicy,
 }
@@ -400,11 +626,12 @@ struct PublicOnly {
 impl Resolve for PublicOnly {
     fn resolve(&self, name: Name) -> Resolving {
         let host = name.as_str().to_ascii_lowercase();
-        // Whatever the port: a name that is not allowed at this port was refused before.
-        let named = self.policy.hosts.iter().any(|allowed| allowed.host == host);
+        // Whatever the port: the URL's authority was checked before.
+        let named = self.policy.hosts.iter().any(|allowed| allowed.host == host)
+            // A proxy, whose own name this is, resolves those of hosts.
+            || self.policy.proxy.is_some();
         Box::pin(async move {
-            let addresses: Vec<SocketAddr> =
-                tokio::net::lookup_host((host.as_str(), 0)).await?.collect();
+            let addresses = lookup(&host).await?;
             if let Some(address) = addresses.iter().find(|a| !named && !is_public(a.ip())) {
                 return Err(Fault::refused(format!(
                     "{host} resolves to {}, which is not a public address (--allow-host {host})",
@@ -417,7 +644,13 @@ impl Resolve for PublicOnly {
     }
 }
 
-/// The same for a URL that names an address, which no resolver sees.
+/// Returns a repository's path without what does not distinguish repositories.
+fn plain_path(url: &Url) -> &str {
+    let path = url.path().trim_end_matches('/');
+    path.strip_suffix(".git").unwrap_or(path)
+}
+
+/// Checks a URL's literal address, which no resolver sees.
 fn check_literal(url: &Url, named: bool) -> Result<(), Fault> {
     match literal_address(url) {
         Some(address) if !named && !is_public(address) => {
@@ -427,65 +660,15 @@ fn check_literal(url: &Url, named: bool) -> Result<(), Fault> {
     }
 }
 
-/// Passes on an answer that is what was asked for, and sorts all others.
-fn expect(response: Response, content_type: &str) -> Result<Response, Fault> {
-    let status = response.status();
-    if status.is_success() {
-        let seen = response
-            .headers()
-            .get(CONTENT_TYPE)
-            .and_then(|t| t.to_str().ok());
-        if seen.is_some_and(|t| t.split(';').next().unwrap_or_default().trim() == content_type) {
-            return Ok(response);
-        }
-        return Err(Fault::transient(format!(
-            "the answer is {}, not git's",
-            seen.unwrap_or("of no type")
-        )));
+/// Classifies a failed exchange. The connector wraps a fault of the resolver, which is passed on; of
+/// other errors the last cause is the message, since reqwest's own only says what it was doing.
+fn transport_fault(error: reqwest::Error) -> Fault {
+    let mut last: &(dyn Error + 'static) = &error;
+    while let Some(cause) = last.source() {
+        last = cause;
     }
-    let headers = response.headers();
-    // GitHub's way to say that a quota is used up; when it ends is another header's matter.
-    let quota = headers
-        .get("x-ratelimit-remaining")
-        .is_some_and(|left| left == "0");
-    let retry_after =
-        retry_after(headers, OffsetDateTime::now_utc()).or_else(|| quota.then_some(THROTTLE_PAUSE));
-    Err(status_fault(status, retry_after))
-}
-
-/// `retry_after` of a throttled answer is `None` only where the host did not say that it wants to
-/// be left alone: a bare 403 may be about this repository alone.
-fn status_fault(status: StatusCode, retry_after: Option<Duration>) -> Fault {
-    let message = format!("HTTP status {status}");
-    match status.as_u16() {
-        429 => Fault::throttled(message, retry_after.or(Some(THROTTLE_PAUSE))),
-        403 => Fault::throttled(message, retry_after),
-        503 if retry_after.is_some() => Fault::throttled(message, retry_after),
-        408 | 425 | 500..=599 => Fault::transient(message),
-        _ => Fault::gone(message),
-    }
-}
-
-/// Seconds or a date.
-fn retry_after(headers: &HeaderMap, now: OffsetDateTime) -> Option<Duration> {
-    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = value.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let date = OffsetDateTime::parse(value, &Rfc2822).ok()?;
-    Some(Duration::try_from(date - now).unwrap_or_default())
-}
-
-/// An error with its causes; reqwest's own text leaves out the one that matters.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
+    let fault = Fault::transient(last.to_string()).because(error);
+    fault.cause::<Fault>().cloned().unwrap_or(fault)
 }
 
 #[cfg(test)]
@@ -493,33 +676,7 @@ mod tests {
     use common::fault::FaultKind;
 
     use super::*;
-
-    #[test]
-    fn statuses_have_their_class() {
-        use FaultKind::{Gone, Throttled, Transient};
-        for (status, retry_after, kind) in [
-            (401, None, Gone),
-            (403, None, Throttled),
-            (404, None, Gone),
-            (410, None, Gone),
-            (451, None, Gone),
-            (418, None, Gone),
-            (429, Some(5), Throttled),
-            (408, None, Transient),
-            (500, None, Transient),
-            (502, None, Transient),
-            (503, None, Transient),
-            (503, Some(5), Throttled),
-        ] {
-            let retry_after = retry_after.map(Duration::from_secs);
-            let fault = status_fault(StatusCode::from_u16(status).unwrap(), retry_after);
-            assert_eq!(
-                (fault.kind, fault.retry_after),
-                (kind, retry_after),
-                "{status}"
-            );
-        }
-    }
+    use crate::fetch::policy::FetchMode;
 
     #[tokio::test]
     async fn a_host_that_resolves_to_this_machine_is_refused_unless_it_was_named() {
@@ -530,6 +687,8 @@ mod tests {
                 local: false,
                 max_bytes: 0,
                 token: None,
+                proxy: None,
+                mode: FetchMode::Auto,
             };
             PublicOnly { policy }
                 .resolve("localhost".parse().unwrap())
@@ -541,27 +700,5 @@ mod tests {
         assert_eq!(fault.kind, FaultKind::Refused);
         assert!(fault.message.contains("--allow-host localhost"), "{fault}");
         assert!(resolve(&["localhost"]).await.unwrap() > 0);
-    }
-
-    #[test]
-    fn retry_after_is_seconds_or_a_date() {
-        let now = OffsetDateTime::parse("Wed, 21 Oct 2026 07:28:00 GMT", &Rfc2822).unwrap();
-        for (value, expected) in [
-            ("7", Some(7)),
-            (" 7 ", Some(7)),
-            ("99999999", Some(99_999_999)),
-            ("Wed, 21 Oct 2026 07:28:30 GMT", Some(30)),
-            ("Wed, 21 Oct 2026 07:00:00 GMT", Some(0)),
-            ("soon", None),
-            ("-3", None),
-        ] {
-            let headers = HeaderMap::from_iter([(RETRY_AFTER, value.parse().unwrap())]);
-            assert_eq!(
-                retry_after(&headers, now),
-                expected.map(Duration::from_secs),
-                "{value}"
-            );
-        }
-        assert_eq!(retry_after(&HeaderMap::new(), now), None);
     }
 }

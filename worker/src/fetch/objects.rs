@@ -1,74 +1,120 @@
-//! A [`Source`] that reads a repository on disk through libgit2.
+//! A [`Source`] that reads a repository on disk through libgit2, and libgit2's errors.
 
 use std::fmt;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use common::fault::Fault;
-use git2::{ErrorCode, ObjectType, Odb, Oid, Repository, RepositoryOpenFlags};
+use git2::{Config, ErrorClass, ErrorCode, ObjectType, Odb, Oid, Repository, RepositoryOpenFlags};
+use rustix::io::Errno;
 
-use crate::source::{Entry, EntryKind, Head, ObjectId, Source};
+use crate::fetch::answer;
+use crate::fetch::http::ProgressSink;
+use crate::source::{EntryKind, Head, ObjectId, Source, TreeEntry};
 
-/// Largest tree that is read, in bytes. GitHub refuses to show one of a tenth of this.
+/// Largest tree that is read, in bytes. GitHub does not show one of a tenth of this.
 const MAX_TREE_BYTES: usize = 64 << 20;
 
-/// The objects of a repository on disk, and the commit that its HEAD names.
+/// The objects of a repository on disk, read at one commit.
 pub struct Objects {
     repository: Repository,
     head: Option<Head>,
+    sink: Option<Arc<dyn ProgressSink>>,
+    /// The path of a partial clone, which lacks objects.
+    partial: Option<PathBuf>,
 }
 
 impl Objects {
     /// Opens the repository at `path`, bare or not, at its HEAD.
     ///
     /// # Errors
-    /// [`FaultKind::Gone`](common::fault::FaultKind::Gone) if there is none; else as [`Self::new`].
+    /// [`FaultKind::Gone`](common::fault::FaultKind::Gone) if there is none,
+    /// [`FaultKind::Refused`](common::fault::FaultKind::Refused) if it cannot be opened, and those of
+    /// [`Self::new`].
     pub fn open(path: &Path) -> Result<Self, Fault> {
         let flags = RepositoryOpenFlags::NO_SEARCH;
-        let none: [&Path; 0] = [];
-        let repository = Repository::open_ext(path, flags, none).map_err(|error| {
+        let ceilings: [&Path; 0] = [];
+        let repository = Repository::open_ext(path, flags, ceilings).map_err(|error| {
             let message = format!("cannot open {}: {}", path.display(), error.message());
-            match error.code() {
-                ErrorCode::NotFound => Fault::gone(message),
+            match (error.code(), error.class()) {
+                (ErrorCode::NotFound, _) => Fault::gone(message),
+                (_, ErrorClass::Repository) if has_extension(path, "partialclone") => {
+                    partial_clone(path)
+                }
+                (_, ErrorClass::Repository) if has_extension(path, "objectformat") => {
+                    answer::sha256()
+                }
                 _ => Fault::refused(message),
             }
         })?;
+        let is_partial = is_promised(&repository);
         let commit = match repository.head() {
-            Ok(reference) => Some(
-                reference
-                    .peel_to_commit()
-                    .map_err(|error| fault("HEAD", &error))?
-                    .id(),
-            ),
-            Err(error) if is_no_head(&error) => None,
-            Err(error) => return Err(fault("HEAD", &error)),
+            Ok(head) => {
+                let commit = head.peel_to_commit();
+                Some(commit.map_err(|error| unreadable("HEAD", &error))?.id())
+            }
+            Err(error) if is_no_head(&error) => match local_refs(&repository) {
+                refs if refs.is_empty() => None,
+                refs => return Err(unborn_head(&repository, &refs)),
+            },
+            Err(error) => return Err(unreadable("HEAD", &error)),
         };
-        Self::new(repository, commit.map(object_id))
+        let objects = Self::new(repository, commit.map(object_id))?;
+        Ok(Self {
+            partial: is_partial.then(|| path.to_owned()),
+            ..objects
+        })
     }
 
-    /// Takes an open repository, to be read at `commit`; `None` stands for an empty one.
+    /// Reads an open repository at `commit`; `None` if it has none.
     ///
     /// # Errors
-    /// [`FaultKind::Transient`](common::fault::FaultKind::Transient) if the commit is missing or
-    /// damaged, as every method for what it reads: objects that do not decode look like a transfer
-    /// that went wrong. [`FaultKind::Killed`](common::fault::FaultKind::Killed) for want of memory.
+    /// Like every method here: [`FaultKind::Transient`](common::fault::FaultKind::Transient) for an
+    /// object that is missing or damaged, since the transfer may have damaged it, and
+    /// [`FaultKind::Killed`](common::fault::FaultKind::Killed) if memory runs out.
     pub fn new(repository: Repository, commit: Option<ObjectId>) -> Result<Self, Fault> {
         let head = commit.map(|commit| {
             let found = repository.find_commit(oid(commit));
-            let found = found.map_err(|error| fault(commit, &error))?;
+            let found = found.map_err(|error| unreadable(commit, &error))?;
             Ok(Head {
                 commit,
                 tree: object_id(found.tree_id()),
             })
         });
         let head = head.transpose()?;
-        Ok(Self { repository, head })
+        Ok(Self {
+            repository,
+            head,
+            sink: None,
+            partial: None,
+        })
+    }
+
+    /// Reports all reading as progress: a large repository may be read for long before there is text.
+    #[must_use]
+    pub fn report_to(mut self, sink: Arc<dyn ProgressSink>) -> Self {
+        self.sink = Some(sink);
+        self
+    }
+
+    fn alive(&self) {
+        if let Some(sink) = &self.sink {
+            sink.alive();
+        }
     }
 
     fn odb(&self) -> Result<Odb<'_>, Fault> {
-        self.repository
-            .odb()
-            .map_err(|error| fault("object database", &error))
+        let odb = self.repository.odb();
+        odb.map_err(|error| unreadable("object database", &error))
+    }
+
+    /// Classifies an object that cannot be read.
+    fn unreadable(&self, what: impl fmt::Display, error: &git2::Error) -> Fault {
+        match &self.partial {
+            Some(path) if error.code() == ErrorCode::NotFound => partial_clone(path),
+            _ => unreadable(what, error),
+        }
     }
 }
 
@@ -86,13 +132,13 @@ impl Source for Objects {
         Ok(self.head)
     }
 
-    /// Reads the tree's bytes itself: libgit2 refuses whole trees for a name that git would merely
+    /// Parses the tree's bytes itself: libgit2 rejects a whole tree for a name that git merely would
     /// not check out.
-    fn entries(&self, tree: ObjectId) -> Result<Vec<Entry>, Fault> {
+    fn entries(&self, tree: ObjectId) -> Result<Vec<TreeEntry>, Fault> {
+        self.alive();
         let odb = self.odb()?;
-        let (size, kind) = odb
-            .read_header(oid(tree))
-            .map_err(|error| fault(tree, &error))?;
+        let header = odb.read_header(oid(tree));
+        let (size, kind) = header.map_err(|error| self.unreadable(tree, &error))?;
         if kind != ObjectType::Tree {
             return Err(Fault::transient(format!("{tree} is a {kind}, not a tree")));
         }
@@ -101,15 +147,17 @@ impl Source for Objects {
                 "tree {tree} has {size} bytes, more than {MAX_TREE_BYTES}"
             )));
         }
-        let object = odb.read(oid(tree)).map_err(|error| fault(tree, &error))?;
+        let object = odb.read(oid(tree));
+        let object = object.map_err(|error| self.unreadable(tree, &error))?;
         parse_tree(object.data()).ok_or_else(|| Fault::transient(format!("tree {tree} is damaged")))
     }
 
     fn sizes(&self, blobs: &[ObjectId]) -> Result<Vec<u64>, Fault> {
+        self.alive();
         let odb = self.odb()?;
         let size = |blob: &ObjectId| {
             let header = odb.read_header(oid(*blob));
-            let (size, kind) = header.map_err(|error| fault(blob, &error))?;
+            let (size, kind) = header.map_err(|error| self.unreadable(blob, &error))?;
             check_blob(*blob, kind)?;
             Ok(size as u64)
         };
@@ -123,8 +171,10 @@ impl Source for Objects {
     ) -> Result<(), Fault> {
         let odb = self.odb()?;
         for (i, blob) in blobs.iter().enumerate() {
-            let object = odb.read(oid(*blob)).map_err(|error| fault(blob, &error))?;
+            let object = odb.read(oid(*blob));
+            let object = object.map_err(|error| self.unreadable(blob, &error))?;
             check_blob(*blob, object.kind())?;
+            self.alive();
             if visit(i, object.data()).is_break() {
                 break;
             }
@@ -141,25 +191,53 @@ fn check_blob(blob: ObjectId, kind: ObjectType) -> Result<(), Fault> {
     }
 }
 
-/// The entries of a tree object; `None` if its bytes are not those of one.
-fn parse_tree(mut bytes: &[u8]) -> Option<Vec<Entry>> {
-    let mut entries = Vec::new();
-    while !bytes.is_empty() {
-        let space = bytes.iter().position(|byte| *byte == b' ')?;
-        let kind = entry_kind(&bytes[..space])?;
-        bytes = &bytes[space + 1..];
-        let end = bytes.iter().position(|byte| *byte == 0)?;
-        let name = bytes[..end].to_vec();
-        bytes = &bytes[end + 1..];
-        let (id, rest) = bytes.split_first_chunk()?;
-        let id = ObjectId(*id);
-        bytes = rest;
-        entries.push(Entry { name, kind, id });
-    }
-    Some(entries)
+/// Parses a tree object; `None` if it is damaged.
+pub(super) fn parse_tree(bytes: &[u8]) -> Option<Vec<TreeEntry>> {
+    let entry = |raw: RawEntry<'_>| TreeEntry {
+        name: raw.name.to_vec(),
+        kind: raw.kind,
+        id: raw.id,
+    };
+    raw_entries(bytes).map(|raw| raw.map(entry)).collect()
 }
 
-/// As git reads modes: by the type's bits alone, and what has none of them is a submodule.
+/// An entry of a tree, in the tree's bytes.
+pub(super) struct RawEntry<'a> {
+    name: &'a [u8],
+    pub(super) kind: EntryKind,
+    pub(super) id: ObjectId,
+}
+
+/// Yields the entries of a tree object; `None` where it is damaged, and nothing after that.
+pub(super) fn raw_entries(mut bytes: &[u8]) -> impl Iterator<Item = Option<RawEntry<'_>>> {
+    std::iter::from_fn(move || {
+        if bytes.is_empty() {
+            return None;
+        }
+        let entry = raw_entry(&mut bytes);
+        if entry.is_none() {
+            bytes = &[];
+        }
+        Some(entry)
+    })
+}
+
+fn raw_entry<'a>(bytes: &mut &'a [u8]) -> Option<RawEntry<'a>> {
+    let all = *bytes;
+    let space = all.iter().position(|byte| *byte == b' ')?;
+    let kind = entry_kind(&all[..space])?;
+    let rest = &all[space + 1..];
+    let end = rest.iter().position(|byte| *byte == 0)?;
+    let (id, after) = rest[end + 1..].split_first_chunk()?;
+    *bytes = after;
+    Some(RawEntry {
+        name: &rest[..end],
+        kind,
+        id: ObjectId(*id),
+    })
+}
+
+/// Reads a mode as git does: by the type's bits alone, and an unknown type is a submodule.
 fn entry_kind(mode: &[u8]) -> Option<EntryKind> {
     let mode = std::str::from_utf8(mode).ok()?;
     let mode = u32::from_str_radix(mode, 8).ok()?;
@@ -175,12 +253,109 @@ fn is_no_head(error: &git2::Error) -> bool {
     matches!(error.code(), ErrorCode::UnbornBranch | ErrorCode::NotFound)
 }
 
-fn fault(what: impl fmt::Display, error: &git2::Error) -> Fault {
-    super::fault(format_args!("cannot read {what}"), error)
+/// Returns the branches of a repository on disk; all its refs if it has none.
+fn local_refs(repository: &Repository) -> Vec<String> {
+    let names = |glob: &str| -> Vec<String> {
+        let references = repository.references_glob(glob);
+        let references = references.into_iter().flatten().flatten();
+        references
+            .filter_map(|reference| reference.name().ok().map(str::to_owned))
+            .collect()
+    };
+    match names("refs/heads/*") {
+        branches if branches.is_empty() => names("refs/*"),
+        branches => branches,
+    }
+}
+
+fn unborn_head(repository: &Repository, refs: &[String]) -> Fault {
+    let head = repository.find_reference("HEAD").ok();
+    let branch = head.as_ref().and_then(|head| head.symbolic_target().ok()?);
+    answer::unborn_head(branch, refs)
+}
+
+fn partial_clone(path: &Path) -> Fault {
+    let path = path.display();
+    Fault::gone(format!(
+        "{path} is a partial clone, which lacks objects; clone it without --filter"
+    ))
+}
+
+/// Whether a remote of this repository promises the objects that it lacks.
+fn is_promised(repository: &Repository) -> bool {
+    let Ok(config) = repository.config() else {
+        return false;
+    };
+    let entries = config.entries(Some("remote\\..*\\.promisor"));
+    let mut promised = false;
+    if let Ok(entries) = entries {
+        _ = entries.for_each(|entry| {
+            promised |= !entry.has_value() || entry.value_bytes() == b"true";
+        });
+    }
+    promised
+}
+
+/// Whether the configuration of a repository that cannot be opened names this extension.
+fn has_extension(path: &Path, name: &str) -> bool {
+    let places = [path.join(".git/config"), path.join("config")];
+    let mut configs = places.iter().filter_map(|place| Config::open(place).ok());
+    configs.any(|config| config.get_entry(&format!("extensions.{name}")).is_ok())
+}
+
+fn unreadable(what: impl fmt::Display, error: &git2::Error) -> Fault {
+    fault(format_args!("cannot read {what}"), error)
+}
+
+/// Classifies an error of libgit2 itself. Those of the network are classified by their session; what a
+/// host says never counts against this machine.
+pub(super) fn fault(what: impl fmt::Display, error: &git2::Error) -> Fault {
+    let message = format!("{what}: {}", error.message());
+    if error.class() == ErrorClass::Net {
+        return Fault::transient(message);
+    }
+    match (system_error(error.message()), error.class()) {
+        (Some(Errno::NOSPC | Errno::DQUOT), _) => Fault::infra(format!(
+            "{message}; make room in the scratch folder or choose another with --scratch"
+        )),
+        (Some(Errno::FBIG), _) => {
+            Fault::too_large(format!("{message}: over the file limit of a slot"))
+        }
+        (Some(Errno::NOMEM), _) | (None, ErrorClass::NoMemory) => {
+            Fault::killed(format!("{message}: over the memory limit of a slot"))
+        }
+        (Some(Errno::MFILE), _) => Fault::killed(message),
+        (None, ErrorClass::Os | ErrorClass::Filesystem) => Fault::infra(message),
+        // Includes a pack that was cut or damaged in transfer; another copy may be whole.
+        _ => Fault::transient(message),
+    }
+}
+
+/// Whether libgit2 found no room on a disk.
+pub(super) fn is_no_room(error: &git2::Error) -> bool {
+    let system = system_error(error.message());
+    matches!(system, Some(Errno::NOSPC | Errno::DQUOT))
+}
+
+/// Returns the system's error that a message of libgit2 names, or `BADMSG` for a damaged pack.
+///
+/// libgit2 passes these on only as text: `errno` is overwritten before it returns, and its classes
+/// depend on where it met the error, not on which it was.
+fn system_error(message: &str) -> Option<Errno> {
+    let known = [
+        ("No space left on device", Errno::NOSPC),
+        ("Disk quota exceeded", Errno::DQUOT),
+        ("File too large", Errno::FBIG),
+        ("Cannot allocate memory", Errno::NOMEM),
+        ("Too many open files", Errno::MFILE),
+        ("invalid packfile", Errno::BADMSG),
+    ];
+    let found = known.into_iter().find(|(text, _)| message.contains(text));
+    found.map(|(_, errno)| errno)
 }
 
 fn oid(id: ObjectId) -> Oid {
-    Oid::from_bytes(&id.0).expect("an object's name has twenty bytes")
+    Oid::from_bytes(&id.0).expect("an object id has twenty bytes")
 }
 
 pub(super) fn object_id(oid: Oid) -> ObjectId {
@@ -222,5 +397,57 @@ mod tests {
         assert!(parse_tree(b"100644 a").is_none());
         assert!(parse_tree(b"1x0644 a\0").is_none());
         assert_eq!(parse_tree(b""), Some(Vec::new()));
+    }
+
+    #[test]
+    fn a_system_error_is_told_from_a_damaged_pack() {
+        use common::fault::FaultKind::{Infra, Killed, TooLarge, Transient};
+        for (class, text, kind) in [
+            (
+                ErrorClass::Os,
+                "failed to write chunk: No space left on device",
+                Infra,
+            ),
+            (ErrorClass::Odb, "cannot write: Disk quota exceeded", Infra),
+            (
+                ErrorClass::Indexer,
+                "cannot extend: File too large",
+                TooLarge,
+            ),
+            (
+                ErrorClass::Os,
+                "failed to mmap. Could not map: Cannot allocate memory",
+                Killed,
+            ),
+            (ErrorClass::NoMemory, "out of memory", Killed),
+            (
+                ErrorClass::Os,
+                "failed to open: Too many open files",
+                Killed,
+            ),
+            (
+                ErrorClass::Filesystem,
+                "failed to open: Permission denied",
+                Infra,
+            ),
+            (ErrorClass::Os, "invalid packfile 'x.pack'", Transient),
+            (ErrorClass::Zlib, "failed to inflate", Transient),
+            (ErrorClass::Net, "the server said: not now", Transient),
+            (
+                ErrorClass::Net,
+                "remote error: No space left on device",
+                Transient,
+            ),
+            (
+                ErrorClass::Net,
+                "remote error: Cannot allocate memory",
+                Transient,
+            ),
+        ] {
+            let error = git2::Error::new(ErrorCode::GenericError, class, text);
+            let fault = fault("git", &error);
+            assert_eq!(fault.kind, kind, "{text}");
+            assert!(fault.message.contains(text), "{fault}");
+        }
     }
 }

@@ -1,7 +1,6 @@
-//! A slot's child process: fetches and digests one repository, and tells its parent.
+//! A slot's child process: fetches and digests one repository, and reports to its parent.
 
 use std::io::{self, BufWriter, Read, Stdout, Write};
-use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,18 +11,21 @@ use rustix::process::{
     Pid, Resource, Rlimit, Signal, getppid, set_parent_process_death_signal, setrlimit,
 };
 
-use super::{ARGUMENT, Frame, MAX_PIECE, Request};
-use crate::digest::{self, Part};
-use crate::fetch::{self, Watch};
-use crate::source::{Entry, Head, ObjectId, Source};
+use super::protocol::{ARGUMENT, ChildRequest, Frame, MAX_PIECE};
+use crate::digest::Part;
+use crate::digest::write::{largest_blob, write};
+use crate::fetch::answer::TokenRefusal;
+use crate::fetch::http::ProgressSink;
+use crate::fetch::policy::FetchWay;
+use crate::fetch::{self, FetchResult, Wanted};
 
-/// How much has to come in to count as progress: a server that sends a byte a second makes none.
+/// Bytes that count as progress: a server that sends a byte a second makes none.
 const PROGRESS_BYTES: u64 = 1000;
-/// How often progress is told at most.
+/// Shortest time between two reports of progress.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 
-/// Does a slot's work and gives the exit code, if this process was started for that. To be called
-/// first in `main`, before any thread is started.
+/// Does a slot's work and returns the exit code, if this process was started as a slot's child. Call
+/// it first in `main`, before any thread starts.
 pub fn main_if_slot() -> Option<ExitCode> {
     if std::env::args_os().nth(1)? != ARGUMENT {
         return None;
@@ -31,7 +33,7 @@ pub fn main_if_slot() -> Option<ExitCode> {
     Some(match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // The parent keeps this as evidence.
+            // Evidence for the parent.
             writeln!(io::stderr(), "{error}").ok();
             ExitCode::FAILURE
         }
@@ -41,29 +43,23 @@ pub fn main_if_slot() -> Option<ExitCode> {
 fn run() -> io::Result<()> {
     let mut request = Vec::new();
     io::stdin().read_to_end(&mut request)?;
-    let request: Request = serde_json::from_slice(&request).map_err(|e| {
-        io::Error::other(format!(
-            "this is for a worker to start, not for people: {e}"
-        ))
-    })?;
+    let request: ChildRequest = serde_json::from_slice(&request)
+        .map_err(|e| io::Error::other(format!("only a worker can start a slot: {e}")))?;
     limit(&request)?;
-    let teller = Arc::new(Teller::default());
-    let last = match work(&request, &teller) {
-        Ok(last) => last,
-        Err(fault) => Frame::Failed(fault),
-    };
-    teller.tell(&last, b"")
+    let frames = Arc::new(FrameWriter::new());
+    let last = work(&request, &frames).unwrap_or_else(Frame::Failed);
+    frames.write(&last, b"")
 }
 
-/// Gives up what this process will not need, before anything of a stranger's is read.
-fn limit(request: &Request) -> io::Result<()> {
+/// Gives up what this process does not need, before it reads untrusted input.
+fn limit(request: &ChildRequest) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // The parent may have died before the line above.
     if getppid().map(Pid::as_raw_nonzero).map(i32::from) != Some(request.parent) {
         return Err(io::Error::other("the parent is gone"));
     }
-    // Should memory run out, the kernel is to end a slot, which is one job, and not the worker. Where this may not be
-    // said, the largest process goes, which mostly is the slot.
+    // If memory runs out, the kernel should kill a slot, not the worker. Where this is forbidden it
+    // kills the largest process, usually the slot.
     std::fs::write("/proc/self/oom_score_adj", "500").ok();
     for (resource, limit) in [
         (Resource::As, request.address_space),
@@ -72,91 +68,68 @@ fn limit(request: &Request) -> io::Result<()> {
         (Resource::Core, 0),
         (Resource::Nofile, 256),
     ] {
-        // Never above what the system allows already.
+        // Never above the system's limit.
         let system = rustix::process::getrlimit(resource).maximum;
         let within = |limit: u64| Some(system.map_or(limit, |system| system.min(limit)));
         let limits = Rlimit {
             current: within(limit),
-            // At the first of the two the kernel sends SIGXCPU, which says what it is about; at
-            // the second SIGKILL.
+            // The kernel sends SIGXCPU, which names the cause, at the first and SIGKILL at the second.
             maximum: within(limit + u64::from(resource == Resource::Cpu)),
         };
         setrlimit(resource, limits)?;
     }
-    // A write over the file limit is then an error that can be told, not the end.
+    // Makes a write over the file limit an error instead of the end.
     const SIGXFSZ: i32 = 25;
     signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
     Ok(())
 }
 
-fn work(request: &Request, teller: &Arc<Teller>) -> Result<Frame, Fault> {
+fn work(request: &ChildRequest, frames: &Arc<FrameWriter>) -> Result<Frame, Fault> {
+    let write_frame = |frame: &Frame, text: &[u8]| {
+        let written = frames.write(frame, text);
+        written.map_err(|e| Fault::infra(format!("the parent does not read: {e}")))
+    };
     let start = Instant::now();
-    let watch: Arc<dyn Watch> = Arc::clone(teller) as Arc<dyn Watch>;
-    let fetched = fetch::fetch(&request.url, &request.policy, &request.scratch, watch)?;
-    let told = teller.tell(
-        &Frame::Fetched {
-            fetched_bytes: fetched.bytes,
-            millis: millis(start),
-        },
-        b"",
-    );
-    told.map_err(|e| parent_gone(&e))?;
+    let sink: Arc<dyn ProgressSink> = Arc::clone(frames) as Arc<dyn ProgressSink>;
+    let ChildRequest {
+        url,
+        limits,
+        policy,
+        scratch,
+        ..
+    } = request;
+    let wanted = Wanted {
+        largest: largest_blob(limits),
+        known: request.known,
+    };
+    let fetched = match fetch::fetch(url, wanted, policy, scratch, sink)? {
+        FetchResult::Repository(fetched) => fetched,
+        FetchResult::Unmoved { bytes } => {
+            return Ok(Frame::Unmoved {
+                fetched_bytes: bytes,
+            });
+        }
+    };
+    let done = Frame::Fetched {
+        fetched_bytes: fetched.bytes,
+        millis: millis(start),
+        renamed_to: fetched.renamed_to,
+    };
+    write_frame(&done, b"")?;
 
     let start = Instant::now();
     let mut emit = |part: Part, text: &str| {
-        for piece in pieces(text) {
-            let frame = Frame::Text {
-                part,
-                bytes: piece.len(),
-            };
-            let told = teller.tell(&frame, piece.as_bytes());
-            told.map_err(|e| parent_gone(&e))?;
-        }
-        Ok(())
+        pieces(text).try_for_each(|piece| {
+            let bytes = piece.len();
+            write_frame(&Frame::Text { part, bytes }, piece.as_bytes())
+        })
     };
-    let source = Watched {
-        source: &fetched.source,
-        teller,
-    };
-    let facts = digest::write(&source, &request.subject, &request.limits, &mut emit)?;
+    let source = fetched.source.as_ref();
+    let facts = write(source, &request.subject, limits, &mut emit)?;
     Ok(Frame::Done {
         facts,
         millis: millis(start),
     })
-}
-
-/// A source whose every use counts as progress: a large repository may be looked at for long
-/// before there is text to send.
-struct Watched<'a> {
-    source: &'a dyn Source,
-    teller: &'a Teller,
-}
-
-impl Source for Watched<'_> {
-    fn head(&self) -> Result<Option<Head>, Fault> {
-        self.source.head()
-    }
-
-    fn entries(&self, tree: ObjectId) -> Result<Vec<Entry>, Fault> {
-        self.teller.alive();
-        self.source.entries(tree)
-    }
-
-    fn sizes(&self, blobs: &[ObjectId]) -> Result<Vec<u64>, Fault> {
-        self.teller.alive();
-        self.source.sizes(blobs)
-    }
-
-    fn read(
-        &self,
-        blobs: &[ObjectId],
-        visit: &mut dyn FnMut(usize, &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), Fault> {
-        self.source.read(blobs, &mut |i, blob| {
-            self.teller.alive();
-            visit(i, blob)
-        })
-    }
 }
 
 /// Cuts a text into pieces that fit a frame, between characters.
@@ -171,78 +144,71 @@ fn pieces(mut text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-fn parent_gone(error: &io::Error) -> Fault {
-    Fault::infra(format!("the parent does not listen: {error}"))
-}
-
 fn millis(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Writes frames, and progress when there is any.
-struct Teller {
-    output: Mutex<Output>,
+/// Writes frames to standard output, and progress as it comes.
+struct FrameWriter {
+    output: Mutex<BufWriter<Stdout>>,
+    /// Bytes received when progress was last reported, and when that was.
+    reported: Mutex<(u64, Instant)>,
 }
 
-struct Output {
-    out: BufWriter<Stdout>,
-    /// Bytes received when progress was last told, and when that was.
-    told: (u64, Instant),
-}
-
-impl Default for Teller {
-    fn default() -> Self {
+impl FrameWriter {
+    fn new() -> Self {
         Self {
-            output: Mutex::new(Output {
-                out: BufWriter::with_capacity(64 * 1024, io::stdout()),
-                told: (0, Instant::now()),
-            }),
+            output: Mutex::new(BufWriter::with_capacity(64 * 1024, io::stdout())),
+            reported: Mutex::new((0, Instant::now())),
         }
     }
-}
 
-impl Teller {
-    fn output(&self) -> MutexGuard<'_, Output> {
-        self.output.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn tell(&self, frame: &Frame, text: &[u8]) -> io::Result<()> {
-        let out = &mut self.output().out;
+    fn write(&self, frame: &Frame, text: &[u8]) -> io::Result<()> {
+        let mut out = lock(&self.output);
         serde_json::to_writer(&mut *out, frame)?;
         out.write_all(b"\n")?;
         out.write_all(text)?;
         out.flush()
     }
 
-    fn progress(&self, fetched_bytes: u64) {
-        // The next write that matters will find out that the parent is gone.
-        self.tell(&Frame::Progress { fetched_bytes }, b"").ok();
+    /// Reports progress unless it was reported just now. `received` is the bytes received, if they
+    /// are what makes the progress.
+    fn progress(&self, received: Option<u64>) {
+        let mut reported = lock(&self.reported);
+        let (bytes, when) = *reported;
+        let fetched_bytes = received.unwrap_or(bytes);
+        let is_slow = received.is_some_and(|total| total - bytes < PROGRESS_BYTES);
+        if is_slow || when.elapsed() < PROGRESS_EVERY {
+            return;
+        }
+        *reported = (fetched_bytes, Instant::now());
+        // If the parent is gone, the next write that matters fails too.
+        self.write(&Frame::Progress { fetched_bytes }, b"").ok();
     }
 }
 
-impl Watch for Teller {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl ProgressSink for FrameWriter {
+    fn way(&self, way: FetchWay, why: &str) {
+        let why = why.to_owned();
+        // As in `progress`.
+        self.write(&Frame::Way { way, why }, b"").ok();
+    }
+
     fn received(&self, total: u64) {
-        {
-            let mut output = self.output();
-            let (bytes, when) = output.told;
-            if total - bytes < PROGRESS_BYTES || when.elapsed() < PROGRESS_EVERY {
-                return;
-            }
-            output.told = (total, Instant::now());
-        }
-        self.progress(total);
+        self.progress(Some(total));
     }
 
     fn alive(&self) {
-        let total = {
-            let mut output = self.output();
-            if output.told.1.elapsed() < PROGRESS_EVERY {
-                return;
-            }
-            output.told.1 = Instant::now();
-            output.told.0
-        };
-        self.progress(total);
+        self.progress(None);
+    }
+
+    fn token_refused(&self, why: TokenRefusal) {
+        // As above.
+        self.write(&Frame::TokenRefused { why }, b"").ok();
     }
 }
 

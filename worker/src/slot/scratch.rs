@@ -1,7 +1,7 @@
-//! Scratch folders: one for each process, in it one for each job at work.
+//! Scratch folders: one for each process, in it one for each job.
 //!
-//! A process holds a lock on a file beside its folder as long as it lives, so whoever starts later
-//! can tell what a dead one left behind, and removes it.
+//! A process locks a file beside its folder as long as it lives. A process that starts removes the
+//! folders whose lock is free.
 
 use std::fs::{self, File};
 use std::io;
@@ -22,7 +22,7 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    /// Makes one in `parent`.
+    /// Makes a scratch folder in `parent`.
     pub(super) fn new(parent: &Path) -> Result<Self, Fault> {
         let make = || {
             fs::create_dir_all(parent)?;
@@ -32,10 +32,9 @@ impl Scratch {
                 let (folder, lock_path) = (parent.join(&name), parent.join(format!("{name}.lock")));
                 let lock = File::create_new(&lock_path)?;
                 lock.lock()?;
-                // A sweeper may have been quicker between the two.
-                if fs::metadata(&lock_path)
-                    .is_ok_and(|m| m.ino() == lock.metadata().map_or(0, |m| m.ino()))
-                {
+                // Another process may have removed the file before it was locked.
+                let ours = lock.metadata()?.ino();
+                if fs::metadata(&lock_path).is_ok_and(|found| found.ino() == ours) {
                     fs::create_dir(&folder)?;
                     return Ok(Self {
                         folder,
@@ -48,7 +47,7 @@ impl Scratch {
         make().map_err(|e| fault(parent, &e))
     }
 
-    /// A new empty folder for one job; removed when dropped.
+    /// Makes an empty folder for one job; removed when dropped.
     pub(super) fn folder(&self) -> Result<TempDir, Fault> {
         tempfile::Builder::new()
             .prefix("job-")
@@ -56,7 +55,7 @@ impl Scratch {
             .map_err(|e| fault(&self.folder, &e))
     }
 
-    /// Finds out whether it can be written.
+    /// Checks that it can be written.
     pub(super) fn probe(&self) -> Result<(), Fault> {
         let folder = self.folder()?;
         fs::write(folder.path().join("probe"), [0; 4096]).map_err(|e| fault(&self.folder, &e))
@@ -70,24 +69,21 @@ impl Drop for Scratch {
     }
 }
 
-/// Removes what processes left that are no more.
+/// Removes what dead processes left.
 fn sweep(parent: &Path) -> io::Result<()> {
     for entry in fs::read_dir(parent)? {
         let entry = entry?;
         let lock_path = entry.path();
-        let named_so = lock_path
-            .file_name()
-            .and_then(|name| name.to_str())
-            .is_some_and(|name| name.starts_with(PREFIX) && name.ends_with(".lock"));
-        // Anybody may put a pipe of that name, which would never open, into a common folder.
-        if !named_so || !entry.file_type().is_ok_and(|kind| kind.is_file()) {
-            continue;
-        }
-        // Somebody else's to remove, where it cannot be opened or is held.
-        let Ok(lock) = File::open(&lock_path) else {
-            continue;
-        };
-        if lock.try_lock().is_ok() {
+        let name = entry.file_name();
+        let is_lock = name
+            .to_str()
+            .is_some_and(|n| n.starts_with(PREFIX) && n.ends_with(".lock"));
+        // In a shared folder anyone may make a pipe of that name, and opening it would hang.
+        if is_lock
+            && entry.file_type().is_ok_and(|kind| kind.is_file())
+            && let Ok(lock) = File::open(&lock_path)
+            && lock.try_lock().is_ok()
+        {
             fs::remove_dir_all(lock_path.with_extension("")).ok();
             fs::remove_file(&lock_path).ok();
         }

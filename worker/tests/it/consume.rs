@@ -7,27 +7,33 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use common::broker::memory::MemoryBroker;
-use common::broker::{Broker, Delivery, Event, Position};
+use common::broker::{Broker, Delivery, Event, InHand, Notice, Position, RollCall};
 use common::fault::{Fault, FaultKind};
-use common::job::{Job, PushedAt, WIRE_VERSION};
+use common::ids::PushedAt;
+use common::ids::RepoRef;
+use common::ids::RunId;
+use common::job::{Job, WIRE_VERSION};
 use common::outcome::{Outcome, OutcomeRecord};
-use common::repo::RepoRef;
-use common::run::RunId;
 use common::shutdown::Shutdown;
 use common::store::fs::FsStore;
 use common::store::s3::S3Store;
-use common::store::{Digest, DigestStore, DocumentKey, Expected, Found, Listed, Put, SharedStore};
-use common::telemetry::{Expose, Metrics};
-use common::testing::git_server::{Fault as Trouble, GitServer, Kind};
-use common::testing::s3_server::{Fate, S3Server};
-use common::testing::small_disk::SmallDisk;
+use common::store::{
+    Digest, DigestMeta, DigestStore, DocumentKey, Expected, Found, Listed, Put, Renewal,
+    SharedStore, Version,
+};
+use common::telemetry::registry::Expose;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use rustix::process::{Signal, kill_process};
 use tempfile::TempDir;
+use testing::git_server::{Fault as Trouble, GitServer, Kind, Place};
+use testing::s3_server::{Fate, S3Server};
+use testing::small_disk::SmallDisk;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use worker::consume::Worker;
+use worker::fetch::policy::FetchMode;
+use worker::metrics::Metrics;
 use worker::run::probe_at_start;
 
 use crate::fixture::{Fixture, TEXT, as_root, good, until};
@@ -108,7 +114,7 @@ impl Work {
         let events = self.broker.events(Position::Start).await.unwrap();
         let outcomes = events.filter_map(async |entry| match entry.unwrap().event {
             Event::Outcome(record) => Some(record),
-            Event::Dead(job) => panic!("{} is dead", job.repo),
+            Event::Dead(dead) => panic!("{} is dead", dead.job.repo),
             _ => None,
         });
         let outcomes = outcomes.take(count).collect();
@@ -204,7 +210,10 @@ async fn transient_faults_are_tried_again_and_others_go_on_meanwhile() {
     };
     assert_eq!((ever.1, ever.2), (Outcome::Failed(Transient), 3));
     assert_eq!((gone.1, gone.2), (Outcome::Failed(Gone), 0));
-    assert_eq!(gone.3, "HTTP status 404 Not Found");
+    assert_eq!(
+        gone.3,
+        "HTTP status 404 Not Found: the host says \"404 on purpose\""
+    );
     assert_eq!((good, twice), (&done("good", 0), &done("twice", 2)));
     assert_eq!(server.repo_stats("owner/ever").info_refs, 4);
     assert_eq!(server.repo_stats("owner/gone").info_refs, 1);
@@ -278,6 +287,123 @@ async fn one_repository_turned_away_without_a_word_keeps_nobody_waiting() {
     work.stop(&fixture).await;
 }
 
+/// As GitHub turns away whoever asks for one of many that its staff disabled.
+#[tokio::test]
+async fn repositories_that_are_disabled_keep_nobody_waiting() {
+    let fixture = Fixture::new();
+    let barred: Vec<String> = (0..10).map(|i| format!("barred-{i}")).collect();
+    let others: Vec<String> = (0..100).map(|i| format!("other-{i:02}")).collect();
+    for name in &others {
+        good(fixture.root.path(), name);
+    }
+    let why = "Access to this repository has been disabled by GitHub staff.";
+    for name in &barred {
+        let trouble = Trouble::with_body(403, why);
+        fixture.server.fault(&format!("owner/{name}"), trouble);
+    }
+    let work = Work::start(&fixture, &Choice::default());
+    let names = barred.iter().chain(&others);
+    work.enqueue(names.map(|name| fixture.url(name))).await;
+    let outcomes = work.named_outcomes(110).await;
+    for (name, outcome, attempt, message) in &outcomes[..10] {
+        assert_eq!((*outcome, *attempt), (Outcome::Failed(Gone), 0), "{name}");
+        assert!(message.contains(&format!("\"{why}\"")), "{message}");
+    }
+    let expected: Vec<_> = others.iter().map(|name| done(name, 0)).collect();
+    assert_eq!(outcomes[10..], expected);
+    assert!(work.shows(r#"repofleet_handed_back_total{reason="host"} 0"#));
+    assert!(work.shows(r#"repofleet_retries_total{class="throttled"} 0"#));
+    work.stop(&fixture).await;
+}
+
+/// First by status, then in band.
+#[tokio::test]
+async fn githubs_limit_on_anonymous_downloads_costs_no_repository_anything() {
+    let fixture = Fixture::new();
+    let names: Vec<String> = (0..60).map(|i| format!("repo-{i:02}")).collect();
+    for name in &names {
+        good(fixture.root.path(), name);
+    }
+    for limit in [Trouble::github_limit(1), Trouble::github_limit_in_band(1)] {
+        fixture
+            .server
+            .fault_all(limit.lasting(Duration::from_secs(2)));
+    }
+    let work = Work::start(&fixture, &Choice::default());
+    work.enqueue(names.iter().map(|name| fixture.url(name)))
+        .await;
+    let outcomes = work.named_outcomes(60).await;
+    let expected: Vec<_> = names.iter().map(|name| done(name, 0)).collect();
+    assert_eq!(outcomes, expected);
+    // Both forms were met, and nobody asked while the host was paused.
+    assert!(work.start.elapsed() >= Duration::from_secs(4));
+    assert!(!work.shows(r#"repofleet_retries_total{class="throttled"} 0"#));
+    assert!(work.shows(r#"repofleet_retries_total{class="transient"} 0"#));
+    let faulted = fixture
+        .server
+        .stats()
+        .values()
+        .map(|s| s.faulted)
+        .sum::<u64>();
+    assert!(faulted < 60, "{faulted} requests met the limit");
+    work.stop(&fixture).await;
+}
+
+/// As a git server does whose own disk is full, and memory too.
+#[tokio::test]
+async fn a_hosts_words_are_never_about_this_machine() {
+    let fixture = Fixture::new();
+    let words = [
+        "No space left on device",
+        "File too large",
+        "Cannot allocate memory",
+        "Disk quota exceeded",
+        "Too many open files",
+    ];
+    let mut names = Vec::new();
+    for (i, words) in words.into_iter().enumerate() {
+        for place in [Place::Err, Place::SideBand3] {
+            let name = format!("{i}-{place:?}");
+            good(fixture.root.path(), &name);
+            let trouble = Trouble::says(place, words).on(Kind::UploadPack);
+            fixture.server.fault(&format!("owner/{name}"), trouble);
+            names.push(name);
+        }
+    }
+    let work = Work::start(&fixture, &Choice::default());
+    work.enqueue(names.iter().map(|name| fixture.url(name)))
+        .await;
+    let outcomes = work.named_outcomes(names.len()).await;
+    for (name, outcome, attempt, message) in outcomes {
+        assert_eq!(
+            (outcome, attempt),
+            (Outcome::Failed(Transient), 3),
+            "{name}"
+        );
+        let index: usize = name[..1].parse().unwrap();
+        assert!(message.contains(words[index]), "{message}");
+    }
+    assert!(work.shows("repofleet_infra_paused 0"));
+    work.stop(&fixture).await;
+}
+
+#[tokio::test]
+async fn a_renamed_repository_is_recorded_with_its_new_address() {
+    let fixture = Fixture::new();
+    good(fixture.root.path(), "new-name");
+    let to = fixture.url("new-name");
+    let moved = Trouble::Moved { to: to.clone() };
+    fixture.server.fault("owner/bad", moved);
+    let work = Work::start(&fixture, &Choice::default());
+    work.enqueue(["bad", "good"].map(|name| fixture.url(name)))
+        .await;
+    for outcome in work.outcomes(2).await {
+        let expected = Some(&to).filter(|_| outcome.repo.name() == "bad");
+        assert_eq!(outcome.renamed_to.as_ref(), expected);
+    }
+    work.stop(&fixture).await;
+}
+
 /// Not one job after another is charged with it, however long it lasts.
 #[tokio::test]
 async fn a_machine_that_starts_no_slots_is_no_repositorys_fault() {
@@ -328,7 +454,9 @@ async fn a_killed_slot_gets_one_retry() {
 #[test]
 fn a_full_disk_is_waited_out() {
     as_root("consume::a_full_disk_is_waited_out", async {
-        let fixture = Fixture::new();
+        let mut fixture = Fixture::new();
+        // However small the repository, it goes to the disk.
+        fixture.policy.mode = FetchMode::Git2;
         let _disk = SmallDisk::mount(fixture.scratch.path(), "2m");
         let work = Work::start(&fixture, &Choice::default());
         let other = fixture.scratch.path().join("other");
@@ -359,7 +487,8 @@ fn patience_with_a_full_disk_has_an_end_and_no_job_is_lost() {
     as_root(
         "consume::patience_with_a_full_disk_has_an_end_and_no_job_is_lost",
         async {
-            let fixture = Fixture::new();
+            let mut fixture = Fixture::new();
+            fixture.policy.mode = FetchMode::Git2;
             let _disk = SmallDisk::mount(fixture.scratch.path(), "2m");
             let choice = Choice {
                 patience: Duration::from_secs(1),
@@ -485,6 +614,15 @@ impl DigestStore for Touchy {
         self.0.put(repo, digest, expected).await
     }
 
+    async fn renew(
+        &self,
+        repo: &RepoRef,
+        meta: &DigestMeta,
+        version: &Version,
+    ) -> Result<Renewal, Fault> {
+        self.0.renew(repo, meta, version).await
+    }
+
     fn list(&self, prefix: &str) -> BoxStream<'_, Result<Listed, Fault>> {
         self.0.list(prefix)
     }
@@ -534,8 +672,8 @@ async fn a_panic_costs_one_job() {
                 processed += 1;
             }
             // Delivered again and again, until the broker has had enough.
-            Event::Dead(job) => {
-                assert_eq!(job.repo.name(), "panic");
+            Event::Dead(lost) => {
+                assert_eq!(lost.job.repo.name(), "panic");
                 dead += 1;
             }
             _ => {}
@@ -585,4 +723,90 @@ async fn a_bucket_shows_at_the_start_what_it_can_do_and_nothing_fails_for_it() {
         !folder.exists(),
         "there is nothing to find out about a folder"
     );
+}
+
+/// Of a machine's fault, whatever the pauses between looks at it add up to.
+#[tokio::test(start_paused = true)]
+async fn patience_beyond_any_loan_means_what_it_says() {
+    let fixture = Fixture::new();
+    let patience = Duration::from_secs(3600);
+    let choice = Choice {
+        patience,
+        store: |_| Arc::new(Touchy(Arc::new(FsStore::new("/proc/nowhere")))),
+        ..Choice::default()
+    };
+    let start = tokio::time::Instant::now();
+    let work = Work::start(&fixture, &choice);
+    work.enqueue([fixture.url("ill")]).await;
+    let fault = work.worker.await.unwrap().unwrap_err();
+    assert_eq!(fault.kind, Infra);
+    assert_eq!(start.elapsed().as_secs(), patience.as_secs());
+    let deliveries = work.broker.deliveries(1).await.unwrap();
+    let handed_back = deliveries.take(1).collect::<Vec<_>>().await;
+    assert_eq!((handed_back[0].attempt, handed_back[0].waits), (0, 0));
+}
+
+#[tokio::test]
+async fn why_a_worker_waits_is_recorded_when_it_changes() {
+    let mut fixture = Fixture::new();
+    fixture.config.concurrency = Some(1);
+    fixture
+        .server
+        .fault("owner/bad", Trouble::retry_after(429, 2).times(1));
+    let choice = Choice {
+        store: |store| Arc::new(Touchy(store)),
+        ..Choice::default()
+    };
+    let work = Work::start(&fixture, &choice);
+    let events = work.broker.events(Position::Start).await.unwrap();
+    let mut states = Box::pin(events.filter_map(async |entry| match entry.unwrap().event {
+        Event::Worker(state) => Some(state),
+        _ => None,
+    }));
+    work.enqueue([fixture.url("bad")]).await;
+    let state = states.next().await.unwrap();
+    assert_eq!((&*state.worker, state.infra), ("tested", None));
+    assert!(state.hosts.contains_key(&fixture.server.authority()));
+    let state = states.next().await.unwrap();
+    assert_eq!((state.infra, state.hosts.len()), (None, 0));
+
+    work.enqueue([fixture.url("ill")]).await;
+    let state = states.next().await.unwrap();
+    assert_eq!(state.infra.as_deref(), Some("cannot look; mend it"));
+    assert_eq!(states.next().await.unwrap().infra, None);
+    work.stop(&fixture).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_roll_call_is_answered_with_every_job_in_hand_also_while_the_worker_stops() {
+    let mut fixture = Fixture::new();
+    fixture.config.concurrency = Some(2);
+    fixture.server.fault("owner/bad", Trouble::Hang);
+    let choice = Choice {
+        drain: Duration::from_secs(60),
+        ..Choice::default()
+    };
+    let work = Work::start(&fixture, &choice);
+    work.enqueue([fixture.url("bad")]).await;
+    fixture.child_at_work();
+    let mut notices = work.broker.announcements().await.unwrap();
+    for stopping in [false, true] {
+        if stopping {
+            work.shutdown.soft.cancel();
+        }
+        let roll_call = format!("call {stopping}");
+        let call = Notice::RollCall(RollCall {
+            roll_call: roll_call.clone(),
+        });
+        work.broker.announce(&call).await.unwrap();
+        assert_eq!(notices.next().await, Some(call));
+        let expected = InHand {
+            answers: roll_call,
+            worker: "tested".to_owned(),
+            jobs: vec![job(fixture.url("bad")).id()],
+        };
+        assert_eq!(notices.next().await, Some(Notice::InHand(expected)));
+    }
+    work.shutdown.hard.cancel();
+    work.worker.await.unwrap().unwrap();
 }

@@ -1,15 +1,15 @@
-//! `worker digest`: where its text goes.
+//! `worker digest`: where the text goes.
 
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use common::testing::small_disk::SmallDisk;
+use testing::small_disk::SmallDisk;
 
 use crate::fixture::as_root;
 
-/// `worker digest` of a repository with one file of 300 kB, in `folder`.
+/// Runs `worker digest` on a repository with one file of 300 kB, in `folder`.
 fn digest(folder: &Path, arguments: &[&str]) -> Output {
     command(folder, arguments).output().unwrap()
 }
@@ -94,4 +94,70 @@ fn who_has_read_enough_is_no_error() {
     let ended = child.wait_with_output().unwrap();
     assert!(ended.status.success(), "{ended:?}");
     assert!(ended.stderr.is_empty(), "{ended:?}");
+}
+
+/// Runs `worker digest` with these arguments, and `token` as GITHUB_TOKEN, in an empty folder.
+fn of(token: &str, arguments: &[&str]) -> Output {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_worker"));
+    command.arg("digest").args(arguments);
+    let command = command.current_dir(&folder).env("GITHUB_TOKEN", token);
+    command.output().unwrap()
+}
+
+#[test]
+fn what_is_no_address_of_a_repository_is_refused_with_what_to_say_instead() {
+    for (source, said) in [
+        (
+            "octocat/Hello-World",
+            "https://github.com/octocat/Hello-World",
+        ),
+        ("https://github.com/octocat/Hello-World#main", "# part"),
+        (
+            "https://github.com/octocat",
+            "https://github.com/OWNER/NAME",
+        ),
+        ("nothing-here", "neither a URL nor a path"),
+    ] {
+        let ended = of("", &[source]);
+        assert_eq!(ended.status.code(), Some(2), "{source}: {ended:?}");
+        let stderr = String::from_utf8(ended.stderr).unwrap();
+        assert!(stderr.contains(said), "{source}: {stderr}");
+    }
+}
+
+/// At a host that is asked through a proxy which is not there.
+#[test]
+fn what_people_write_is_asked_for_as_a_repository() {
+    for (source, left_out) in [
+        ("github.com/octocat/Hello-World/tree/main", true),
+        ("https://github.com/octocat/Hello-World/issues/5", true),
+        ("git@github.com:octocat/Hello-World.git", false),
+    ] {
+        let ended = of("", &[source, "--fetch-proxy", "http://127.0.0.1:1"]);
+        assert_eq!(ended.status.code(), Some(69), "{source}: {ended:?}");
+        let stderr = String::from_utf8(ended.stderr).unwrap();
+        assert!(stderr.contains("transient: "), "{source}: {stderr}");
+        assert_eq!(stderr.contains("always of HEAD"), left_out, "{stderr}");
+    }
+}
+
+#[test]
+fn what_cannot_be_a_token_is_refused_at_once() {
+    for token in ["ghp_sesame\n", "\"ghp_sesame\"", " ghp_sesame"] {
+        let ended = of(token, &["https://github.com/octocat/Hello-World"]);
+        assert_eq!(ended.status.code(), Some(2), "{ended:?}");
+        let stderr = String::from_utf8(ended.stderr).unwrap();
+        assert!(stderr.contains("GITHUB_TOKEN is not a token"), "{stderr}");
+        assert!(!stderr.contains("sesame"), "{stderr}");
+    }
+    // A worker of a fleet does not wait for its broker first.
+    let folder = tempfile::tempdir().unwrap();
+    let ended = Command::new(env!("CARGO_BIN_EXE_worker"))
+        .args(["run", "--broker-url", "amqp://127.0.0.1:1"])
+        .current_dir(&folder)
+        .env("GITHUB_TOKEN", "'ghp_sesame'")
+        .output()
+        .unwrap();
+    assert_eq!(ended.status.code(), Some(2), "{ended:?}");
 }

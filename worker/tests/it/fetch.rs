@@ -1,21 +1,26 @@
-//! Fetching: every kind of repository and server has its class, and costs no other repository.
+//! Fetching: every failure has its class, and affects no other repository.
 
 use std::path::Path;
 use std::time::Duration;
 
 use common::fault::{Fault, FaultKind};
-use common::testing::git_server::{Fault as Trouble, GitServer, Kind, Rule};
-use common::testing::http_server::{HttpServer, Response};
-use common::testing::repositories::{Builder, empty};
+use common::text::printable;
 use futures::future::join_all;
-use worker::fetch::policy::{Secret, Token};
+use testing::git_server::{Dialect, Fault as Trouble, GITHUB_LIMIT, GitServer, Kind, Place, Rule};
+use testing::http_server::{HttpServer, Response};
+use testing::repositories::{Builder, empty};
+use worker::fetch::policy::{FetchMode, HostToken};
+use worker::slot::SlotResult;
 
-use crate::fixture::{Fixture, TEXT, git, good, noise, work};
+use crate::fixture::{Fixture, TEXT, git, good, noise, work, work_unless_at};
+
+/// Both ways to fetch.
+const MODES: [FetchMode; 2] = [FetchMode::Auto, FetchMode::Git2];
 
 use FaultKind::{Gone, Killed, Refused, Throttled, TooLarge, Transient};
 
 impl Fixture {
-    /// What is made of `owner/bad` with `trouble` alone, which is to be a fault of class `kind`.
+    /// Fetches `owner/bad` with only `trouble`; asserts a fault of class `kind` and returns it.
     async fn fault_of(&self, trouble: impl Into<Rule>, kind: FaultKind) -> Fault {
         let trouble = trouble.into();
         self.server.clear_faults();
@@ -31,7 +36,7 @@ async fn a_repository_is_fetched_shallowly_over_one_connection() {
     let fixture = Fixture::new();
     let path = fixture.root.path().join("owner/good.git");
     let first = git(&path, ["rev-parse", "HEAD"]);
-    // A second commit on top, and a tag: neither history nor tags are wanted.
+    // A second commit on top, and a tag: neither history nor tags are fetched.
     let second = git(
         &path,
         [
@@ -75,32 +80,130 @@ async fn a_repository_is_fetched_shallowly_over_one_connection() {
 }
 
 #[tokio::test]
+async fn nothing_is_asked_for_but_the_refs_if_head_is_the_known_commit() {
+    let mut fixture = Fixture::new();
+    fixture.policy.local = true;
+    let path = fixture.root.path().join("owner/good.git");
+    let head = git(&path, ["rev-parse", "HEAD"]);
+    let tree = git(&path, ["rev-parse", "HEAD^{tree}"]);
+    empty(fixture.root.path(), "owner", "empty");
+    let slots = fixture.slots();
+
+    let result = work_unless_at(&slots, &fixture.url("good"), Some(&head)).await;
+    let Ok(SlotResult::Unmoved { fetched_bytes, .. }) = result else {
+        panic!("{result:?}");
+    };
+    let stats = fixture.server.repo_stats("owner/good");
+    // The POST asks for HEAD alone.
+    assert_eq!((stats.info_refs, stats.upload_packs), (1, 1));
+    assert_eq!(fetched_bytes, stats.bytes_sent);
+
+    // Another commit, and one that is somewhere else in the repository.
+    for known in ["0".repeat(40), tree] {
+        let result = work_unless_at(&slots, &fixture.url("good"), Some(&known)).await;
+        let Ok(SlotResult::Digest(made)) = result else {
+            panic!("{result:?}");
+        };
+        assert_eq!(made.facts.commit.as_ref(), Some(&head));
+    }
+    let stats = fixture.server.repo_stats("owner/good");
+    assert_eq!((stats.info_refs, stats.packs), (3, 2));
+    assert!(stats.upload_packs > 0);
+
+    let result = work_unless_at(&slots, &fixture.url("empty"), Some(&head)).await;
+    assert!(matches!(result, Ok(SlotResult::Digest(_))), "{result:?}");
+    let local = work_unless_at(&slots, path.to_str().unwrap(), Some(&head)).await;
+    let local = local.unwrap();
+    assert!(
+        matches!(
+            local,
+            SlotResult::Unmoved {
+                fetched_bytes: 0,
+                ..
+            }
+        ),
+        "{local:?}"
+    );
+    drop(slots);
+    fixture.assert_nothing_left();
+}
+
+#[tokio::test]
 async fn heads_of_every_kind() {
-    let fixture = Fixture::new();
+    let mut fixture = Fixture::new();
     let root = fixture.root.path();
     empty(root, "owner", "empty");
-    let dangling = good(root, "dangling");
-    git(&dangling, ["symbolic-ref", "HEAD", "refs/heads/nowhere"]);
     let detached = good(root, "detached");
     let commit = git(&detached, ["rev-parse", "main"]);
     git(&detached, ["update-ref", "--no-deref", "HEAD", &commit]);
     let elsewhere = good(root, "elsewhere");
     git(&elsewhere, ["branch", "-m", "main", "odd/branch"]);
 
-    for name in ["empty", "dangling"] {
-        let made = fixture.make(name).await.unwrap();
-        assert_eq!((made.facts.commit, made.facts.files), (None, 0), "{name}");
+    for mode in MODES {
+        fixture.policy.mode = mode;
+        let made = fixture.make("empty").await.unwrap();
+        assert_eq!((made.facts.commit, made.facts.files), (None, 0));
+        for name in ["detached", "elsewhere"] {
+            let made = fixture.make(name).await.unwrap();
+            assert_eq!(made.facts.commit.as_ref(), Some(&commit), "{name}");
+            assert!(made.content.contains(TEXT), "{name}");
+        }
     }
-    for name in ["detached", "elsewhere"] {
-        let made = fixture.make(name).await.unwrap();
-        assert_eq!(made.facts.commit.as_ref(), Some(&commit), "{name}");
-        assert!(made.content.contains(TEXT), "{name}");
+}
+
+/// Not an empty one, from wherever it is read.
+#[tokio::test]
+async fn a_head_that_names_no_branch_is_told_if_there_are_others() {
+    let mut fixture = Fixture::new();
+    fixture.policy.local = true;
+    let dangling = good(fixture.root.path(), "dangling");
+    git(&dangling, ["symbolic-ref", "HEAD", "refs/heads/nowhere"]);
+    let told = |branch: &str, there: &str| {
+        format!(
+            "HEAD names {branch}, which does not exist; there {there}; make an existing branch the default"
+        )
+    };
+    let remote = fixture.url("dangling");
+    for mode in MODES {
+        fixture.policy.mode = mode;
+        for url in [remote.as_str(), dangling.to_str().unwrap()] {
+            let fault = fixture.make_url(url).await.unwrap_err();
+            let expected = told("the branch \"nowhere\"", "is \"main\"");
+            assert_eq!((fault.kind, fault.message), (Gone, expected), "{mode:?}");
+        }
+    }
+    // Older servers do not tell.
+    fixture.server.set_dialect(Dialect {
+        config: vec![("lsrefs.unborn", "ignore")],
+        ..Dialect::default()
+    });
+    for branch in 1..5 {
+        git(&dangling, ["branch", &format!("b{branch}"), "main"]);
+    }
+    git(&dangling, ["update-ref", "refs/a/1", "main"]);
+    for mode in MODES {
+        fixture.policy.mode = mode;
+        let fault = fixture.make("dangling").await.unwrap_err();
+        let expected = told("a branch", "are \"b1\", \"b2\", \"b3\" and more");
+        assert_eq!((fault.kind, fault.message), (Gone, expected), "{mode:?}");
+    }
+    for branch in ["main", "b1", "b2", "b3", "b4"] {
+        git(
+            &dangling,
+            ["update-ref", "-d", &format!("refs/heads/{branch}")],
+        );
+    }
+    for mode in MODES {
+        fixture.policy.mode = mode;
+        let fault = fixture.make("dangling").await.unwrap_err();
+        let expected = told("a branch", "is \"refs/a/1\"");
+        assert_eq!((fault.kind, fault.message), (Gone, expected), "{mode:?}");
     }
 }
 
 #[tokio::test]
-async fn twenty_thousand_refs_are_looked_through() {
-    let fixture = Fixture::new();
+async fn twenty_thousand_refs_are_not_sent_or_looked_through() {
+    let mut fixture = Fixture::new();
     let path = fixture.root.path().join("owner/bad.git");
     let commit = git(&path, ["rev-parse", "main"]);
     let refs: String = (0..20_000)
@@ -111,6 +214,10 @@ async fn twenty_thousand_refs_are_looked_through() {
         format!("# pack-refs with: peeled fully-peeled sorted \n{refs}"),
     )
     .unwrap();
+    let made = fixture.make("bad").await.unwrap();
+    assert_eq!(made.facts.commit.as_ref(), Some(&commit));
+    assert!(made.fetched_bytes < 2_000, "{}", made.fetched_bytes);
+    fixture.policy.mode = FetchMode::Git2;
     let made = fixture.make("bad").await.unwrap();
     assert_eq!(made.facts.commit, Some(commit));
     assert!(made.fetched_bytes > 20_000 * 60, "{}", made.fetched_bytes);
@@ -143,48 +250,232 @@ async fn a_local_repository_is_read_in_place_if_that_is_allowed() {
 
 #[tokio::test]
 async fn statuses_have_their_class_at_either_request() {
-    let fixture = Fixture::new();
+    let mut fixture = Fixture::new();
     let seconds = |s| Some(Duration::from_secs(s));
-    for (trouble, kind, retry_after) in [
-        (Trouble::status(401), Gone, None),
+    let cases = [
         (Trouble::status(403), Throttled, None),
+        (
+            Trouble::with_body(403, "This repository has been disabled."),
+            Gone,
+            None,
+        ),
         (Trouble::status(404), Gone, None),
         (Trouble::status(410), Gone, None),
         (Trouble::status(429), Throttled, seconds(60)),
         (Trouble::retry_after(429, 7), Throttled, seconds(7)),
-        // No host may send a worker to sleep for days.
+        // No host can pause a worker for days.
         (
             Trouble::retry_after(429, u64::MAX),
             Throttled,
             seconds(3600),
         ),
         (Trouble::status(451), Gone, None),
+        (
+            Trouble::with_body(451, "DMCA \u{1b}[1mtakedown"),
+            Gone,
+            None,
+        ),
+        (
+            Trouble::says(Place::Err, GITHUB_LIMIT),
+            Throttled,
+            seconds(60),
+        ),
+        (
+            Trouble::says(Place::Err, "No space left on device"),
+            Transient,
+            None,
+        ),
+        (
+            Trouble::says(Place::Err, "fatal: File too large"),
+            Transient,
+            None,
+        ),
+        (
+            Trouble::says(Place::Err, "fatal: Cannot allocate memory"),
+            Transient,
+            None,
+        ),
         (Trouble::status(500), Transient, None),
         (Trouble::status(503), Transient, None),
         (Trouble::retry_after(503, 9), Throttled, seconds(9)),
         (Trouble::WrongContentType, Transient, None),
-    ] {
-        for at in [Kind::InfoRefs, Kind::UploadPack] {
-            let fault = fixture.fault_of(trouble.clone().on(at), kind).await;
-            assert_eq!(fault.retry_after, retry_after, "{trouble:?} at {at:?}");
-            if let Trouble::Status { code, .. } = trouble {
-                assert!(fault.message.contains(&code.to_string()), "{fault}");
+    ];
+    for mode in MODES {
+        fixture.policy.mode = mode;
+        for (trouble, kind, retry_after) in &cases {
+            for at in [Kind::InfoRefs, Kind::UploadPack] {
+                let fault = fixture.fault_of(trouble.clone().on(at), *kind).await;
+                assert_eq!(fault.retry_after, *retry_after, "{trouble:?} at {at:?}");
+                if let Trouble::Status { code, .. } = trouble {
+                    assert!(fault.message.contains(&code.to_string()), "{fault}");
+                }
+                assert_quotes(&fault, trouble);
             }
+        }
+    }
+}
+
+/// The fault says what the host said, as far as that can be printed.
+fn assert_quotes(fault: &Fault, trouble: &Trouble) {
+    let words = match trouble {
+        Trouble::Status { body, .. } => body.trim(),
+        Trouble::Says { words, .. } => words,
+        _ => return,
+    };
+    let words = printable(words);
+    assert!(fault.message.contains(&format!("\"{words}\"")), "{fault}");
+    assert!(!fault.message.contains(char::is_control), "{fault}");
+}
+
+#[tokio::test]
+async fn a_limit_on_anonymous_downloads_is_the_hosts_and_asks_for_a_token() {
+    let mut fixture = Fixture::new();
+    let says = |place| Trouble::says(place, GITHUB_LIMIT);
+    let with_body = Trouble::with_body(401, GITHUB_LIMIT);
+    // Each form, the pause, and how many POSTs there are on either way.
+    let limits = [
+        (Trouble::github_limit(7), 7, [1, 1]),
+        (Trouble::github_limit_in_band(7), 7, [1, 1]),
+        (with_body.clone().on(Kind::InfoRefs), 60, [0, 0]),
+        (with_body.on(Kind::UploadPack), 60, [1, 1]),
+        (says(Place::Err).on(Kind::InfoRefs), 60, [0, 0]),
+        (says(Place::Err).on(Kind::UploadPack), 60, [1, 1]),
+        // Protocol v2 asks for refs before.
+        (Rule::from(says(Place::SideBand3)), 60, [2, 1]),
+    ];
+    for mode in [FetchMode::Auto, FetchMode::V2, FetchMode::Git2] {
+        fixture.policy.mode = mode;
+        for (trouble, pause, posts) in &limits {
+            let before = fixture.server.repo_stats("owner/bad");
+            let fault = fixture.fault_of(trouble.clone(), Throttled).await;
+            let pause = Some(Duration::from_secs(*pause));
+            assert_eq!(fault.retry_after, pause, "{trouble:?}");
+            for part in [GITHUB_LIMIT, "GITHUB_TOKEN"] {
+                assert!(fault.message.contains(part), "{trouble:?}: {fault}");
+            }
+            let after = fixture.server.repo_stats("owner/bad");
+            assert_eq!(
+                (
+                    after.info_refs - before.info_refs,
+                    after.upload_packs - before.upload_packs
+                ),
+                (1, posts[usize::from(mode == FetchMode::Git2)]),
+                "no other way is tried: {mode:?}, {trouble:?}"
+            );
+        }
+        // It is not there for us, if nothing more is said; but whoever shows refs has the repository.
+        for (at, kind) in [(Kind::InfoRefs, Gone), (Kind::UploadPack, Throttled)] {
+            let fault = fixture.fault_of(Trouble::status(401).on(at), kind).await;
+            assert_eq!(fault.retry_after, None);
+        }
+    }
+}
+
+#[tokio::test]
+async fn words_in_side_band_3_are_quoted() {
+    let mut fixture = Fixture::new();
+    let words = "fatal: No space left on device".repeat(20);
+    let trouble = Trouble::says(Place::SideBand3, &words);
+    for mode in MODES {
+        fixture.policy.mode = mode;
+        let fault = fixture.fault_of(trouble.clone(), Transient).await;
+        assert!(fault.message.contains(&words[..299]), "{fault}");
+        assert!(!fault.message.contains(&words[..300]), "{fault}");
+    }
+}
+
+#[tokio::test]
+async fn what_this_program_cannot_read_is_said_once_and_for_all() {
+    let mut fixture = Fixture::new();
+    let root = fixture.root.path();
+    let sha256 = root.join("owner/sha256.git");
+    for name in ["sha256", "sha256-empty"] {
+        let path = format!("owner/{name}.git");
+        git(root, ["init", "--bare", "--object-format=sha256", &path]);
+    }
+    let tree = git(&sha256, ["write-tree"]);
+    let commit = git(
+        &sha256,
+        [
+            "-c",
+            "user.name=x",
+            "-c",
+            "user.email=x",
+            "commit-tree",
+            "-m",
+            "1",
+            &tree,
+        ],
+    );
+    git(&sha256, ["update-ref", "HEAD", &commit]);
+    let partial = root.join("partial");
+    let from = root.join("owner/good.git");
+    git(&from, ["config", "uploadpack.allowFilter", "true"]);
+    git(
+        root,
+        [
+            "clone",
+            "--quiet",
+            "--bare",
+            "--filter=blob:none",
+            &format!("file://{}", from.display()),
+            "partial",
+        ],
+    );
+    fixture.policy.local = true;
+    let files = HttpServer::start(|request| match request.path.as_str() {
+        "/owner/files/info/refs" => {
+            Response::new(200, format!("{}\trefs/heads/main\n", "1".repeat(40)))
+                .header("content-type", "text/plain")
+        }
+        _ => Response::new(404, ""),
+    });
+    fixture
+        .policy
+        .hosts
+        .push(files.authority().parse().unwrap());
+    let format = "the repository's object format is SHA-256, which is not supported";
+    for mode in MODES {
+        fixture.policy.mode = mode;
+        for (url, said) in [
+            (fixture.url("sha256"), format),
+            (fixture.url("sha256-empty"), format),
+            (sha256.display().to_string(), format),
+            (format!("{}/owner/files", files.url()), "dumb protocol"),
+            (partial.display().to_string(), "partial clone"),
+        ] {
+            let fault = fixture.make_url(&url).await.unwrap_err();
+            assert_eq!(fault.kind, Gone, "{url}: {fault}");
+            assert!(fault.message.contains(said), "{url}: {fault}");
         }
     }
 }
 
 #[tokio::test]
 async fn a_renamed_repository_is_fetched_from_its_new_place() {
-    let fixture = Fixture::new();
+    let mut fixture = Fixture::new();
     good(fixture.root.path(), "new-name");
     let to = fixture.url("new-name");
     fixture.server.fault("owner/bad", Trouble::Moved { to });
-    let made = work(&fixture.slots(), &fixture.url("bad")).await.unwrap();
-    assert!(made.content.contains(TEXT));
-    assert_eq!(fixture.server.repo_stats("owner/bad").upload_packs, 0);
-    assert_eq!(fixture.server.fetches("owner/new-name"), 1);
-    assert_eq!(fixture.server.connections(), 1);
+    for (mode, fetches) in MODES.into_iter().zip(1..) {
+        fixture.policy.mode = mode;
+        let made = work(&fixture.slots(), &fixture.url("bad")).await.unwrap();
+        assert!(made.content.contains(TEXT));
+        assert_eq!(fixture.server.repo_stats("owner/bad").upload_packs, 0);
+        assert_eq!(fixture.server.fetches("owner/new-name"), fetches);
+        assert_eq!(fixture.server.connections(), fetches);
+        assert_eq!(made.renamed_to, Some(fixture.url("new-name")));
+    }
+    // Another spelling is no other name.
+    for url in ["good.git", "Good", "good/"].map(|name| fixture.url(name)) {
+        fixture.server.clear_faults();
+        let to = fixture.url("good");
+        fixture
+            .server
+            .fault("owner/good", Trouble::Moved { to }.times(1));
+        let made = work(&fixture.slots(), &url).await.unwrap();
+        assert_eq!(made.renamed_to, None, "{url}");
+    }
 }
 
 #[tokio::test]
@@ -196,7 +487,7 @@ async fn a_redirect_may_lead_to_another_host_that_is_allowed() {
     let to = other.repo_url("owner", "there");
     fixture.server.fault("owner/bad", Trouble::Moved { to });
 
-    // It is on this machine, at a port that nobody allowed.
+    // It is on this machine, at a port that is not allowed.
     let fault = fixture.fault().await;
     assert_eq!(fault.kind, Refused);
     assert!(fault.message.contains(&other.authority()), "{fault}");
@@ -228,7 +519,7 @@ async fn redirects_to_anywhere_else_are_not_followed() {
         ("/login".to_owned(), Gone),
         ("https://".to_owned(), Gone),
         (format!("//evil.example/x/y/{tail}"), Refused),
-        // To itself, for ever.
+        // To itself, endlessly.
         (format!("/owner/bad/{tail}"), Gone),
     ] {
         let redirect = Trouble::Redirect {
@@ -259,7 +550,7 @@ async fn hosts_and_schemes_that_are_not_allowed_are_not_asked() {
     let authority = fixture.server.authority();
     let (_, port) = authority.split_once(':').unwrap();
     for host in ["127.0.0.2", "localhost", "[::1]"] {
-        // The same server, and only 127.0.0.1 is allowed.
+        // The same server, but only 127.0.0.1 is allowed.
         let url = format!("http://{host}:{port}/owner/bad");
         let fault = fixture.make_url(&url).await.unwrap_err();
         assert_eq!(fault.kind, Refused);
@@ -285,9 +576,9 @@ const TOKEN: &str = "sesame-open";
 impl Fixture {
     fn with_token() -> Self {
         let mut fixture = Self::new();
-        fixture.policy.token = Some(Token {
+        fixture.policy.token = Some(HostToken {
             host: fixture.server.authority(),
-            secret: Secret(TOKEN.to_owned()),
+            secret: TOKEN.to_owned(),
         });
         fixture
     }
@@ -308,7 +599,7 @@ async fn the_token_opens_what_is_private() {
 #[tokio::test]
 async fn a_refused_token_is_not_needed_for_what_is_public() {
     let fixture = Fixture::with_token();
-    // As GitHub does with one that has expired.
+    // As GitHub does with an expired token.
     let refused = Trouble::status(401).times(1);
     fixture.server.fault("owner/bad", refused);
     assert!(fixture.make("bad").await.is_ok());
@@ -320,6 +611,85 @@ async fn a_refused_token_is_not_needed_for_what_is_public() {
     let fault = fixture.fault().await;
     assert_eq!(fault.kind, Gone);
     assert!(!fault.message.contains(TOKEN), "{fault}");
+}
+
+#[tokio::test]
+async fn a_token_that_is_refused_is_not_sent_again() {
+    let mut fixture = Fixture::with_token();
+    fixture.config.concurrency = Some(1);
+    let (code, headers) = (401, Vec::new());
+    fixture
+        .server
+        .fault_all(Trouble::RefuseToken { code, headers });
+    let slots = fixture.slots();
+    for _ in 0..2 {
+        let made = work(&slots, &fixture.url("bad")).await.unwrap();
+        assert!(made.content.contains(TEXT));
+    }
+    let sent = fixture.server.repo_stats("owner/bad").authorizations;
+    assert_eq!(sent.len(), 1);
+}
+
+/// It opens other organizations' repositories.
+#[tokio::test]
+async fn a_token_without_single_sign_on_is_not_needed_for_what_is_public() {
+    let fixture = Fixture::with_token();
+    let headers = vec![("x-github-sso".to_owned(), "required; url=…".to_owned())];
+    let code = 403;
+    fixture
+        .server
+        .fault("owner/bad", Trouble::RefuseToken { code, headers });
+    let slots = fixture.slots();
+    for name in ["bad", "good", "bad"] {
+        let made = work(&slots, &fixture.url(name)).await.unwrap();
+        assert!(made.content.contains(TEXT));
+    }
+    let sent = |repo| fixture.server.repo_stats(repo).authorizations.len();
+    assert_eq!((sent("owner/bad"), sent("owner/good")), (2, 3));
+}
+
+/// With a token it is not about those who don't say who they are.
+#[tokio::test]
+async fn a_limit_on_a_token_is_not_its_refusal() {
+    let fixture = Fixture::with_token();
+    let fault = fixture.fault_of(Trouble::github_limit(7), Throttled).await;
+    assert!(!fault.message.contains("GITHUB_TOKEN"), "{fault}");
+    let sent = fixture.server.repo_stats("owner/bad").authorizations;
+    assert_eq!(sent.len(), 2, "one for each request: {sent:?}");
+}
+
+#[tokio::test]
+async fn a_host_that_repeats_the_token_does_not_get_it_logged() {
+    let fixture = Fixture::with_token();
+    let words = format!("{TOKEN} is not allowed");
+    for trouble in [
+        Trouble::with_body(404, &words),
+        Trouble::with_body(403, &words),
+        Trouble::says(Place::Err, &words),
+    ] {
+        fixture.server.clear_faults();
+        fixture.server.fault("owner/bad", trouble.clone());
+        let fault = fixture.fault().await;
+        assert!(fault.message.contains("is not allowed"), "{fault}");
+        assert!(!fault.message.contains(TOKEN), "{fault}");
+    }
+}
+
+/// Names are for the proxy to resolve, and addresses for it to judge.
+#[tokio::test]
+async fn a_proxy_fetches_what_it_alone_can_find() {
+    let mut fixture = Fixture::new();
+    let host = "git.invalid";
+    fixture.policy.hosts.push(host.parse().unwrap());
+    let url = format!("http://{host}/owner/bad");
+    assert_eq!(fixture.make_url(&url).await.unwrap_err().kind, Transient);
+    // The server takes a proxy's requests too.
+    fixture.policy.proxy = Some(fixture.server.url().parse().unwrap());
+    let made = fixture.make_url(&url).await.unwrap();
+    assert!(made.content.contains(TEXT));
+    // What may be fetched is still decided here.
+    let fault = fixture.make_url("http://other.invalid/owner/bad").await;
+    assert_eq!(fault.unwrap_err().kind, Refused);
 }
 
 #[tokio::test]
@@ -360,7 +730,7 @@ async fn servers_without_progress_are_given_up() {
         Trouble::Stall { after_bytes: 100 }.on(Kind::InfoRefs),
         Trouble::Stall { after_bytes: 100 }.on(Kind::UploadPack),
     ];
-    // Side by side, since all of it is waiting.
+    // Concurrently: each only waits.
     let check = async |trouble: Rule| {
         let mut fixture = Fixture::new();
         fixture.config.stall = 2;
@@ -423,9 +793,14 @@ async fn what_is_cut_or_damaged_on_its_way_is_transient() {
 }
 
 #[tokio::test]
-async fn a_pack_that_claims_four_billion_objects_is_ended_by_the_memory_limit() {
-    let fixture = Fixture::new();
-    let fault = fixture.fault_of(Trouble::Corrupt { at: 8 }, Killed).await;
+async fn a_pack_that_claims_four_billion_objects_takes_no_memory() {
+    let mut fixture = Fixture::new();
+    let corrupt = Trouble::Corrupt { at: 8 };
+    let fault = fixture.fault_of(corrupt.clone(), TooLarge).await;
+    assert!(fault.message.contains("objects, more than"), "{fault}");
+    // libgit2 allocates for all of them.
+    fixture.policy.mode = FetchMode::Git2;
+    let fault = fixture.fault_of(corrupt, Killed).await;
     assert!(fault.message.contains("memory limit"), "{fault}");
 }
 
@@ -478,7 +853,7 @@ async fn the_byte_budget_covers_all_that_comes() {
         fixture.policy.max_bytes = 1 << 20;
         match trouble.clone() {
             Some(trouble) => fixture.server.fault("owner/bad", trouble),
-            // Nothing but a large file.
+            // A large file.
             None => {
                 std::fs::remove_dir_all(fixture.root.path().join("owner/bad.git")).unwrap();
                 Builder::new().file("noise", noise(2 << 20)).build(

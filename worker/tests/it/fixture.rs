@@ -1,4 +1,4 @@
-//! Slots, and a server of repositories for them to fetch from.
+//! Slots, and a git server for them to fetch from.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,36 +7,38 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::fault::Fault;
-use common::telemetry::Metrics;
-use common::testing::git_server::GitServer;
-use common::testing::repositories::Builder;
-use common::testing::root;
 use rustix::process::Pid;
 use tempfile::TempDir;
+use testing::git_server::GitServer;
+use testing::repositories::Builder;
+use testing::root;
 use tokio_util::sync::CancellationToken;
-use worker::digest::{Limits, Subject};
-use worker::fetch::policy::FetchPolicy;
-use worker::slot::{ARGUMENT, ChildConfig, Made, SlotConfig, Slots, Unmade};
+use worker::digest::{DigestLimits, Subject};
+use worker::fetch::policy::{FetchMode, FetchPolicy};
+use worker::metrics::Metrics;
+use worker::slot::protocol::ARGUMENT;
+use worker::slot::slots::Slots;
+use worker::slot::{ChildConfig, SlotConfig, SlotError, SlotOutput, SlotResult};
+use worker::source::ObjectId;
 
-/// The text of the one file of a repository that nothing is wrong with.
+/// The text of a good repository's file.
 pub(crate) const TEXT: &str = "nothing is wrong with this one\n";
 
-/// How long anything may take that will come. Far more than any test needs.
+/// How long to wait for anything. Far more than any test needs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A server of the repositories below `root`, and how slots are to fetch from it.
+/// A server of the repositories below `root`, and the configuration of slots that fetch from it.
 pub(crate) struct Fixture {
     pub(crate) root: TempDir,
     pub(crate) scratch: TempDir,
     pub(crate) server: GitServer,
     pub(crate) config: SlotConfig,
     pub(crate) policy: FetchPolicy,
-    pub(crate) limits: Limits,
+    pub(crate) limits: DigestLimits,
 }
 
 impl Fixture {
-    /// A server of `owner/good` and `owner/bad`, which are alike. What is to go wrong with the
-    /// latter is for the test to say.
+    /// Serves `owner/good` and `owner/bad`, which are alike; tests add faults to the latter.
     pub(crate) fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
         for name in ["good", "bad"] {
@@ -59,7 +61,9 @@ impl Fixture {
             http: true,
             local: false,
             max_bytes: 64 << 20,
+            mode: FetchMode::Auto,
             token: None,
+            proxy: None,
         };
         Self {
             root,
@@ -67,34 +71,34 @@ impl Fixture {
             server,
             config,
             policy,
-            limits: Limits::default(),
+            limits: DigestLimits::default(),
         }
     }
 
-    /// Slots as configured.
+    /// Returns slots as configured.
     pub(crate) fn slots(&self) -> Arc<Slots> {
         self.slots_counted(&Metrics::new())
     }
 
-    /// Slots as configured, which count with `metrics`.
+    /// Returns slots as configured, counting with `metrics`.
     pub(crate) fn slots_counted(&self, metrics: &Metrics) -> Arc<Slots> {
         let (config, policy) = (self.config.clone(), self.policy.clone());
         Slots::new(config, policy, self.limits.clone(), metrics.clone()).unwrap()
     }
 
-    /// The URL of `owner/{name}`.
+    /// Returns the URL of `owner/{name}`.
     pub(crate) fn url(&self, name: &str) -> String {
         self.server.repo_url("owner", name)
     }
 
-    /// What new slots make of `owner/{name}`.
-    pub(crate) async fn make(&self, name: &str) -> Result<Made, Fault> {
+    /// Runs `owner/{name}` in new slots.
+    pub(crate) async fn make(&self, name: &str) -> Result<SlotOutput, Fault> {
         self.make_url(&self.url(name)).await
     }
 
-    /// What new slots make of `url`. Whatever that is, at the same time and afterwards they make
-    /// of `owner/good` what they should, and nothing is left of any of it.
-    pub(crate) async fn make_url(&self, url: &str) -> Result<Made, Fault> {
+    /// Runs `url` in new slots. Asserts that `owner/good` succeeds beside and after it, and that nothing
+    /// is left behind.
+    pub(crate) async fn make_url(&self, url: &str) -> Result<SlotOutput, Fault> {
         let slots = self.slots();
         let good = self.url("good");
         let (made, beside) = tokio::join!(work(&slots, url), work(&slots, &good));
@@ -108,19 +112,19 @@ impl Fixture {
         made
     }
 
-    /// Why new slots make nothing of `owner/bad`.
+    /// Returns the fault of `owner/bad` in new slots.
     pub(crate) async fn fault(&self) -> Fault {
         self.make("bad").await.expect_err("nothing is made of it")
     }
 
-    /// No file and no process is left of slots that are gone.
+    /// Asserts that dropped slots left neither files nor processes.
     pub(crate) fn assert_nothing_left(&self) {
         assert_eq!(self.children(), []);
         let left: Vec<_> = fs::read_dir(self.scratch.path()).unwrap().collect();
         assert!(left.is_empty(), "{left:?}");
     }
 
-    /// The slots' children that are alive.
+    /// Returns the slots' living children.
     pub(crate) fn children(&self) -> Vec<Pid> {
         let mut children = Vec::new();
         for process in fs::read_dir("/proc").unwrap().flatten() {
@@ -128,10 +132,10 @@ impl Fixture {
             let (Some(pid), path) = (pid.and_then(Pid::from_raw), process.path()) else {
                 continue;
             };
-            // Other tests have slots too; each works in a folder of its own.
+            // Other tests' slots work in other folders.
             let ours = fs::read_link(path.join("cwd"))
                 .is_ok_and(|folder| folder.starts_with(self.scratch.path()));
-            // Of a child that is about to be started this is still the parent's.
+            // Before the exec this is still the parent's.
             let command = fs::read(path.join("cmdline")).unwrap_or_default();
             if ours
                 && command
@@ -144,7 +148,7 @@ impl Fixture {
         children
     }
 
-    /// The one child of a slot that works on `owner/bad`, once the server has been asked for it.
+    /// Waits for a request for `owner/bad`, and returns the one child.
     pub(crate) fn child_at_work(&self) -> Pid {
         self.server.wait_for_requests("owner/bad", 1);
         match self.children()[..] {
@@ -154,7 +158,7 @@ impl Fixture {
     }
 }
 
-/// A bare repository `owner/{name}` below `root` with nothing odd about it.
+/// Makes an ordinary repository `owner/{name}` below `root`.
 pub(crate) fn good(root: &Path, name: &str) -> PathBuf {
     Builder::new()
         .file("README.md", TEXT)
@@ -162,7 +166,7 @@ pub(crate) fn good(root: &Path, name: &str) -> PathBuf {
         .build(root, "owner", name)
 }
 
-/// Runs git in the repository `path` and gives what it printed.
+/// Runs git in the repository `path` and returns its output.
 pub(crate) fn git<const N: usize>(path: &Path, arguments: [&str; N]) -> String {
     let output = Command::new("git")
         .current_dir(path)
@@ -174,7 +178,7 @@ pub(crate) fn git<const N: usize>(path: &Path, arguments: [&str; N]) -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-/// What a digest of a test's repository is about.
+/// Returns the subject of the tests' digests.
 pub(crate) fn subject() -> Subject {
     Subject::Repository {
         owner: "owner".to_owned(),
@@ -182,16 +186,30 @@ pub(crate) fn subject() -> Subject {
     }
 }
 
-/// What `slots` make of `url`.
-pub(crate) async fn work(slots: &Slots, url: &str) -> Result<Made, Fault> {
-    match slots.work(url, subject(), &CancellationToken::new()).await {
-        Ok(made) => Ok(made),
-        Err(Unmade::Fault(fault)) => Err(fault),
-        Err(Unmade::Stopped) => panic!("nobody stops it"),
+/// Runs `url` in `slots`.
+pub(crate) async fn work(slots: &Slots, url: &str) -> Result<SlotOutput, Fault> {
+    match work_unless_at(slots, url, None).await? {
+        SlotResult::Digest(made) => Ok(*made),
+        unmoved @ SlotResult::Unmoved { .. } => panic!("no commit is known: {unmoved:?}"),
     }
 }
 
-/// Returns once `there` holds; panics if it never does.
+/// Runs `url` in `slots`, unless its HEAD is `known`.
+pub(crate) async fn work_unless_at(
+    slots: &Slots,
+    url: &str,
+    known: Option<&str>,
+) -> Result<SlotResult, Fault> {
+    let known = known.map(|commit| ObjectId::parse(commit).unwrap());
+    let stop = CancellationToken::new();
+    match slots.work(url, subject(), known, &stop).await {
+        Ok(result) => Ok(result),
+        Err(SlotError::Fault(fault)) => Err(fault),
+        Err(SlotError::Stopped) => panic!("nobody stops it"),
+    }
+}
+
+/// Returns once `there` returns true; panics if it never does.
 pub(crate) async fn until(what: &str, mut there: impl FnMut() -> bool) {
     let start = Instant::now();
     while !there() {
@@ -200,18 +218,18 @@ pub(crate) async fn until(what: &str, mut there: impl FnMut() -> bool) {
     }
 }
 
-/// Whether there is a process of this id, be it a dead one that nobody has waited for.
+/// Whether there is a process with this id, zombies included.
 pub(crate) fn exists(pid: Pid) -> bool {
     Path::new("/proc").join(pid.to_string()).exists()
 }
 
-/// Bytes that do not compress, always the same.
+/// Returns incompressible bytes, always the same.
 pub(crate) fn noise(count: usize) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(7);
     (0..count).map(|_| random.u8(..)).collect()
 }
 
-/// Runs a test that only root can do, see [`root::as_root`].
+/// Runs a test that needs root, see [`root::as_root`].
 pub(crate) fn as_root(name: &str, test: impl Future<Output = ()>) {
     root::as_root(name, || {
         tokio::runtime::Builder::new_current_thread()

@@ -1,4 +1,4 @@
-//! Repositories made to cost time, memory or more. Work is counted, not timed.
+//! Repositories made to waste time or memory. Work is counted, not timed.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -6,14 +6,16 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use common::fault::{Fault, FaultKind};
-use common::testing::repositories::{
+use testing::repositories::{
     BombLeaf, Builder, Mode, Raw, git_bomb, hostile_names, many_files, nested_directories,
 };
-use worker::digest::{self, CUT_NOTICE, Facts, Limits, Part, Subject, Text};
+use worker::digest::assemble::{DigestText, assemble};
+use worker::digest::write::write;
+use worker::digest::{CUT_NOTICE, DigestLimits, Facts, Part, Subject};
 use worker::fetch::objects::Objects;
-use worker::source::{Entry, Head, ObjectId, Source};
+use worker::source::{Head, ObjectId, Source, TreeEntry};
 
-/// Counts what a digest asks of its source.
+/// Counts a digest's requests to its source.
 #[derive(Debug)]
 struct Counting {
     inner: Objects,
@@ -33,7 +35,7 @@ impl Source for Counting {
         self.inner.head()
     }
 
-    fn entries(&self, tree: ObjectId) -> Result<Vec<Entry>, Fault> {
+    fn entries(&self, tree: ObjectId) -> Result<Vec<TreeEntry>, Fault> {
         self.work.borrow_mut().trees += 1;
         self.inner.entries(tree)
     }
@@ -58,15 +60,15 @@ impl Source for Counting {
     }
 }
 
-struct Made {
+struct SlotOutput {
     facts: Facts,
     tree: String,
     content: String,
-    text: Text,
+    text: DigestText,
     work: Work,
 }
 
-fn make(path: &Path, limits: &Limits) -> Made {
+fn make(path: &Path, limits: &DigestLimits) -> SlotOutput {
     let source = Counting {
         inner: Objects::open(path).unwrap(),
         work: RefCell::default(),
@@ -76,7 +78,7 @@ fn make(path: &Path, limits: &Limits) -> Made {
         name: "r".to_owned(),
     };
     let (mut tree, mut content) = (String::new(), String::new());
-    let facts = digest::write(&source, &subject, limits, &mut |part, text| {
+    let facts = write(&source, &subject, limits, &mut |part, text| {
         match part {
             Part::Tree => tree.push_str(text),
             Part::Content => content.push_str(text),
@@ -84,8 +86,8 @@ fn make(path: &Path, limits: &Limits) -> Made {
         Ok(())
     });
     let facts = facts.unwrap();
-    let text = digest::assemble(&facts, &tree, &content, limits.max_text_bytes);
-    Made {
+    let text = assemble(&facts, &tree, &content, limits.max_text_bytes);
+    SlotOutput {
         facts,
         tree,
         content,
@@ -94,15 +96,15 @@ fn make(path: &Path, limits: &Limits) -> Made {
     }
 }
 
-fn with_text_limit(max_text_bytes: Option<u64>) -> Limits {
-    Limits {
+fn with_text_limit(max_text_bytes: Option<u64>) -> DigestLimits {
+    DigestLimits {
         max_text_bytes,
-        ..Limits::default()
+        ..DigestLimits::default()
     }
 }
 
-/// Trees are few, and every path of the budget costs no read of its own.
-fn assert_bounded(made: &Made) {
+/// There are few trees, and each is read once, however many paths lead to it.
+fn assert_bounded(made: &SlotOutput) {
     assert!(made.work.trees <= 12, "{} trees read", made.work.trees);
     assert!(made.work.sizes <= 1_100_000, "{} sizes", made.work.sizes);
     assert!(made.text.text.len() < 600_000);
@@ -112,7 +114,7 @@ fn assert_bounded(made: &Made) {
 fn a_git_bomb_of_files_ends_at_the_limit_of_files() {
     let root = tempfile::tempdir().unwrap();
     let path = git_bomb(root.path(), "o", "r", BombLeaf::File("f", b"boom\n"));
-    let made = make(&path, &Limits::default());
+    let made = make(&path, &DigestLimits::default());
     assert_bounded(&made);
     assert_eq!(made.facts.files, 10_000);
     let notice = "Limit reached: 10,000 files; the rest of the repository is left out";
@@ -127,16 +129,16 @@ fn a_git_bomb_of_files_ends_at_the_limit_of_files() {
 #[test]
 fn git_bombs_that_show_nothing_end_at_the_limit_of_entries() {
     let root = tempfile::tempdir().unwrap();
-    let large = Limits {
+    let large = DigestLimits {
         max_file_bytes: 3,
-        ..Limits::default()
+        ..DigestLimits::default()
     };
     for (name, leaf, limits) in [
-        ("empty", BombLeaf::Nothing, &Limits::default()),
+        ("empty", BombLeaf::Nothing, &DigestLimits::default()),
         (
             "ignored",
             BombLeaf::File("x.png", b"boom\n"),
-            &Limits::default(),
+            &DigestLimits::default(),
         ),
         ("large", BombLeaf::File("x", b"boom\n"), &large),
     ] {
@@ -157,7 +159,7 @@ fn a_git_bomb_of_ignore_files_reads_some_of_them() {
     for (name, lines) in [("plain", "a\nb*c\n"), ("wild", "*/a*b*/[!c]\n!*/**/d\n")] {
         let leaf = BombLeaf::File(".gitignore", lines.as_bytes());
         let path = git_bomb(root.path(), "o", name, leaf);
-        let made = make(&path, &Limits::default());
+        let made = make(&path, &DigestLimits::default());
         assert_bounded(&made);
         assert!(made.work.read.len() <= 5_000, "{}", made.work.read.len());
         assert_eq!(made.facts.files, 0);
@@ -173,7 +175,7 @@ fn a_git_bomb_of_ignore_files_reads_some_of_them() {
 fn a_hundred_thousand_files_are_counted_up_to_the_limit() {
     let root = tempfile::tempdir().unwrap();
     let path = many_files(root.path(), "o", "r", 100_000);
-    let made = make(&path, &Limits::default());
+    let made = make(&path, &DigestLimits::default());
     assert_eq!(made.facts.files, 10_000);
     assert_eq!(made.facts.notices.len(), 1);
     assert_eq!(made.work.trees, 1);
@@ -181,7 +183,7 @@ fn a_hundred_thousand_files_are_counted_up_to_the_limit() {
     assert!(made.text.truncated);
 
     let exactly = many_files(root.path(), "o", "exactly", 10_000);
-    let made = make(&exactly, &Limits::default());
+    let made = make(&exactly, &DigestLimits::default());
     assert_eq!((made.facts.files, made.facts.notices.len()), (10_000, 0));
 }
 
@@ -189,14 +191,14 @@ fn a_hundred_thousand_files_are_counted_up_to_the_limit() {
 fn five_thousand_nested_directories_are_read_to_the_limit_of_depth() {
     let root = tempfile::tempdir().unwrap();
     let path = nested_directories(root.path(), "o", "r", 5_000);
-    let made = make(&path, &Limits::default());
+    let made = make(&path, &DigestLimits::default());
     assert_eq!(made.facts.files, 1);
     assert!(made.facts.notices.is_empty());
     assert!(made.work.trees <= 21, "{}", made.work.trees);
-    // Without a recursion, no depth is too deep.
-    let limits = Limits {
+    // Nothing recurses, so no depth is too deep.
+    let limits = DigestLimits {
         max_depth: usize::MAX,
-        ..Limits::default()
+        ..DigestLimits::default()
     };
     assert_eq!(make(&path, &limits).facts.files, 2);
 }
@@ -205,7 +207,7 @@ fn five_thousand_nested_directories_are_read_to_the_limit_of_depth() {
 fn names_that_reach_out_are_left_out_and_odd_ones_shown() {
     let root = tempfile::tempdir().unwrap();
     let path = hostile_names(root.path(), "o", "r");
-    let made = make(&path, &Limits::default());
+    let made = make(&path, &DigestLimits::default());
     assert_eq!(
         made.tree,
         "Directory structure:\n└── o-r/\n    ├── a\nb\n    ├── bell\u{7}\u{1b}[31m\n    \
@@ -214,7 +216,7 @@ fn names_that_reach_out_are_left_out_and_odd_ones_shown() {
     );
     assert!(!made.content.contains("root:"));
     assert!(made.content.contains("SYMLINK: passwd -> passwd\n"));
-    // Four files, the link, and nothing that was left out.
+    // Four files and the link, nothing else.
     assert_eq!(made.facts.files, 6);
 }
 
@@ -226,10 +228,10 @@ fn a_large_blob_is_measured_and_not_read() {
         .file("small.txt", "small\n")
         .file(".gitignore", vec![b'#'; (512 << 10) + 1])
         .build(root.path(), "o", "r");
-    let made = make(&path, &Limits::default());
+    let made = make(&path, &DigestLimits::default());
     assert_eq!(made.work.read_bytes, 6);
     assert_eq!(made.facts.files, 1);
-    // The files that are shown know nothing of an ignore file that was too large to apply.
+    // An ignore file that is too large hides no files.
     assert_eq!(made.facts.notices.len(), 1);
 }
 
@@ -241,9 +243,9 @@ fn all_files_together_have_a_limit_in_output_order() {
         .file("b", "12345")
         .file("c", "1234")
         .build(root.path(), "o", "r");
-    let limits = Limits {
+    let limits = DigestLimits {
         max_total_bytes: 10,
-        ..Limits::default()
+        ..DigestLimits::default()
     };
     let made = make(&path, &limits);
     assert_eq!(
@@ -269,7 +271,7 @@ fn blobs_that_the_cut_text_cannot_show_are_not_read() {
     let path = builder.build(root.path(), "o", "r");
     let whole = make(&path, &with_text_limit(None));
     let (before, _) = whole.text.text.split_once("==").unwrap();
-    // Inside a header, inside a body, right behind one, and inside the links.
+    // Cut in a header, in a body, right after one, and in the links.
     for max in [
         before.len() as u64 + 30,
         before.len() as u64 + 150,
@@ -280,15 +282,15 @@ fn blobs_that_the_cut_text_cannot_show_are_not_read() {
     ] {
         let made = make(&path, &with_text_limit(Some(max)));
         assert!(made.text.truncated);
-        // A body of which something can be seen. One more may be read, since it is not known
-        // beforehand how many digits the token figure will have.
+        // A body that is partly visible. One more may be read: the number of digits of the token
+        // count is not known beforehand.
         let separator = "=".repeat(48);
         let is_shown = |i: &usize| {
             let begin = format!("FILE: f{i:03}\n{separator}\n{}", i / 100);
             made.text.text.contains(&begin)
         };
         let shown = (0..300).filter(is_shown).count();
-        // The links of the tree are blobs as well.
+        // Links are blobs too.
         let read = made.work.read.len() - 300;
         assert!(
             read == shown || read == shown + 1,
@@ -299,7 +301,7 @@ fn blobs_that_the_cut_text_cannot_show_are_not_read() {
             "the facts do not depend on the cut"
         );
     }
-    // The tree alone is too long: no file is read, and no more of it made than is needed.
+    // The tree alone is too long: no file is read, and no more of the tree is rendered than needed.
     let made = make(&path, &with_text_limit(Some(600)));
     assert!(made.work.read.is_empty(), "{}", made.work.read.len());
     assert!(made.tree.len() < 700 && made.content.is_empty());
@@ -314,7 +316,7 @@ fn a_cut_text_has_its_length_its_end_and_its_own_token_count() {
         .file("a.rs", line.repeat(9_000))
         .file("b.rs", line.repeat(9_000))
         .build(root.path(), "o", "r");
-    let limits = Limits::default();
+    let limits = DigestLimits::default();
     let made = make(&path, &limits);
     let text = made.text.text.strip_suffix(CUT_NOTICE).unwrap();
     assert!(made.text.truncated);
@@ -324,11 +326,11 @@ fn a_cut_text_has_its_length_its_end_and_its_own_token_count() {
     let body = |text: &str| text.split_once("Directory structure").unwrap().1.to_owned();
     assert!(body(&whole.text).starts_with(&body(text)));
 
-    // What is shown, digested as a whole, has the tokens that the figure says.
+    // The visible text has as many tokens as stated.
     let (_, shown) = text.split_once("\n\nDirectory").unwrap();
     let shown = format!("Directory{shown}");
     let (tree, content) = shown.split_at(made.tree.len());
-    let again = digest::assemble(&made.facts, tree, &content[1..], None);
+    let again = assemble(&made.facts, tree, &content[1..], None);
     assert_eq!(again.tokens, made.text.tokens);
     let summary = |text: &str| text.split_once("Directory").unwrap().0.to_owned();
     assert_eq!(summary(&again.text), summary(text));
@@ -341,9 +343,9 @@ fn exactly_the_limit_is_not_cut() {
         let builder = Builder::new().file("a", "x ".repeat(size / 2) + &"y".repeat(size % 2));
         make(
             &builder.build(root.path(), "o", name),
-            &Limits {
+            &DigestLimits {
                 max_file_bytes: 1 << 20,
-                ..Limits::default()
+                ..DigestLimits::default()
             },
         )
     };
@@ -370,7 +372,7 @@ fn garbage_notebooks_are_reported_in_their_place() {
         .file("null.ipynb", "\0".repeat(1000))
         .file("fine.txt", "fine\n")
         .build(root.path(), "o", "r");
-    let made = make(&path, &Limits::default());
+    let made = make(&path, &DigestLimits::default());
     assert_eq!(
         made.content.matches("Error processing notebook: ").count(),
         4
@@ -391,7 +393,7 @@ fn garbage_ignore_files_leave_nothing_out() {
         .file(".gitignore", garbage)
         .file(".gitingestignore", b"\xff\xfe\0*\n")
         .build(root.path(), "o", "r");
-    let made = make(&path, &Limits::default());
+    let made = make(&path, &DigestLimits::default());
     assert!(made.tree.contains("kept.txt"));
     assert!(made.facts.notices.is_empty());
 }
@@ -408,7 +410,7 @@ fn patterns_that_are_slow_to_match_end_at_a_budget() {
     let path = builder
         .file(".gitignore", patterns)
         .build(root.path(), "o", "r");
-    let made = make(&path, &Limits::default());
+    let made = make(&path, &DigestLimits::default());
     assert!(made.facts.files < 2_000);
     assert!(
         made.facts.notices[0].contains("tree entries"),
@@ -429,7 +431,7 @@ fn thousands_of_ignore_files_and_patterns_are_looked_up_not_tried() {
             .file(format!("d{i}/b.txt"), "b");
     }
     let path = builder.build(root.path(), "o", "r");
-    let made = make(&path, &Limits::default());
+    let made = make(&path, &DigestLimits::default());
     assert_eq!(made.facts.files, 4_000);
     assert!(made.facts.notices.is_empty(), "{:?}", made.facts.notices);
 }
@@ -451,7 +453,9 @@ fn objects_that_are_not_what_the_tree_says_are_a_fault() {
         };
         let tree = raw.tree(&[(mode, "entry", id.as_str())]);
         let source = Objects::open(&raw.commit(&tree)).unwrap();
-        digest::write(&source, &subject, &Limits::default(), &mut |_, _| Ok(()))
+        write(&source, &subject, &DigestLimits::default(), &mut |_, _| {
+            Ok(())
+        })
     };
     for (name, mode, what) in [
         ("file-is-tree", Mode::File, "tree"),
@@ -475,13 +479,18 @@ fn what_emit_refuses_ends_the_digest() {
         slug: "x".to_owned(),
     };
     for refused in [Part::Tree, Part::Content] {
-        let result = digest::write(&source, &subject, &Limits::default(), &mut |part, _| {
-            if part == refused {
-                Err(Fault::infra("no more"))
-            } else {
-                Ok(())
-            }
-        });
+        let result = write(
+            &source,
+            &subject,
+            &DigestLimits::default(),
+            &mut |part, _| {
+                if part == refused {
+                    Err(Fault::infra("no more"))
+                } else {
+                    Ok(())
+                }
+            },
+        );
         assert_eq!(result.unwrap_err().kind, FaultKind::Infra);
     }
 }
@@ -501,7 +510,7 @@ fn what_is_no_repository_is_gone() {
 fn every_path_is_shown_once() {
     let root = tempfile::tempdir().unwrap();
     let path = hostile_names(root.path(), "o", "r");
-    let made = make(&path, &Limits::default());
+    let made = make(&path, &DigestLimits::default());
     let headers: Vec<&str> = made
         .content
         .lines()

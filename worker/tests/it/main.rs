@@ -11,6 +11,9 @@ mod digest_command;
 mod fetch;
 
 #[cfg(test)]
+mod fetch_ways;
+
+#[cfg(test)]
 mod slots;
 
 #[cfg(test)]

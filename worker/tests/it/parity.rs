@@ -1,28 +1,33 @@
 //! Whole digests of the parity fixtures, byte for byte.
 //!
-//! The expected texts lie in `parity/`. Those of fixtures that say `Expected::Gitingest`, and
-//! `negations`, were made by `deploy/parity/expected.py` from the real gitingest; the others say
-//! what we decided.
+//! The expected texts are in `parity/`. Those of `negations` and of fixtures marked
+//! `Expected::Gitingest` were made with the real gitingest by `deploy/parity/expected.py`; the others
+//! are our own decisions.
 
 use std::fs;
 use std::path::Path;
 
-use common::testing::repositories::parity::{Fixture, OWNER, fixtures};
-use worker::digest::{self, Limits, Part, Subject};
+use worker::digest::assemble::assemble;
+use worker::digest::write::write;
+use worker::digest::{DigestLimits, Part, Subject};
 use worker::fetch::objects::Objects;
 
-/// The digest of the repository at `path`.
-fn digest(path: &Path, subject: &Subject, limits: &Limits) -> String {
+use self::fixtures::{Expected, Fixture, OWNER, fixtures};
+
+pub(crate) mod fixtures;
+
+/// Returns the digest of the repository at `path`.
+fn digest(path: &Path, subject: &Subject, limits: &DigestLimits) -> String {
     let source = Objects::open(path).unwrap();
     let (mut tree, mut content) = (String::new(), String::new());
-    let facts = digest::write(&source, subject, limits, &mut |part, text| {
+    let facts = write(&source, subject, limits, &mut |part, text| {
         match part {
             Part::Tree => tree.push_str(text),
             Part::Content => content.push_str(text),
         }
         Ok(())
     });
-    digest::assemble(&facts.unwrap(), &tree, &content, limits.max_text_bytes).text
+    assemble(&facts.unwrap(), &tree, &content, limits.max_text_bytes).text
 }
 
 fn repository(fixture: &Fixture) -> Subject {
@@ -39,7 +44,7 @@ fn directory(fixture: &Fixture) -> Subject {
 }
 
 /// Compares the digest of every fixture for which there is a text `{name}{suffix}`.
-fn compare(suffix: &str, subject: impl Fn(&Fixture) -> Subject, limits: &Limits) -> usize {
+fn compare(suffix: &str, subject: impl Fn(&Fixture) -> Subject, limits: &DigestLimits) -> usize {
     let root = tempfile::tempdir().unwrap();
     let texts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/parity");
     let mut compared = 0;
@@ -60,8 +65,12 @@ fn compare(suffix: &str, subject: impl Fn(&Fixture) -> Subject, limits: &Limits)
                 let bytes = &bytes[at.saturating_sub(60)..bytes.len().min(at + 60)];
                 String::from_utf8_lossy(bytes).into_owned()
             };
+            let whose = match fixture.expected {
+                Expected::Gitingest => "gitingest's",
+                Expected::Decided(why) => why,
+            };
             different.push(format!(
-                "{}{suffix} at byte {at}:\n  ours     {:?}\n  expected {:?}",
+                "{}{suffix} ({whose}) at byte {at}:\n  ours     {:?}\n  expected {:?}",
                 fixture.name,
                 around(actual.as_bytes()),
                 around(&expected)
@@ -74,9 +83,9 @@ fn compare(suffix: &str, subject: impl Fn(&Fixture) -> Subject, limits: &Limits)
 
 #[test]
 fn whole_digests_are_gitingests() {
-    let limits = Limits {
+    let limits = DigestLimits {
         max_text_bytes: None,
-        ..Limits::default()
+        ..DigestLimits::default()
     };
     assert_eq!(compare(".txt", repository, &limits), fixtures().len());
 }
@@ -84,26 +93,32 @@ fn whole_digests_are_gitingests() {
 #[test]
 fn a_limit_that_is_not_reached_changes_nothing() {
     assert_eq!(
-        compare(".txt", repository, &Limits::default()),
+        compare(".txt", repository, &DigestLimits::default()),
         fixtures().len()
     );
 }
 
 #[test]
 fn cut_digests_are_gitingests_cut() {
-    let limits = Limits {
+    let limits = DigestLimits {
         max_text_bytes: Some(600),
-        ..Limits::default()
+        ..DigestLimits::default()
     };
     assert!(compare(".cut-600.txt", repository, &limits) >= 20);
 }
 
 #[test]
 fn gitingests_own_limits_show_files_up_to_10_mebibytes() {
-    assert_eq!(compare(".10m.txt", repository, &Limits::gitingest()), 1);
+    assert_eq!(
+        compare(".10m.txt", repository, &DigestLimits::gitingest()),
+        1
+    );
 }
 
 #[test]
 fn the_local_form_names_a_directory_and_no_commit() {
-    assert_eq!(compare(".local.txt", directory, &Limits::default()), 2);
+    assert_eq!(
+        compare(".local.txt", directory, &DigestLimits::default()),
+        2
+    );
 }

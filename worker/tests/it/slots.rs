@@ -1,4 +1,4 @@
-//! Slots: their limits, their end, and what hostile repositories and children do to them.
+//! Slots: limits, endings, hostile repositories and hostile children.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,29 +10,31 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use common::fault::FaultKind;
-use common::testing::git_server::Fault as Trouble;
-use common::testing::repositories::{
+use rustix::process::{Pid, Signal, kill_process};
+use testing::git_server::Fault as Trouble;
+use testing::repositories::{
     BombLeaf, Builder, Mode, Raw, empty, git_bomb, many_files, nested_directories,
 };
-use rustix::process::{Pid, Signal, kill_process};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use worker::slot::{Made, Slots, Unmade};
+use worker::fetch::policy::FetchMode;
+use worker::slot::slots::Slots;
+use worker::slot::{SlotError, SlotResult};
 
 use crate::fixture::{Fixture, TEXT, as_root, exists, git, noise, subject, until, work};
-use common::testing::small_disk::SmallDisk;
+use testing::small_disk::SmallDisk;
 
 use FaultKind::{Infra, Killed, TooLarge, Transient};
 
-/// Starts work on `owner/bad`, of which the server is to say nothing.
+/// Starts work on `owner/bad`, for which the server hangs.
 fn start_hanging(
     fixture: &Fixture,
     slots: &Arc<Slots>,
     stop: &CancellationToken,
-) -> JoinHandle<Result<Made, Unmade>> {
+) -> JoinHandle<Result<SlotResult, SlotError>> {
     fixture.server.fault("owner/bad", Trouble::Hang);
     let (slots, stop, url) = (Arc::clone(slots), stop.clone(), fixture.url("bad"));
-    tokio::spawn(async move { slots.work(&url, subject(), &stop).await })
+    tokio::spawn(async move { slots.work(&url, subject(), None, &stop).await })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -41,11 +43,11 @@ async fn a_slot_that_is_killed_costs_its_own_job_only() {
     let slots = fixture.slots();
     let job = start_hanging(&fixture, &slots, &CancellationToken::new());
     let child = fixture.child_at_work();
-    // The kernel, short of memory, would choose it before this process.
+    // Out of memory, the kernel would kill it before this process.
     let first = fs::read_to_string(format!("/proc/{}/oom_score_adj", child.as_raw_nonzero()));
     assert_eq!(first.unwrap().trim(), "500");
     kill_process(child, Signal::KILL).unwrap();
-    let Unmade::Fault(fault) = job.await.unwrap().unwrap_err() else {
+    let SlotError::Fault(fault) = job.await.unwrap().unwrap_err() else {
         panic!("nobody stopped it")
     };
     assert_eq!(fault.kind, Killed);
@@ -69,7 +71,7 @@ async fn a_slot_that_is_stopped_ends_at_once_and_leaves_nothing() {
     let waiting = start_hanging(&fixture, &slots, &stop);
     stop.cancel();
     for job in [job, waiting] {
-        assert!(matches!(job.await.unwrap(), Err(Unmade::Stopped)));
+        assert!(matches!(job.await.unwrap(), Err(SlotError::Stopped)));
     }
     assert!(!exists(child));
     assert_eq!(fixture.children(), []);
@@ -116,6 +118,7 @@ async fn files_have_a_limit() {
     Builder::new()
         .file("noise", noise(1 << 20))
         .build(fixture.root.path(), "owner", "long");
+    fixture.policy.mode = FetchMode::Git2;
     fixture.config.child.file_bytes = Some(100_000);
     let fault = fixture.make("long").await.unwrap_err();
     assert_eq!(fault.kind, TooLarge, "{fault}");
@@ -125,7 +128,9 @@ async fn files_have_a_limit() {
 #[test]
 fn a_full_disk_is_no_repositorys_fault() {
     as_root("slots::a_full_disk_is_no_repositorys_fault", async {
-        let fixture = Fixture::new();
+        let mut fixture = Fixture::new();
+        // The other way needs no disk for so little.
+        fixture.policy.mode = FetchMode::Git2;
         let disk = SmallDisk::mount(fixture.scratch.path(), "2m");
         Builder::new()
             .file("noise", noise(4 << 20))
@@ -139,7 +144,7 @@ fn a_full_disk_is_no_repositorys_fault() {
         slots.probe().await.expect("what it left was removed");
         assert!(work(&slots, &fixture.url("good")).await.is_ok());
 
-        // Full with something else.
+        // Full with other data.
         let other = fixture.scratch.path().join("other");
         fs::write(&other, vec![0; 4 << 20]).unwrap_err();
         assert_eq!(slots.probe().await.unwrap_err().kind, Infra);
@@ -170,7 +175,7 @@ fn worker_on_hanging(fixture: &Fixture) -> Child {
         .unwrap()
 }
 
-/// What the file descriptors of the process in `/proc/…` are of.
+/// Returns the open files of the process in `/proc/…`.
 fn files_of(process: &Path) -> BTreeSet<String> {
     fs::read_dir(process.join("fd"))
         .unwrap()
@@ -183,7 +188,7 @@ fn files_of(process: &Path) -> BTreeSet<String> {
 #[test]
 fn a_slot_knows_no_secrets_and_holds_no_files_of_its_parent() {
     let name = "slots::a_slot_knows_no_secrets_and_holds_no_files_of_its_parent";
-    // Who else could look into a worker that does not let itself be dumped?
+    // Only root can inspect a process that is not dumpable.
     as_root(name, async {
         let fixture = Fixture::new();
         let mut worker = worker_on_hanging(&fixture);
@@ -193,12 +198,12 @@ fn a_slot_knows_no_secrets_and_holds_no_files_of_its_parent() {
             assert!(!text.contains("secret"), "{text}");
         }
         let parent = PathBuf::from(format!("/proc/{}", worker.id()));
-        // What this process was given, everything that it starts has too.
+        // Inherited by every process that this one starts.
         let given = files_of(Path::new("/proc/self"));
         let mut shared: BTreeSet<_> = &files_of(&child) & &files_of(&parent);
         shared.retain(|file| !given.contains(file));
         let pipes = shared.iter().filter(|file| file.starts_with("pipe:"));
-        // Its output and its errors; its input is closed once it has been written.
+        // Its output and error pipes; its input is closed.
         assert_eq!((shared.len(), pipes.count()), (2, 2), "{shared:?}");
 
         worker.kill().unwrap();
@@ -240,7 +245,7 @@ async fn a_worker_that_is_told_to_stop_leaves_nothing() {
     }
 }
 
-/// Slots with a child of which `script` is the work.
+/// Returns slots whose child is a shell script.
 fn with_child(fixture: &mut Fixture, script: &str) -> Arc<Slots> {
     let path = fixture.root.path().join("child.sh");
     fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
@@ -284,8 +289,12 @@ async fn a_child_that_lies_is_not_believed() {
             "more bytes fetched",
         ),
         (
+            echo(r#"{"unmoved":{"fetched_bytes":1}}"#),
+            "no commit was known",
+        ),
+        (
             echo(r#"{"failed":{"kind":"poison","message":"x"}}"#),
-            "not for it to find",
+            "cannot meet",
         ),
         (echo(&facts("\"not\\\\na commit\"")), "no commit"),
         (
@@ -317,7 +326,7 @@ async fn a_child_that_says_nothing_or_too_much_is_ended_with_all_it_started() {
             Transient,
             "no progress for 1 s",
         ),
-        // One that it left behind holds its output open.
+        // A descendant holds its output open.
         (
             "sleep 1000 & exit 3".to_owned(),
             Transient,
@@ -328,7 +337,7 @@ async fn a_child_that_says_nothing_or_too_much_is_ended_with_all_it_started() {
             Killed,
             "more text",
         ),
-        // Progress without end: the time limit covers that.
+        // Endless progress: covered by the time limit.
         (
             r#"while :; do echo '{"progress":{"fetched_bytes":1}}'; done"#.to_owned(),
             TooLarge,
@@ -364,7 +373,7 @@ async fn hostile_trees_pass_through_a_slot() {
     let root = fixture.root.path();
     git_bomb(root, "owner", "bomb", BombLeaf::File("f", b"boom\n"));
     let deep = nested_directories(root, "owner", "deep", 5_000);
-    // Or git itself would refuse to serve it.
+    // Otherwise git itself refuses to serve it.
     git(&deep, ["config", "core.maxTreeDepth", "10000"]);
     many_files(root, "owner", "wide", 100_000);
     let raw = Raw::new(root, "owner", "names");
@@ -394,7 +403,7 @@ async fn hostile_trees_pass_through_a_slot() {
     );
 }
 
-/// `owner/zeros`: a blob of one byte more than 2 GiB, and a small one.
+/// Makes `owner/zeros`: a blob of 2 GiB plus one byte, and a small one.
 fn build_zeros(root: &Path) {
     const BYTES: usize = (2 << 30) + 1;
     let path = empty(root, "owner", "zeros");

@@ -1,6 +1,7 @@
-//! Deliveries: jobs on loan, and what becomes of them.
+//! Deliveries: jobs on loan, and their settlement.
 
 use std::fmt;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,159 +9,88 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use lapin::message::Delivery as Incoming;
-use lapin::options::{
-    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
-    BasicRejectOptions,
-};
-use lapin::types::FieldTable;
-use lapin::{Acker, Channel, Consumer};
+use lapin::options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions};
+use lapin::{Acker, Channel};
 use time::OffsetDateTime;
 use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
+use super::properties::{count_of, header, id_of, time_of};
 use super::publish::Message;
-use super::session::{Session, within};
-use super::topology::kind;
-use super::{Shared, count_of, header, id_of, time_of};
+use super::session::within;
+use super::shared::Shared;
+use super::subscription::{Queue, Subscription};
+use super::topology::{kind, pause_for};
 use crate::broker::{Delivery, Event, Receipt, Settlement};
+use crate::failpoint;
 use crate::fault::{Fault, FaultKind};
 use crate::job::Job;
-use crate::moment;
 use crate::outcome::{Outcome, OutcomeRecord};
 
 /// The pause of a delivery that nobody took before its consumer ended.
 const HANDED_BACK: Duration = Duration::from_secs(1);
 
-/// Jobs for one consumer, over as many connections as it takes.
+/// Jobs for one consumer, until the broker is closed, or has delivered what it had before `until`.
 pub(super) async fn deliveries(
-    shared: Arc<Shared>,
+    shared: &Arc<Shared>,
     prefetch: u16,
+    until: CancellationToken,
 ) -> Result<BoxStream<'static, Delivery>, Fault> {
-    let session = shared.consuming.session(Some(shared.deadline())).await?;
-    let mut consuming = Consuming {
-        live: None,
-        shared,
-        prefetch,
+    let jobs = Jobs {
+        subscription: Subscription::start(shared, Queue::Jobs(prefetch)).await?,
         runtime: Handle::current(),
     };
-    let attached = consuming.attach(session).await;
-    attached.map_err(|why| consuming.shared.server.unreachable(&why))?;
-    let stream = stream::unfold(consuming, |mut consuming| async move {
-        let delivery = consuming.next().await?;
-        Some((delivery, consuming))
+    let stream = stream::unfold((jobs, until), async |(mut jobs, until)| {
+        let delivery = jobs.next(&until).await?;
+        Some((delivery, (jobs, until)))
     });
     Ok(stream.boxed())
 }
 
-#[derive(Debug)]
-struct Consuming {
-    shared: Arc<Shared>,
-    prefetch: u16,
-    live: Option<Live>,
+struct Jobs {
+    subscription: Subscription,
     runtime: Handle,
 }
 
-/// A consumer on a channel of its own. The channel stays while there are deliveries of it.
-#[derive(Debug)]
-struct Live {
-    session: Arc<Session>,
-    channel: Channel,
-    consumer: Consumer,
-}
-
-impl Consuming {
-    async fn attach(&mut self, session: Arc<Session>) -> Result<(), String> {
-        let limit = self.shared.options.call_limit;
-        let attached = async {
-            let channel = session.channel().await?;
-            let qos = channel.basic_qos(self.prefetch, BasicQosOptions::default());
-            within(limit, "setting the prefetch", qos).await?;
-            let consume = channel.basic_consume(
-                self.shared.names.jobs(),
-                "".into(),
-                BasicConsumeOptions::default(),
-                FieldTable::default(),
-            );
-            let consumer = within(limit, "consuming jobs", consume).await?;
-            Ok::<_, String>((channel, consumer))
-        };
-        match attached.await {
-            Ok((channel, consumer)) => {
-                self.live = Some(Live {
-                    session,
-                    channel,
-                    consumer,
-                });
-                Ok(())
-            }
-            Err(why) => {
-                // A new connection declares anew what may be missing.
-                session.fail(&why);
-                Err(why)
-            }
-        }
-    }
-
-    /// `None` when the broker was closed.
-    async fn next(&mut self) -> Option<Delivery> {
+impl Jobs {
+    async fn next(&mut self, until: &CancellationToken) -> Option<Delivery> {
         loop {
-            let Some(live) = &mut self.live else {
-                let session = self.shared.consuming.session(None).await.ok()?;
-                // It was logged, and the next connection waits longer.
-                _ = self.attach(session).await;
-                continue;
-            };
-            let incoming = tokio::select! {
-                incoming = live.consumer.next() => incoming,
-                () = live.session.failed.cancelled() => None,
-                () = self.shared.closed.cancelled() => return None,
-            };
-            match incoming {
-                Some(Ok(incoming)) => {
-                    let channel = live.channel.clone();
-                    if let Some(delivery) = self.shared.read(incoming, channel, &self.runtime).await
-                    {
-                        return Some(delivery);
-                    }
+            let incoming = match until.run_until_cancelled(self.subscription.next()).await {
+                Some(incoming) => incoming?,
+                None => {
+                    self.subscription.cancel().await;
+                    self.subscription.next().await?
                 }
-                Some(Err(error)) => self.lost(&error.to_string()),
-                // Outside of a shutdown this is always a loss: of the connection, or of the queue.
-                None => self.lost("the broker ended the consumer"),
+            };
+            let channel = self.subscription.attached.as_ref()?.channel.clone();
+            let shared = &self.subscription.shared;
+            let delivery = shared.read(incoming, channel, &self.runtime).await;
+            if delivery.is_some() {
+                return delivery;
             }
-        }
-    }
-
-    fn lost(&mut self, why: &str) {
-        if let Some(live) = self.live.take() {
-            let why = format!("jobs are no longer delivered: {why}");
-            live.session.fail(&why);
         }
     }
 }
 
-impl Drop for Consuming {
+impl Drop for Jobs {
     /// Takes no more, and hands back what nobody took. Deliveries in hand can still be settled: the
     /// channel stays open until the last is.
     fn drop(&mut self) {
-        let Some(live) = self.live.take() else {
+        let shared = Arc::clone(&self.subscription.shared);
+        let Some(attached) = self.subscription.attached.take() else {
             return;
         };
-        if self.shared.closed.is_cancelled() {
+        if shared.closed.is_cancelled() {
             return;
         }
-        let (shared, runtime) = (Arc::clone(&self.shared), self.runtime.clone());
+        let runtime = self.runtime.clone();
         self.runtime.spawn(async move {
-            let Live {
-                session,
-                channel,
-                mut consumer,
-            } = live;
-            let limit = shared.options.call_limit;
-            let cancel = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
-            if let Err(why) = within(limit, "cancelling a consumer", cancel).await {
-                session.fail(&why);
+            if let Err(error) = attached.cancel(shared.options.call_limit).await {
+                attached.session.fail(error);
                 return;
             }
+            let (channel, mut consumer) = (attached.channel, attached.consumer);
             // The end of the stream follows the last delivery.
             while let Some(Ok(incoming)) = consumer.next().await {
                 let Some(delivery) = shared.read(incoming, channel.clone(), &runtime).await else {
@@ -172,6 +102,7 @@ impl Drop for Consuming {
                     after: HANDED_BACK,
                     attempt: delivery.attempt,
                     waits: delivery.waits,
+                    returns: delivery.returns,
                 };
                 let id = delivery.job.id();
                 if let Err(fault) = delivery.settle(again).await {
@@ -187,7 +118,7 @@ impl Drop for Consuming {
 }
 
 impl Shared {
-    /// The job in a message. One that holds none is recorded and buried here.
+    /// The job in a message. A message that holds none is recorded and dead-lettered here.
     async fn read(
         self: &Arc<Self>,
         incoming: Incoming,
@@ -197,40 +128,42 @@ impl Shared {
         let headers = incoming.properties.headers().as_ref();
         let attempt = count_of(headers, header::ATTEMPT);
         let waits = count_of(headers, header::WAITS);
-        match Job::decode(&incoming.data) {
-            Ok(job) => {
-                let receipt = AmqpReceipt {
-                    shared: Arc::clone(self),
-                    acker: Some(incoming.acker),
-                    job: job.clone(),
-                    at: time_of(&incoming.properties).unwrap_or_else(OffsetDateTime::now_utc),
-                    _channel: channel,
-                    runtime: runtime.clone(),
-                };
-                let enqueued = receipt.at;
-                Some(Delivery::new(
-                    job,
-                    attempt,
-                    waits,
-                    enqueued,
-                    Box::new(receipt),
-                ))
-            }
+        let returns = count_of(headers, header::RETURNS)
+            .saturating_add(count_of(headers, header::DELIVERY_COUNT));
+        let job = match Job::decode(&incoming.data) {
+            Ok(job) => job,
             Err(fault) => {
-                self.bury(&incoming, attempt, &fault).await;
-                None
+                self.dead_letter(&incoming, attempt, &fault).await;
+                return None;
             }
-        }
+        };
+        let at = time_of(&incoming.properties).unwrap_or_else(OffsetDateTime::now_utc);
+        let receipt = AmqpReceipt {
+            shared: Arc::clone(self),
+            acker: Some(incoming.acker),
+            job: job.clone(),
+            at,
+            channel,
+            runtime: runtime.clone(),
+        };
+        Some(Delivery {
+            job,
+            attempt,
+            waits,
+            returns,
+            enqueued: at,
+            receipt: Box::new(receipt),
+        })
     }
 
-    /// The outcome first, so that the dead record finds it there and does not count as a job that
-    /// the broker killed.
-    async fn bury(&self, incoming: &Incoming, attempt: u32, fault: &Fault) {
+    /// Dead-letters an undecodable message. Its outcome is recorded first: a dead record without
+    /// one counts as a job that the broker gave up.
+    async fn dead_letter(&self, incoming: &Incoming, attempt: u32, fault: &Fault) {
         let id = id_of(&incoming.properties);
         error!(
             operation = "poison",
             job = id,
-            "a message that is no job goes to the dead letters ({id:?}, {} bytes): {fault}",
+            "undecodable message {id:?} ({} bytes) dead-lettered: {fault}",
             incoming.data.len()
         );
         let recorded = self.record_poison(id, attempt, fault).await;
@@ -238,22 +171,22 @@ impl Shared {
             warn!(
                 operation = "record",
                 job = id,
-                "the outcome of {id} could not be recorded, so it comes again: {fault}"
+                "the outcome of {id} could not be recorded, so it is requeued: {fault}"
             );
         }
-        // Handed back where it was not recorded: kept, it would take another's place.
+        // Requeued where it was not recorded: kept, it would take another's place.
         let requeue = recorded.is_err();
         let reject = incoming.acker.reject(BasicRejectOptions { requeue });
-        if let Err(why) = within(self.options.call_limit, "rejecting", reject).await {
+        if let Err(error) = within(self.options.call_limit, "rejecting", reject).await {
             warn!(
                 operation = "settle",
                 job = id,
-                "{id} was not rejected: {why}"
+                "{id} was not rejected: {error}"
             );
         }
     }
 
-    /// The outcome of a message that holds no job, as far as its id says which job it was.
+    /// Records the outcome of a message that holds no job, if its id says which job it was.
     async fn record_poison(&self, id: &str, attempt: u32, fault: &Fault) -> Result<(), Fault> {
         let Some((run, key)) = Job::parse_id(id) else {
             return Ok(());
@@ -264,7 +197,24 @@ impl Shared {
         let message = self.event_message(&Event::Outcome(record))?;
         self.publish(&message).await
     }
+
+    /// Makes a call that settles a delivery.
+    pub(super) async fn settled(
+        &self,
+        what: &str,
+        call: impl Future<Output = lapin::Result<bool>>,
+    ) -> Result<(), Fault> {
+        match within(self.options.call_limit, what, call).await {
+            Ok(true) => Ok(()),
+            // lapin does not take a channel that is gone for an error.
+            Ok(false) => Err(self.options.server.unreachable(GONE)),
+            Err(error) => Err(self.options.server.unreachable(error)),
+        }
+    }
 }
+
+/// Why a delivery cannot be settled.
+const GONE: &str = "the connection of this delivery was lost; the broker delivers it again";
 
 struct AmqpReceipt {
     shared: Arc<Shared>,
@@ -274,7 +224,7 @@ struct AmqpReceipt {
     /// When the job was enqueued: its later messages say so too.
     at: OffsetDateTime,
     /// Kept open until all of its deliveries are settled.
-    _channel: Channel,
+    channel: Channel,
     runtime: Handle,
 }
 
@@ -288,54 +238,38 @@ impl fmt::Debug for AmqpReceipt {
 #[async_trait]
 impl Receipt for AmqpReceipt {
     async fn settle(mut self: Box<Self>, settlement: Settlement) -> Result<(), Fault> {
-        let gone = "the delivery's connection was lost; the job is delivered again";
         let Some(acker) = self.acker.clone().filter(Acker::usable) else {
-            return Err(self.shared.server.unreachable(gone));
+            return Err(self.shared.options.server.unreachable(GONE));
         };
         if let Settlement::Again {
             after,
             attempt,
             waits,
+            returns,
         } = settlement
         {
             // Confirmed, and only then acknowledged: a crash in between makes a second copy, which
-            // the store's look at what it has makes harmless.
-            let message = Message::new(
-                "".into(),
-                self.shared.names.retry_after(after),
-                kind::JOB,
-                &self.job.id(),
-                self.at,
-                self.job.encode(),
-            )
-            .counted(attempt, waits);
+            // costs one look at the store.
+            let retry = self.shared.options.names.retry(pause_for(after));
+            let id = self.job.id();
+            let message = Message::new("".into(), retry, kind::JOB, &id, self.job.encode())
+                .at(self.at)
+                .counted(attempt, waits, returns);
             self.shared.publish(&message).await?;
-            moment::reached("after-retry-publish");
+            failpoint::hit("after-retry-publish");
         }
-        let limit = self.shared.options.call_limit;
-        let settled = match settlement {
+        match settlement {
             Settlement::Done | Settlement::Again { .. } => {
-                within(
-                    limit,
-                    "acknowledging",
-                    acker.ack(BasicAckOptions::default()),
-                )
-                .await
+                let ack = acker.ack(BasicAckOptions::default());
+                self.shared.settled("acknowledging", ack).await?;
             }
             Settlement::Dead => {
                 let reject = acker.reject(BasicRejectOptions { requeue: false });
-                within(limit, "rejecting", reject).await
+                self.shared.settled("rejecting", reject).await?;
             }
-        };
-        match settled {
-            Ok(true) => {
-                self.acker = None;
-                Ok(())
-            }
-            // So says lapin of a channel that is gone: it is not an error to it.
-            Ok(false) => Err(self.shared.server.unreachable(gone)),
-            Err(why) => Err(self.shared.server.unreachable(&why)),
         }
+        self.acker = None;
+        Ok(())
     }
 }
 
@@ -348,7 +282,7 @@ impl Drop for AmqpReceipt {
             return;
         }
         let limit = self.shared.options.call_limit;
-        let channel = self._channel.clone();
+        let channel = self.channel.clone();
         self.runtime.spawn(async move {
             let requeue = BasicNackOptions {
                 requeue: true,

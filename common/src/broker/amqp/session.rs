@@ -1,191 +1,149 @@
 //! Connections: made, watched, given up and made again.
 //!
 //! lapin's own recovery is not used: it hung in three of three broker restarts under load. Here a
-//! connection that failed in any way is thrown away whole, and the next one who needs it makes a
-//! new one: back off, connect, declare.
+//! connection that failed in any way is thrown away whole, and its [`Link`] makes a new one: back
+//! off, connect, declare.
 //!
 //! A connection that is given up while its peer says nothing, but still takes what is sent, keeps
 //! its thread and its socket until the kernel ends it: some 15 minutes.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::future::Future;
 use std::pin::pin;
-use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use lapin::options::ConfirmSelectOptions;
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 use lapin::types::ShortString;
-use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Channel, Connection, ConnectionProperties, ErrorKind};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
-use super::topology::{self, Look, Names};
+use super::options::{Options, Server};
+use super::topology::{self, QueueDepth};
 use crate::fault::Fault;
 use crate::retry;
+use crate::text::format_duration;
 
-/// Seconds between heartbeats; a peer that is silent for two of them is gone.
-const HEARTBEAT: u16 = 20;
 /// Pauses between attempts to connect grow from this …
 const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
 /// … to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// A connection that lived this long was a good one: the next pause is short again.
 const GOOD_LIFE: Duration = Duration::from_secs(10);
-/// Channels that are kept for those who publish next. More are made, and closed, when more publish
-/// at once.
+/// How often an idle connection is checked.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
+/// How often an outage that lasts is logged.
+const REPORT_EVERY: Duration = Duration::from_secs(60);
+/// Channels that are kept for the next publishers. More are made, and closed, when more publish at
+/// once.
 const IDLE_CHANNELS: usize = 64;
 /// How long closing may take.
 const CLOSING: Duration = Duration::from_secs(5);
 
-/// Where the broker is, and with whose rights.
-#[derive(Clone, PartialEq, Eq)]
-pub(super) struct Server {
-    uri: AMQPUri,
-}
-
-impl Server {
-    /// Reads `amqp://…` or `amqps://…`. No error repeats any of it: there is a password in it.
-    pub(super) fn parse(url: &str) -> Result<Self, Fault> {
-        let wrong = || {
-            Fault::infra(
-                "the broker's URL is not of the form amqp://USER:PASSWORD@HOST:PORT/VHOST (or amqps://…); it is not shown here, since it may hold a password. Characters such as @ / : # % in user or password must be written as %40 %2F %3A %23 %25",
-            )
-        };
-        // lapin takes such an address for localhost without a word.
-        if url.contains("@[") || url.contains("//[") {
-            return Err(Fault::infra(
-                "the broker's URL names its host by an IPv6 address, which is not supported: use a host name",
-            ));
-        }
-        let mut uri = AMQPUri::from_str(url).map_err(|_| wrong())?;
-        if uri.authority.host.is_empty() {
-            return Err(wrong());
-        }
-        if uri.vhost.is_empty() {
-            "/".clone_into(&mut uri.vhost);
-        }
-        uri.query.heartbeat.get_or_insert(HEARTBEAT);
-        Ok(Self { uri })
-    }
-
-    /// How long the broker may take to notice that a connection is gone: at most three heartbeats,
-    /// and a margin.
-    pub(super) fn notices_within(&self) -> Duration {
-        let heartbeat = self.uri.query.heartbeat.unwrap_or(HEARTBEAT);
-        Duration::from_secs(10) + 4 * Duration::from_secs(heartbeat.into())
-    }
-
-    /// The fault of a broker that cannot be used.
-    pub(super) fn unreachable(&self, why: &str) -> Fault {
-        // What a peer that speaks no TLS answers to its greeting.
-        let plain = self.uri.scheme == AMQPScheme::AMQPS && why.contains("InvalidContentType");
-        let remedy = match plain {
-            true => "; that port speaks no TLS: say amqp:// for it, or name the one that does",
-            false => "",
-        };
-        Fault::infra(format!(
-            "the broker {self} cannot be used: {}{remedy}",
-            self.scrub(why)
-        ))
-    }
-
-    /// What went wrong, without anybody's name or password in it.
-    fn scrub(&self, text: &str) -> String {
-        let user = &self.uri.authority.userinfo;
-        // As RabbitMQ writes it; elsewhere the word may be part of a queue's name.
-        let text = text.replace(&format!("user '{}'", user.username), "user (hidden)");
-        // One of a letter or two would only garble the text.
-        if user.password.len() > 2 {
-            return text.replace(&user.password, "(hidden)");
-        }
-        text
-    }
-}
-
-impl fmt::Display for Server {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = match self.uri.scheme {
-            AMQPScheme::AMQP => "amqp",
-            AMQPScheme::AMQPS => "amqps",
-        };
-        let authority = &self.uri.authority;
-        write!(f, "{scheme}://{}:{}", authority.host, authority.port)?;
-        match self.uri.vhost.as_str() {
-            "/" => Ok(()),
-            vhost => write!(f, "/{vhost}"),
-        }
-    }
-}
-
-impl fmt::Debug for Server {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Server({self})")
-    }
-}
-
-/// Why there is no connection.
-#[derive(Debug)]
-struct Refused {
-    message: String,
-    /// Asking again will not help: wrong password, no such vhost, queues of another shape.
-    lasting: bool,
-}
-
-impl Refused {
-    fn passing(message: String) -> Self {
-        Self {
-            message,
-            lasting: false,
-        }
-    }
-
-    fn new(what: &str, error: &lapin::Error) -> Self {
-        let lasting = match error.kind() {
-            ErrorKind::ProtocolError(error) => matches!(
-                error.kind(),
-                AMQPErrorKind::Soft(
-                    AMQPSoftError::ACCESSREFUSED | AMQPSoftError::PRECONDITIONFAILED
-                ) | AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED)
-            ),
-            // What rustls says of a certificate that it does not believe.
-            ErrorKind::IOError(error) => error.kind() == std::io::ErrorKind::InvalidData,
-            ErrorKind::InvalidProtocolVersion(_) => true,
-            _ => false,
-        };
-        Self {
-            message: format!("{what}: {error}"),
-            lasting,
-        }
-    }
-}
-
-/// Why a call has no answer.
-#[derive(Debug)]
-pub(super) enum Unanswered {
+/// Why a call failed, sorted by what helps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
     /// The broker takes nothing from this connection: it is short of memory or disk. What was sent
     /// arrives when that has passed.
     Blocked,
-    /// Something is wrong with the connection, or with what was asked for.
-    Broken(String),
+    /// A queue is full.
+    Full,
+    /// The queue does not exist.
+    Missing,
+    /// Another connection has the queue to itself.
+    Locked,
+    /// The queue exists, but with other arguments.
+    Mismatch,
+    /// Asking again will not help: wrong password, no such vhost, no TLS.
+    Refused,
+    /// Anything else; another connection may help.
+    Broken,
+}
+
+/// A call that failed.
+#[derive(Debug)]
+pub(super) struct CallError {
+    pub(super) failure: Failure,
+    message: String,
+    /// What a person can do about it, put behind the message.
+    remedy: &'static str,
+}
+
+impl CallError {
+    pub(super) fn new(failure: Failure, message: impl Into<String>) -> Self {
+        Self {
+            failure,
+            message: message.into(),
+            remedy: "",
+        }
+    }
+
+    fn of(what: &str, error: &lapin::Error) -> Self {
+        let failure = match error.kind() {
+            ErrorKind::ProtocolError(error) => match error.kind() {
+                AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => Failure::Missing,
+                AMQPErrorKind::Soft(AMQPSoftError::RESOURCELOCKED) => Failure::Locked,
+                AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => Failure::Mismatch,
+                AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED)
+                | AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => Failure::Refused,
+                _ => Failure::Broken,
+            },
+            // What rustls says of a certificate that it does not believe.
+            ErrorKind::IOError(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+                Failure::Refused
+            }
+            ErrorKind::InvalidProtocolVersion(_) => Failure::Refused,
+            _ => Failure::Broken,
+        };
+        Self::new(failure, format!("{what}: {error}"))
+    }
+
+    /// Whether asking again will not help.
+    fn is_lasting(&self) -> bool {
+        matches!(self.failure, Failure::Refused | Failure::Mismatch)
+    }
+
+    fn silence(what: &str, limit: Duration) -> Self {
+        let message = format!("{what}: no answer for {}", format_duration(limit));
+        Self::new(Failure::Broken, message)
+    }
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.message, self.remedy)
+    }
+}
+
+/// Bounds a call: every one can be lost for ever (a confirm never came after a restart).
+pub(super) async fn within<T>(
+    limit: Duration,
+    what: &str,
+    call: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, CallError> {
+    match tokio::time::timeout(limit, call).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(CallError::of(what, &error)),
+        Err(_) => Err(CallError::silence(what, limit)),
+    }
 }
 
 /// One connection on which everything is declared.
 pub(super) struct Session {
     connection: Arc<Connection>,
-    /// In confirm mode, and nobody's at present. A clone of a channel costs more than one would
-    /// think, and one is made for each message that is on its way.
+    /// In confirm mode and unused at present. A clone of a channel costs more than one would think,
+    /// and one is made for each message that is on its way.
     idle: Mutex<Vec<Arc<Channel>>>,
     /// Cancelled when the connection was given up.
     pub(super) failed: CancellationToken,
-    opened: Instant,
-    /// How many connections before it, one after the other, broke as soon as they were made.
-    hasty: usize,
+    /// Why it was given up.
+    cause: OnceLock<String>,
     /// How long the broker may take to answer one call.
     limit: Duration,
     /// The broker has blocked the connection, and that was logged.
@@ -205,115 +163,114 @@ impl fmt::Debug for Session {
 }
 
 impl Session {
-    async fn open(
-        server: &Server,
-        names: &Names,
-        purpose: &str,
-        limit: Duration,
-        hasty: usize,
-    ) -> Result<Self, Refused> {
-        let connection = Arc::new(connect(server, names, purpose, limit).await?);
-        let this = async {
+    async fn open(options: &Options, purpose: &str) -> Result<Self, CallError> {
+        let limit = options.call_limit;
+        let connection = Arc::new(connect(options, purpose).await?);
+        let declared = async {
             let channel = connection.create_channel().await?;
             // On a channel of its own: a no closes it.
-            let looking = connection.create_channel().await?;
-            let jobs_were_missing = match topology::look(&looking, names.jobs()).await {
+            let asking = connection.create_channel().await?;
+            let missing = match topology::depth(&asking, &options.names.jobs).await {
                 Ok(_) => false,
-                Err(error) if is_soft(&error, &AMQPSoftError::NOTFOUND) => true,
+                Err(error) if CallError::of("", &error).failure == Failure::Missing => true,
                 Err(error) => return Err(error),
             };
-            topology::declare(&channel, names).await?;
-            channel
-                .confirm_select(ConfirmSelectOptions::default())
-                .await?;
-            Ok(Self {
-                connection: Arc::clone(&connection),
-                idle: Mutex::new(vec![Arc::new(channel)]),
-                failed: CancellationToken::new(),
-                opened: Instant::now(),
-                hasty,
-                limit,
-                blocked: AtomicBool::new(false),
-                jobs_were_missing,
-                runtime: Handle::current(),
-            })
+            topology::declare(&channel, &options.names).await?;
+            let confirm = ConfirmSelectOptions::default();
+            channel.confirm_select(confirm).await?;
+            Ok((channel, missing))
         };
-        let what = "declaring exchanges and queues";
-        match tokio::time::timeout(limit, this).await {
-            Ok(Ok(session)) => Ok(session),
-            Ok(Err(error)) => {
-                let mut refused = Refused::new(what, &error);
+        let declared = within(limit, "declaring exchanges and queues", declared).await;
+        let (channel, jobs_were_missing) = declared.map_err(|mut error| {
+            error.remedy = match error.failure {
                 // 3.10, killed in the second after the first stream of its life was declared, does
                 // not remember that it has any: the stream never comes back by itself.
-                if refused.message.contains("is down or inaccessible") {
-                    refused.message.push_str(
-                        "; this passes once the broker has recovered, but if it lasts for minutes, delete that queue: it is made anew, and the next run of the producer finds what is missing",
-                    );
+                Failure::Missing => {
+                    "; this passes once the broker has recovered, but if it lasts for minutes, delete that queue: it is made anew, and the next run of the producer finds what is missing"
                 }
-                if is_soft(&error, &AMQPSoftError::PRECONDITIONFAILED) {
-                    refused.message.push_str(
-                        "; another version made it: delete it once it is empty, or choose another --queue-prefix",
-                    );
+                Failure::Mismatch => {
+                    "; another version made it: delete it once it is empty, or choose another --queue-prefix"
                 }
-                Err(refused)
-            }
-            Err(_) => Err(Refused::passing(format!(
-                "{what}: no answer for {} s",
-                limit.as_secs()
-            ))),
-        }
+                _ => "",
+            };
+            error
+        })?;
+        Ok(Self {
+            connection,
+            idle: Mutex::new(vec![Arc::new(channel)]),
+            failed: CancellationToken::new(),
+            cause: OnceLock::new(),
+            limit,
+            blocked: AtomicBool::new(false),
+            jobs_were_missing,
+            runtime: Handle::current(),
+        })
     }
 
     fn usable(&self) -> bool {
         !self.failed.is_cancelled() && self.connection.status().connected()
     }
 
-    /// Has the connection replaced before anybody uses it again. Jobs on loan through it go back.
-    pub(super) fn fail(&self, why: &str) {
+    /// Has the connection replaced before its next use. Jobs on loan through it go back.
+    pub(super) fn fail(&self, why: impl fmt::Display) {
         if self.failed.is_cancelled() {
             return;
         }
-        warn!(operation = "broker", "the connection is given up: {why}");
-        self.end();
-    }
-
-    fn end(&self) {
-        if self.failed.is_cancelled() {
-            return;
-        }
+        _ = self.cause.set(why.to_string());
         self.failed.cancel();
         let connection = Arc::clone(&self.connection);
         self.runtime.spawn(async move { close(&connection).await });
     }
 
+    /// Passes on why the connection was lost, if it was: whoever uses it learns of that first.
+    pub(super) fn fail_if_lost(&self, why: impl fmt::Display) {
+        if !self.connection.status().connected() {
+            self.fail(why);
+        }
+    }
+
+    /// Waits until the connection is lost or given up, and says why.
+    async fn lost(&self) -> &str {
+        let idle = async {
+            while self.usable() {
+                tokio::time::sleep(CHECK_EVERY).await;
+            }
+        };
+        tokio::select! {
+            () = self.failed.cancelled() => {}
+            () = idle => self.fail("the connection was lost"),
+        }
+        self.cause.get().map_or("it was closed", String::as_str)
+    }
+
     /// A new channel.
-    pub(super) async fn channel(&self) -> Result<Channel, String> {
+    pub(super) async fn channel(&self) -> Result<Channel, CallError> {
         let opening = self.connection.create_channel();
         within(self.limit, "opening a channel", opening).await
     }
 
-    /// What the broker says of a queue that must exist.
-    pub(super) async fn look(
+    /// The depth of a queue that must exist.
+    pub(super) async fn depth(
         &self,
         deadline: Instant,
-        queue: ShortString,
-    ) -> Result<Look, Unanswered> {
-        // Not a new one for each look: lapin gives out the numbers of channels anew after the
+        queue: &ShortString,
+    ) -> Result<QueueDepth, CallError> {
+        // Not a new channel each time: lapin gives out the numbers of channels anew after the
         // 2047th, and a number is of no use any more once the broker has closed its channel.
         let channel = self.confirming(deadline).await?;
-        let what = format!("looking at {queue}");
-        let looking = topology::look(&channel, queue);
-        let look = self.answered(deadline, &what, looking).await?;
+        let what = format!("asking for the depth of {queue}");
+        let asking = topology::depth(&channel, queue);
+        let depth = self.answered(deadline, &what, asking).await?;
         self.give_back(channel);
-        Ok(look)
+        Ok(depth)
     }
 
     /// A channel in confirm mode for one task alone: lapin numbers a message and queues it under
     /// two locks, so that of two messages at once on one channel each may get the other's confirm.
     ///
-    /// To be given back after use. Dropped, it is closed, so that whoever is next is not told what
-    /// became of an earlier message.
-    pub(super) async fn confirming(&self, deadline: Instant) -> Result<Arc<Channel>, Unanswered> {
+    /// To be given back after use. Dropped, it is closed: its next user would get the confirms of
+    /// earlier messages.
+    pub(super) async fn confirming(&self, deadline: Instant) -> Result<Arc<Channel>, CallError> {
         let idle = self.idle().pop();
         if let Some(channel) = idle.filter(|channel| channel.status().connected()) {
             return Ok(channel);
@@ -327,7 +284,7 @@ impl Session {
         self.answered(deadline, "opening a channel", opening).await
     }
 
-    /// Keeps a channel of [`Session::confirming`] for whoever is next.
+    /// Keeps a channel of [`Session::confirming`] for its next user.
     pub(super) fn give_back(&self, channel: Arc<Channel>) {
         let mut idle = self.idle();
         if idle.len() < IDLE_CHANNELS {
@@ -347,26 +304,28 @@ impl Session {
         deadline: Instant,
         what: &str,
         call: impl Future<Output = lapin::Result<T>>,
-    ) -> Result<T, Unanswered> {
+    ) -> Result<T, CallError> {
         let mut call = pin!(call);
         let step = self.limit / 10;
         let mut silent = Duration::ZERO;
         while silent < self.limit {
             match tokio::time::timeout(step, &mut call).await {
                 Ok(Ok(value)) => return Ok(value),
-                Ok(Err(error)) => return Err(Unanswered::Broken(format!("{what}: {error}"))),
+                Ok(Err(error)) => return Err(CallError::of(what, &error)),
                 Err(_) if !self.is_blocked() => silent += step,
-                Err(_) if Instant::now() >= deadline => return Err(Unanswered::Blocked),
+                Err(_) if Instant::now() >= deadline => {
+                    return Err(CallError::new(
+                        Failure::Blocked,
+                        "it is short of memory or disk and takes no messages (an alarm, see `rabbitmq-diagnostics alarms`)",
+                    ));
+                }
                 Err(_) => silent = Duration::ZERO,
             }
         }
-        let limit = self.limit.as_secs();
-        Err(Unanswered::Broken(format!(
-            "{what}: no answer for {limit} s"
-        )))
+        Err(CallError::silence(what, self.limit))
     }
 
-    /// Whether the broker has blocked the connection; said once each time.
+    /// Whether the broker has blocked the connection; logged once each time.
     fn is_blocked(&self) -> bool {
         let blocked = self.connection.status().blocked();
         let known = self.blocked.swap(blocked, Ordering::Relaxed);
@@ -382,56 +341,45 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.end();
+        self.fail("it is no longer used");
     }
 }
 
-/// A connection with nothing declared on it.
-pub(super) async fn connect_for_lock(
-    server: &Server,
-    names: &Names,
-    limit: Duration,
-) -> Result<Connection, Fault> {
-    connect(server, names, "lock", limit)
-        .await
-        .map_err(|refused| server.unreachable(&refused.message))
-}
-
-async fn connect(
-    server: &Server,
-    names: &Names,
-    purpose: &str,
-    limit: Duration,
-) -> Result<Connection, Refused> {
-    // Shown by RabbitMQ's tools to whoever looks who is connected.
-    let name = format!("{} {purpose} {}", names.exchange(), std::process::id());
+async fn connect(options: &Options, purpose: &str) -> Result<Connection, CallError> {
+    // Shown by RabbitMQ's tools in the list of connections.
+    let name = format!(
+        "{} {purpose} {}",
+        options.names.exchange,
+        std::process::id()
+    );
     let properties = ConnectionProperties::default().with_connection_name(name.into());
-    let connecting = Connection::connect_uri(server.uri.clone(), properties);
-    match tokio::time::timeout(limit, connecting).await {
+    let connecting = Connection::connect_uri(options.server.uri.clone(), properties);
+    match tokio::time::timeout(options.call_limit, connecting).await {
         Ok(Ok(connection)) => Ok(connection),
-        Ok(Err(error)) => {
-            let mut refused = Refused::new("connecting", &error);
-            refused.message += remedy(&error);
-            Err(refused)
-        }
-        Err(_) => {
-            let limit = limit.as_secs();
-            Err(Refused::passing(format!(
-                "connecting: no answer for {limit} s; check host and port in --broker-url"
-            )))
-        }
+        Ok(Err(error)) => Err(CallError {
+            remedy: remedy(&error),
+            ..CallError::of("connecting", &error)
+        }),
+        Err(_) => Err(CallError {
+            remedy: "; check host and port in --broker-url",
+            ..CallError::silence("connecting", options.call_limit)
+        }),
     }
 }
 
-/// What to do about a connection that did not come about, to be put behind the reason.
+/// What to do about a connection that could not be made.
 fn remedy(error: &lapin::Error) -> &'static str {
     match error.kind() {
-        ErrorKind::IOError(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-            ": nobody listens there; start RabbitMQ, or check --broker-url"
-        }
-        ErrorKind::IOError(error) if error.kind() != std::io::ErrorKind::InvalidData => {
-            "; check host and port in --broker-url"
-        }
+        ErrorKind::IOError(error) => match error.kind() {
+            std::io::ErrorKind::ConnectionRefused => {
+                ": nobody listens there; start RabbitMQ, or check --broker-url"
+            }
+            // What rustls says.
+            std::io::ErrorKind::InvalidData => {
+                "; either that port speaks no TLS (say amqp://, or name the port that does), or its certificate is not trusted"
+            }
+            _ => "; check host and port in --broker-url",
+        },
         ErrorKind::ProtocolError(error) => match error.kind() {
             AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => {
                 "; check user and password in --broker-url"
@@ -446,146 +394,138 @@ fn remedy(error: &lapin::Error) -> &'static str {
 }
 
 /// Closes a connection in good order: unacknowledged deliveries go back at once.
-pub(super) async fn close(connection: &Connection) {
-    // It says why it cannot be closed when it is closed already.
+async fn close(connection: &Connection) {
+    // It fails where the connection is closed already.
     let closing = connection.close(200, "goodbye".into());
     _ = tokio::time::timeout(CLOSING, closing).await;
 }
 
-/// Whether the broker refused a call in this way, at the cost of its channel.
-pub(super) fn is_soft(error: &lapin::Error, expected: &AMQPSoftError) -> bool {
-    match error.kind() {
-        ErrorKind::ProtocolError(error) => {
-            matches!(error.kind(), AMQPErrorKind::Soft(soft) if soft == expected)
-        }
-        _ => false,
-    }
-}
-
-/// What a process does with one connection, and the connection while it is well.
+/// The connection of one purpose, kept up from its first use until `closed`.
 #[derive(Debug)]
 pub(super) struct Link {
-    phase: Arc<watch::Sender<Phase>>,
     supervisor: Supervisor,
+    /// Set by the supervisor's task, which starts with the first use.
+    phase: OnceLock<watch::Receiver<Phase>>,
 }
 
 /// How a link is.
 #[derive(Debug)]
 enum Phase {
-    /// Nobody has asked for it yet.
-    Idle,
-    /// A task is at it.
-    Connecting {
-        /// Why it has not come about yet.
-        last: Option<String>,
-    },
+    /// There is no connection, and maybe a reason for that.
+    Connecting(Option<String>),
     /// It was connected, and may have failed since.
     Connected(Arc<Session>),
-    /// It never was, and waiting will not help.
+    /// It never was connected, and waiting will not help.
     Refused(String),
 }
 
-/// What it takes to connect. Clones connect to the same.
+/// What keeps a link connected.
 #[derive(Clone, Debug)]
 struct Supervisor {
     purpose: &'static str,
-    server: Server,
-    names: Names,
-    limit: Duration,
+    options: Options,
+    outage: Arc<Outage>,
     closed: CancellationToken,
 }
 
 impl Link {
     pub(super) fn new(
         purpose: &'static str,
-        server: Server,
-        names: Names,
-        limit: Duration,
+        options: &Options,
+        outage: &Arc<Outage>,
         closed: CancellationToken,
     ) -> Self {
         Self {
-            phase: Arc::new(watch::Sender::new(Phase::Idle)),
             supervisor: Supervisor {
                 purpose,
-                server,
-                names,
-                limit,
+                options: options.clone(),
+                outage: Arc::clone(outage),
                 closed,
             },
+            phase: OnceLock::new(),
         }
     }
 
-    /// The connection, made again where it is not well; for ever, or until `deadline`.
+    /// Cancelled when the link is closed for good.
+    pub(super) fn closed(&self) -> &CancellationToken {
+        &self.supervisor.closed
+    }
+
+    /// The connection; waits for it for ever, or until `deadline`.
     pub(super) async fn session(&self, deadline: Option<Instant>) -> Result<Arc<Session>, Fault> {
-        let server = &self.supervisor.server;
-        let closed = &self.supervisor.closed;
-        let gone = || Fault::infra("the connection to the broker was closed");
-        if closed.is_cancelled() {
-            return Err(gone());
-        }
+        let server = &self.supervisor.options.server;
+        let phase = self.phase.get_or_init(|| self.supervisor.start());
         let reached = async {
-            match deadline {
-                None => Ok(self.connected().await),
-                Some(deadline) => tokio::time::timeout_at(deadline.into(), self.connected()).await,
+            let mut phase = phase.clone();
+            loop {
+                match &*phase.borrow_and_update() {
+                    Phase::Connected(session) if session.usable() => {
+                        return Ok(Arc::clone(session));
+                    }
+                    Phase::Connected(session) => session.fail("the connection was lost"),
+                    Phase::Refused(why) => return Err(server.unreachable(why).lasting(true)),
+                    Phase::Connecting(_) => {}
+                }
+                if phase.changed().await.is_err() {
+                    // Closed.
+                    std::future::pending::<()>().await;
+                }
             }
         };
-        let reached = tokio::select! {
-            reached = reached => reached,
-            () = closed.cancelled() => return Err(gone()),
+        let late = async {
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+                None => std::future::pending().await,
+            }
         };
-        match reached {
-            Ok(Ok(session)) => Ok(session),
-            Ok(Err(refused)) => Err(server.unreachable(&refused)),
-            Err(_) => match &*self.phase.borrow() {
-                Phase::Connecting { last: Some(last) } => Err(server.unreachable(last)),
+        tokio::select! {
+            biased;
+            () = self.closed().cancelled() => Err(Fault::infra("the connection to the broker was closed")),
+            reached = reached => reached,
+            () = late => match &*phase.borrow() {
+                Phase::Connecting(Some(why)) => Err(server.unreachable(why)),
                 _ => Err(server.unreachable("no answer")),
             },
         }
     }
 
-    /// Connecting is done by a task of its own: a caller may stop polling, as one does who has left
-    /// a stream alone, and others are waiting for the same connection.
-    async fn connected(&self) -> Result<Arc<Session>, String> {
-        let mut phase = self.phase.subscribe();
-        // An earlier refusal is no answer to this call.
-        let mut asked = false;
+    /// Makes a call on the connection, and again on the next one if it breaks before `deadline`.
+    pub(super) async fn call<T, F>(
+        &self,
+        deadline: Instant,
+        call: impl Fn(Arc<Session>) -> F,
+    ) -> Result<T, Fault>
+    where
+        F: Future<Output = Result<T, CallError>>,
+    {
         loop {
-            match &*phase.borrow_and_update() {
-                Phase::Connected(session) if session.usable() => return Ok(Arc::clone(session)),
-                Phase::Refused(why) if asked => return Err(why.clone()),
-                _ => {}
-            }
-            asked = true;
-            let mut lost = None;
-            let start = self.phase.send_if_modified(|phase| {
-                if matches!(phase, Phase::Connected(session) if session.usable()) {
-                    return false;
+            let session = self.session(Some(deadline)).await?;
+            match call(Arc::clone(&session)).await {
+                Ok(value) => return Ok(value),
+                Err(error) if error.failure == Failure::Broken && Instant::now() < deadline => {
+                    session.fail(error);
                 }
-                let connecting = Phase::Connecting { last: None };
-                match std::mem::replace(phase, connecting) {
-                    Phase::Idle | Phase::Refused(_) => true,
-                    Phase::Connected(session) => {
-                        lost = Some(session);
-                        true
-                    }
-                    other => {
-                        *phase = other;
-                        false
-                    }
-                }
-            });
-            if start {
-                let supervisor = self.supervisor.clone();
-                tokio::spawn(supervisor.connect(Arc::clone(&self.phase), lost));
+                Err(error) => return Err(self.given_up(&session, &error)),
             }
-            // The sender is ours, so this cannot fail.
-            _ = phase.changed().await;
         }
     }
 
-    /// Closes the connection for good, after the token was cancelled.
+    /// The fault of a call that is not made again. A connection that gave no proper answer is
+    /// replaced: what is missing is declared again with the next one.
+    pub(super) fn given_up(&self, session: &Session, error: &CallError) -> Fault {
+        if !matches!(error.failure, Failure::Blocked | Failure::Full) {
+            session.fail(error);
+        }
+        self.supervisor.options.server.unreachable(error)
+    }
+
+    /// Closes the connection, after the token was cancelled.
     pub(super) async fn close(&self) {
-        if let Phase::Connected(session) = self.phase.send_replace(Phase::Idle) {
+        let session = self.phase.get().and_then(|phase| match &*phase.borrow() {
+            Phase::Connected(session) => Some(Arc::clone(session)),
+            _ => None,
+        });
+        if let Some(session) = session {
             session.failed.cancel();
             close(&session.connection).await;
         }
@@ -593,90 +533,152 @@ impl Link {
 }
 
 impl Supervisor {
-    /// Connects, for as long as it takes.
-    async fn connect(self, phase: Arc<watch::Sender<Phase>>, lost: Option<Arc<Session>>) {
-        let connected = self.connected(&phase, lost.as_deref());
-        let outcome = tokio::select! {
-            outcome = connected => outcome,
-            () = self.closed.cancelled() => Phase::Idle,
-        };
-        phase.send_replace(outcome);
+    /// Connecting is done by a task of its own: a caller may stop polling, and others wait for the
+    /// same connection.
+    fn start(&self) -> watch::Receiver<Phase> {
+        let (sender, receiver) = watch::channel(Phase::Connecting(None));
+        let this = self.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                () = this.closed.cancelled() => { this.outage.forget(this.purpose); }
+                () = this.keep_connected(sender) => {}
+            }
+        });
+        receiver
     }
 
-    async fn connected(&self, phase: &watch::Sender<Phase>, lost: Option<&Session>) -> Phase {
-        let mut hasty = 0;
-        if let Some(lost) = lost {
-            lost.fail("it was lost");
-            if lost.opened.elapsed() < GOOD_LIFE {
-                hasty = lost.hasty + 1;
-            }
-            tokio::time::sleep(pause_after(hasty)).await;
-        }
-        let mut pauses = retry::pauses(SHORTEST_PAUSE, LONGEST_PAUSE);
+    async fn keep_connected(&self, phase: watch::Sender<Phase>) {
+        let (options, server) = (&self.options, &self.options.server);
+        let new_pauses = || retry::pauses(SHORTEST_PAUSE, LONGEST_PAUSE);
+        let (mut pauses, mut first, mut steady) = (new_pauses(), true, true);
         loop {
-            let opened = Session::open(&self.server, &self.names, self.purpose, self.limit, hasty);
-            let refused = match opened.await {
+            match Session::open(options, self.purpose).await {
                 Ok(session) => {
-                    self.report(&session, lost.is_some());
-                    return Phase::Connected(Arc::new(session));
+                    if !first && session.jobs_were_missing {
+                        error!(
+                            operation = "broker",
+                            "{server}: the jobs queue was gone, and what was in it; it was made anew. Run the producer again: it finds what is missing"
+                        );
+                    }
+                    first = false;
+                    let session = Arc::new(session);
+                    phase.send_replace(Phase::Connected(Arc::clone(&session)));
+                    // A connection that breaks as soon as it is used ends no outage.
+                    if steady {
+                        self.outage.end(server, self.purpose);
+                    }
+                    steady = tokio::time::timeout(GOOD_LIFE, session.lost())
+                        .await
+                        .is_err();
+                    if steady {
+                        self.outage.end(server, self.purpose);
+                        pauses = new_pauses();
+                    }
+                    let why = session.lost().await;
+                    phase.send_replace(Phase::Connecting(Some(why.to_owned())));
+                    self.outage.report(server, self.purpose, &server.scrub(why));
                 }
-                Err(refused) => refused,
-            };
-            let message = self.server.scrub(&refused.message);
-            // Later, whoever changed a password will change it back, and a worker is to wait for
-            // that.
-            if refused.lasting && lost.is_none() {
-                return Phase::Refused(message);
+                Err(error) if first && error.is_lasting() => {
+                    phase.send_replace(Phase::Refused(error.to_string()));
+                }
+                // Once connected, it is waited for whatever it says: a password that somebody
+                // changed will be changed back. The remedy is for those who have just set it up.
+                Err(error) => {
+                    let why = match first {
+                        true => error.to_string(),
+                        false => error.message,
+                    };
+                    self.outage
+                        .report(server, self.purpose, &server.scrub(&why));
+                    phase.send_replace(Phase::Connecting(Some(why)));
+                }
             }
-            let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
-            warn!(
+            tokio::time::sleep(pauses.next().unwrap_or(LONGEST_PAUSE)).await;
+        }
+    }
+}
+
+/// An outage of the broker, however many links notice it: logged when it begins, once a minute, and
+/// when it ends.
+#[derive(Debug, Default)]
+pub(super) struct Outage(Mutex<Option<Down>>);
+
+#[derive(Debug)]
+struct Down {
+    since: Instant,
+    logged: Instant,
+    /// The purposes of the links that are not connected.
+    links: BTreeSet<&'static str>,
+}
+
+/// What there is to log of a failure.
+#[derive(Debug, PartialEq, Eq)]
+enum Notable {
+    Begin,
+    /// The outage has lasted this long.
+    Lasting(Duration),
+    No,
+}
+
+impl Outage {
+    fn report(&self, server: &Server, link: &'static str, why: &str) {
+        match self.note(link, Instant::now()) {
+            Notable::Begin => warn!(
                 operation = "broker",
-                pause_seconds = pause.as_secs_f64(),
-                "{}: {message}; trying again in {:.1} s",
-                self.server,
-                pause.as_secs_f64()
-            );
-            phase.send_replace(Phase::Connecting {
-                last: Some(message),
-            });
-            tokio::time::sleep(pause).await;
+                "{server}: {why}; connecting again until it answers"
+            ),
+            Notable::Lasting(since) => warn!(
+                operation = "broker",
+                "{server}: away for {}: {why}",
+                format_duration(since)
+            ),
+            Notable::No => debug!(operation = "broker", "{server} ({link}): {why}"),
         }
     }
 
-    fn report(&self, session: &Session, again: bool) {
-        if again {
+    fn end(&self, server: &Server, link: &'static str) {
+        if let Some(since) = self.forget(link) {
             info!(
                 operation = "broker",
-                "{}: connected again ({})", self.server, self.purpose
-            );
-        }
-        if again && session.jobs_were_missing {
-            error!(
-                operation = "broker",
-                "{}: the jobs queue was gone, and what was in it; it was made anew. Run the producer again: it finds what is missing",
-                self.server
+                "{server}: connected again after {}",
+                format_duration(since.elapsed())
             );
         }
     }
-}
 
-/// The pause before a lost connection is made again. What opens, but breaks as soon as it is used,
-/// would else be made again and again at once.
-fn pause_after(hasty: usize) -> Duration {
-    let mut pauses = retry::pauses(SHORTEST_PAUSE, LONGEST_PAUSE);
-    pauses.nth(hasty.min(10)).unwrap_or(LONGEST_PAUSE)
-}
+    fn down(&self) -> MutexGuard<'_, Option<Down>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
-/// Bounds a call: every one can be lost for ever (a confirm never came after a restart).
-pub(super) async fn within<T>(
-    limit: Duration,
-    what: &str,
-    call: impl Future<Output = lapin::Result<T>>,
-) -> Result<T, String> {
-    match tokio::time::timeout(limit, call).await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(format!("{what}: {error}")),
-        Err(_) => Err(format!("{what}: no answer for {} s", limit.as_secs())),
+    /// Takes note of a link that is not connected.
+    fn note(&self, link: &'static str, now: Instant) -> Notable {
+        let mut guard = self.down();
+        let begun = guard.is_none();
+        let down = guard.get_or_insert_with(|| Down {
+            since: now,
+            logged: now,
+            links: BTreeSet::new(),
+        });
+        down.links.insert(link);
+        if begun {
+            Notable::Begin
+        } else if now - down.logged < REPORT_EVERY {
+            Notable::No
+        } else {
+            down.logged = now;
+            Notable::Lasting(now - down.since)
+        }
+    }
+
+    /// Takes a link out of the outage; gives its beginning if that ends it.
+    fn forget(&self, link: &'static str) -> Option<Instant> {
+        let mut down = self.down();
+        down.take_if(|down| {
+            down.links.remove(link);
+            down.links.is_empty()
+        })
+        .map(|down| down.since)
     }
 }
 
@@ -685,43 +687,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_shown_of_an_address_holds_no_secret() {
-        for (url, shown) in [
-            (
-                "amqp://user:s3cr3t@rabbit:5671/fleet",
-                "amqp://rabbit:5671/fleet",
-            ),
-            ("amqps://user:s3cr3t@rabbit", "amqps://rabbit:5671"),
-            ("amqp://rabbit/", "amqp://rabbit:5672"),
-            (
-                "amqp://us%40er:s3cr3t@rabbit/%2f?heartbeat=5",
-                "amqp://rabbit:5672",
-            ),
+    fn an_outage_is_reported_once_a_minute_whoever_meets_it() {
+        let (outage, start) = (Outage::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        for (seconds, link, expected) in [
+            (0, "publishing", Notable::Begin),
+            (0, "consuming", Notable::No),
+            (59, "publishing", Notable::No),
+            (61, "lock", Notable::Lasting(Duration::from_secs(61))),
+            (62, "consuming", Notable::No),
+            (120, "publishing", Notable::No),
+            (121, "consuming", Notable::Lasting(Duration::from_secs(121))),
         ] {
-            let server = Server::parse(url).unwrap();
-            assert_eq!(server.to_string(), shown);
-            assert_eq!(format!("{server:?}"), format!("Server({shown})"));
-            let fault = server.unreachable("user 'user' with s3cr3t was refused");
-            let repeated = fault.message.contains("s3cr3t");
-            assert!(!repeated || !url.contains("s3cr3t"), "{fault}");
+            assert_eq!(outage.note(link, at(seconds)), expected, "{seconds} {link}");
         }
-    }
-
-    #[test]
-    fn what_is_no_address_is_refused_without_being_repeated() {
-        for url in [
-            "",
-            "rabbit",
-            "http://user:s3cr3t@rabbit",
-            "amqp:s3cr3t",
-            "amqp://user:s3cr3t@",
-            "amqp://user:s3cr3t@rabbit:port",
-            "amqp://user:s3cr3t/x@rabbit",
-            "amqp://user:s3cr3t@[::1]:5672",
-            "amqp://user:s3cr3t@rabbit?heartbeat=often",
-        ] {
-            let fault = Server::parse(url).unwrap_err();
-            assert!(!fault.message.contains("s3cr3t"), "{url}: {fault}");
-        }
+        assert_eq!(outage.forget("publishing"), None);
+        assert_eq!(outage.forget("lock"), None);
+        assert_eq!(outage.forget("consuming"), Some(start));
+        assert_eq!(outage.forget("consuming"), None);
+        assert_eq!(outage.note("consuming", at(200)), Notable::Begin);
     }
 }

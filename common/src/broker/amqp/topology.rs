@@ -12,8 +12,8 @@ use lapin::{Channel, ExchangeKind};
 use crate::broker::DELIVERY_LIMIT;
 use crate::fault::Fault;
 
-/// The pauses there is a queue for. One queue for each: a quorum queue expires messages at its head
-/// only, so a long pause in front would hold up a short one behind it.
+/// The pauses that have a queue. One queue each: a quorum queue expires messages at its head only,
+/// so a long pause would hold up the shorter ones behind it.
 pub(super) const PAUSES: [Duration; 4] = [
     Duration::from_secs(1),
     Duration::from_secs(2),
@@ -21,7 +21,19 @@ pub(super) const PAUSES: [Duration; 4] = [
     Duration::from_secs(60),
 ];
 
-/// Routing keys of the one exchange.
+/// RabbitMQ's default `consumer_timeout`: how long a delivery may stay unacknowledged.
+pub(super) const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+
+/// How long dead letters are kept.
+const FORTNIGHT: Duration = Duration::from_secs(14 * 24 * 3600);
+
+/// The shortest of the [`PAUSES`] that is at least `wish`; the longest if none is.
+pub(super) fn pause_for(wish: Duration) -> Duration {
+    let pause = PAUSES.into_iter().find(|pause| *pause >= wish);
+    pause.unwrap_or(PAUSES[PAUSES.len() - 1])
+}
+
+/// Routing keys.
 pub(super) mod key {
     /// To the jobs queue and the ledger.
     pub(in super::super) const JOB: &str = "job";
@@ -29,7 +41,7 @@ pub(super) mod key {
     pub(in super::super) const OUTCOME: &str = "outcome";
     /// To the ledger.
     pub(in super::super) const RUN: &str = "run";
-    /// What a message that died comes with, through the exchange of the dead letters.
+    /// Of dead-lettered messages.
     pub(in super::super) const DEAD: &str = "dead";
 }
 
@@ -39,10 +51,12 @@ pub(super) mod kind {
     pub(in super::super) const JOB: &str = "job";
     /// An outcome.
     pub(in super::super) const OUTCOME: &str = "outcome";
-    /// A job that was recorded as given up by other means than the broker's own.
+    /// A job recorded as dead by somebody other than the broker.
     pub(in super::super) const DEAD: &str = "dead";
-    /// An announcement about a host.
-    pub(in super::super) const HOST: &str = "host";
+    /// A notice; the name dates from when all of them were about hosts.
+    pub(in super::super) const NOTICE: &str = "host";
+    /// A worker's state.
+    pub(in super::super) const WORKER: &str = "worker";
     /// A place in the ledger that its writer wants to find again.
     pub(in super::super) const MARK: &str = "mark";
 }
@@ -50,7 +64,16 @@ pub(super) mod kind {
 /// The names under one prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Names {
-    prefix: String,
+    /// The exchange of jobs, outcomes and runs; also the prefix itself.
+    pub(super) exchange: ShortString,
+    pub(super) jobs: ShortString,
+    pub(super) ledger: ShortString,
+    /// Exchange and queue of dead letters.
+    pub(super) dead: ShortString,
+    /// The exchange of notices.
+    pub(super) notices: ShortString,
+    /// The lock: exists while there is a producer.
+    pub(super) producer: ShortString,
 }
 
 impl Names {
@@ -60,185 +83,118 @@ impl Names {
             && prefix
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
-            // RabbitMQ keeps such names for itself.
+            // Reserved by RabbitMQ.
             && !prefix.starts_with("amq.");
         if !ok {
             return Err(Fault::infra(
                 "a queue prefix is 1 to 100 letters, digits, dots, dashes and underscores, and does not begin with \"amq.\"",
             ));
         }
+        let with = |name| format!("{prefix}.{name}").into();
         Ok(Self {
-            prefix: prefix.to_owned(),
+            exchange: prefix.into(),
+            jobs: with("jobs"),
+            ledger: with("ledger"),
+            dead: with("dead"),
+            notices: with("hosts"),
+            producer: with("producer"),
         })
-    }
-
-    pub(super) fn exchange(&self) -> ShortString {
-        self.prefix.as_str().into()
-    }
-
-    pub(super) fn jobs(&self) -> ShortString {
-        self.with("jobs")
-    }
-
-    pub(super) fn ledger(&self) -> ShortString {
-        self.with("ledger")
-    }
-
-    /// Of the dead letters: an exchange and a queue of one name.
-    pub(super) fn dead(&self) -> ShortString {
-        self.with("dead")
-    }
-
-    /// The exchange of announcements about hosts.
-    pub(super) fn hosts(&self) -> ShortString {
-        self.with("hosts")
-    }
-
-    /// Exists while somebody is the producer.
-    pub(super) fn producer(&self) -> ShortString {
-        self.with("producer")
     }
 
     /// The queue of one of the [`PAUSES`].
     pub(super) fn retry(&self, pause: Duration) -> ShortString {
-        self.with(&format!("retry.{}s", pause.as_secs()))
-    }
-
-    /// The queue in which a message waits at least `after`; the longest where none is long enough.
-    pub(super) fn retry_after(&self, after: Duration) -> ShortString {
-        let longest = PAUSES[PAUSES.len() - 1];
-        let pause = PAUSES.into_iter().find(|pause| *pause >= after);
-        self.retry(pause.unwrap_or(longest))
-    }
-
-    fn with(&self, name: &str) -> ShortString {
-        format!("{}.{name}", self.prefix).into()
+        format!("{}.retry.{}s", self.exchange, pause.as_secs()).into()
     }
 }
 
 /// Declares everything, in an order that matters.
 pub(super) async fn declare(channel: &Channel, names: &Names) -> lapin::Result<()> {
-    let (exchange, dead) = (names.exchange(), names.dead());
     let durable = ExchangeDeclareOptions {
         durable: true,
         ..Default::default()
     };
-    channel
-        .exchange_declare(
-            exchange.clone(),
-            ExchangeKind::Topic,
-            durable,
-            FieldTable::default(),
-        )
-        .await?;
-    channel
-        .exchange_declare(
-            dead.clone(),
-            ExchangeKind::Fanout,
-            durable,
-            FieldTable::default(),
-        )
-        .await?;
-
-    channel
-        .exchange_declare(
-            names.hosts(),
-            ExchangeKind::Fanout,
-            durable,
-            FieldTable::default(),
-        )
-        .await?;
+    for (name, kind) in [
+        (&names.exchange, ExchangeKind::Topic),
+        (&names.dead, ExchangeKind::Fanout),
+        (&names.notices, ExchangeKind::Fanout),
+    ] {
+        channel
+            .exchange_declare(name.clone(), kind, durable, FieldTable::default())
+            .await?;
+    }
 
     // Ledger and dead letters before what dead-letters into them: at-least-once keeps a message
     // that has no target, but takes minutes to notice that there is one.
-    let ledger = names.ledger();
-    queue(
-        channel,
-        ledger.clone(),
-        &[
-            ("x-queue-type", text("stream")),
-            ("x-max-age", text("30D")),
-            ("x-max-length-bytes", number(1_000_000_000)),
-            ("x-stream-max-segment-size-bytes", number(20_000_000)),
-        ],
-    )
-    .await?;
+    let ledger = [
+        ("x-queue-type", text("stream")),
+        ("x-max-age", text("30D")),
+        ("x-max-length-bytes", number(1_000_000_000)),
+        ("x-stream-max-segment-size-bytes", number(20_000_000)),
+    ];
+    queue(channel, &names.ledger, &ledger).await?;
     for key in [key::JOB, key::OUTCOME, key::RUN] {
-        bind(channel, ledger.clone(), exchange.clone(), key).await?;
+        bind(channel, &names.ledger, &names.exchange, key).await?;
     }
-    bind(channel, ledger, dead.clone(), key::DEAD).await?;
+    bind(channel, &names.ledger, &names.dead, key::DEAD).await?;
 
-    let fortnight = Duration::from_secs(14 * 24 * 3600);
-    queue(
-        channel,
-        dead.clone(),
-        &[
-            ("x-queue-type", text("quorum")),
-            ("x-message-ttl", millis(fortnight)),
-            // Looking at a dead letter counts as a delivery, and 4.x deletes it at the 21st where
-            // no limit is given. -1, which is none on 4.x, deletes at the first on 3.10.
-            ("x-delivery-limit", number(1_000_000)),
-        ],
-    )
-    .await?;
-    bind(channel, dead.clone(), dead.clone(), key::DEAD).await?;
+    let dead = [
+        ("x-queue-type", text("quorum")),
+        ("x-message-ttl", millis(FORTNIGHT)),
+        // Reading a dead letter counts as a delivery, and 4.x deletes it at the 21st where no limit
+        // is given. -1, which is none on 4.x, deletes at the first on 3.10.
+        ("x-delivery-limit", number(1_000_000)),
+    ];
+    queue(channel, &names.dead, &dead).await?;
+    bind(channel, &names.dead, &names.dead, key::DEAD).await?;
 
     // Not last: a broker killed right after its first declarations lost the confirmed messages of
     // the quorum queue that was declared last.
-    queue(
-        channel,
-        names.jobs(),
-        &[
-            ("x-queue-type", text("quorum")),
-            ("x-delivery-limit", number(DELIVERY_LIMIT.into())),
-            ("x-dead-letter-exchange", text(dead.as_str())),
-            // Else the dead job's record in the ledger looks like a new job's.
-            ("x-dead-letter-routing-key", text(key::DEAD)),
-            ("x-dead-letter-strategy", text("at-least-once")),
-            // Without it, at-least-once is silently at-most-once.
-            ("x-overflow", text("reject-publish")),
-        ],
-    )
-    .await?;
-    bind(channel, names.jobs(), exchange, key::JOB).await?;
+    let jobs = [
+        ("x-queue-type", text("quorum")),
+        ("x-delivery-limit", number(DELIVERY_LIMIT.into())),
+        ("x-dead-letter-exchange", text(names.dead.as_str())),
+        // Else the dead job's record in the ledger looks like a new job's.
+        ("x-dead-letter-routing-key", text(key::DEAD)),
+        ("x-dead-letter-strategy", text("at-least-once")),
+        // Without it, at-least-once is silently at-most-once.
+        ("x-overflow", text("reject-publish")),
+    ];
+    queue(channel, &names.jobs, &jobs).await?;
+    bind(channel, &names.jobs, &names.exchange, key::JOB).await?;
 
     for pause in PAUSES {
-        queue(
-            channel,
-            names.retry(pause),
-            &[
-                ("x-queue-type", text("quorum")),
-                ("x-message-ttl", millis(pause)),
-                // By the default exchange to the jobs queue alone: the ledger has the job already.
-                ("x-dead-letter-exchange", text("")),
-                ("x-dead-letter-routing-key", text(names.jobs().as_str())),
-                ("x-dead-letter-strategy", text("at-least-once")),
-                ("x-overflow", text("reject-publish")),
-            ],
-        )
-        .await?;
+        let retry = [
+            ("x-queue-type", text("quorum")),
+            ("x-message-ttl", millis(pause)),
+            // By the default exchange to the jobs queue alone: the ledger has the job already.
+            ("x-dead-letter-exchange", text("")),
+            ("x-dead-letter-routing-key", text(names.jobs.as_str())),
+            ("x-dead-letter-strategy", text("at-least-once")),
+            ("x-overflow", text("reject-publish")),
+        ];
+        queue(channel, &names.retry(pause), &retry).await?;
     }
     Ok(())
 }
 
 /// What the broker says of a queue.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Look {
-    /// Messages that wait for somebody; those on loan do not count.
+pub(super) struct QueueDepth {
+    /// Messages that wait for a consumer, without those on loan.
     pub(super) ready: u64,
     pub(super) consumers: u64,
 }
 
-/// Looks at a queue that must exist; its absence closes the channel.
-pub(super) async fn look(channel: &Channel, queue: ShortString) -> lapin::Result<Look> {
+/// Asks for the depth of a queue that must exist; if it does not, the broker closes the channel.
+pub(super) async fn depth(channel: &Channel, queue: &ShortString) -> lapin::Result<QueueDepth> {
     let passive = QueueDeclareOptions {
         passive: true,
         ..Default::default()
     };
     let queue = channel
-        .queue_declare(queue, passive, FieldTable::default())
+        .queue_declare(queue.clone(), passive, FieldTable::default())
         .await?;
-    Ok(Look {
+    Ok(QueueDepth {
         ready: queue.message_count().into(),
         consumers: queue.consumer_count().into(),
     })
@@ -246,7 +202,7 @@ pub(super) async fn look(channel: &Channel, queue: ShortString) -> lapin::Result
 
 async fn queue(
     channel: &Channel,
-    name: ShortString,
+    name: &ShortString,
     arguments: &[(&str, AMQPValue)],
 ) -> lapin::Result<()> {
     let options = QueueDeclareOptions {
@@ -257,24 +213,19 @@ async fn queue(
     for (name, value) in arguments {
         table.insert((*name).into(), value.clone());
     }
-    channel.queue_declare(name, options, table).await?;
+    channel.queue_declare(name.clone(), options, table).await?;
     Ok(())
 }
 
 async fn bind(
     channel: &Channel,
-    queue: ShortString,
-    exchange: ShortString,
+    queue: &ShortString,
+    exchange: &ShortString,
     key: &str,
 ) -> lapin::Result<()> {
+    let (options, none) = (QueueBindOptions::default(), FieldTable::default());
     channel
-        .queue_bind(
-            queue,
-            exchange,
-            key.into(),
-            QueueBindOptions::default(),
-            FieldTable::default(),
-        )
+        .queue_bind(queue.clone(), exchange.clone(), key.into(), options, none)
         .await
 }
 
@@ -316,8 +267,8 @@ mod tests {
             (60_000, "p.retry.60s"),
             (3_600_000, "p.retry.60s"),
         ] {
-            let after = Duration::from_millis(millis);
-            assert_eq!(names.retry_after(after).as_str(), queue, "{millis}");
+            let pause = pause_for(Duration::from_millis(millis));
+            assert_eq!(names.retry(pause).as_str(), queue, "{millis}");
         }
     }
 }

@@ -1,4 +1,8 @@
 //! Which bucket, where, and with what credentials: read from the environment, as values.
+//!
+//! Keys come from the environment, R2_* before any other source. Without keys, the SDK's chain is
+//! asked on the first request: profile, web identity, container, instance. Address and region come
+//! from the environment alone.
 
 use std::fmt;
 use std::time::Duration;
@@ -18,11 +22,18 @@ pub struct S3Config {
     pub region: String,
     /// How long to wait for the server, and how often.
     pub limits: Limits,
-    credentials: [String; 2],
-    session_token: Option<String>,
+    keys: Option<Keys>,
     names: Names,
     /// What says where the server is.
     address_variable: &'static str,
+}
+
+/// Credentials from the environment.
+#[derive(Clone)]
+pub(super) struct Keys {
+    pub(super) access: String,
+    pub(super) secret: String,
+    pub(super) session_token: Option<String>,
 }
 
 /// How long to wait for the server, and how often.
@@ -83,9 +94,9 @@ impl Names {
 impl S3Config {
     /// What `url` (`s3://BUCKET[/PREFIX]`) and the variables of `env` say.
     ///
-    /// Credentials are taken from one family of variables, never from both: AWS_* where any of its
-    /// two keys is set, else R2_*. Without a URL the bucket is R2_BUCKET, with R2_* only. A
-    /// variable that is empty counts as not set.
+    /// Keys are taken from one family of variables, never from both: AWS_* if any of its two keys is
+    /// set, else R2_*. Without a URL the bucket is R2_BUCKET, with R2_* only. With neither family,
+    /// credentials are looked for when they are needed. A variable that is empty counts as not set.
     ///
     /// # Errors
     /// With a sentence that names everything that is missing, and no value that may be secret.
@@ -119,12 +130,19 @@ impl S3Config {
         if endpoint.is_none() && region.is_none() {
             missing.push("AWS_ENDPOINT_URL (or AWS_REGION, for a bucket at Amazon)");
         }
-        let credentials = [names.access_key(), names.secret_key()];
-        let credentials = credentials.map(|name| env.need(name, &mut missing));
-        let session_token = match names {
-            Names::Aws => env.get("AWS_SESSION_TOKEN"),
-            Names::R2 => None,
-        };
+        let variables = [names.access_key(), names.secret_key()];
+        let keys = (names == Names::R2 || env.any(&variables)).then(|| {
+            let [access, secret] = variables.map(|name| env.need(name, &mut missing));
+            let session_token = match names {
+                Names::Aws => env.get("AWS_SESSION_TOKEN"),
+                Names::R2 => None,
+            };
+            Keys {
+                access,
+                secret,
+                session_token,
+            }
+        });
         if !missing.is_empty() {
             return Err(format!(
                 "missing environment variables for the store {}: {}; .env.example says what each \
@@ -134,10 +152,12 @@ impl S3Config {
             ));
         }
         env.check_substituted()?;
-        let of_keys = [names.access_key(), names.secret_key(), "AWS_SESSION_TOKEN"];
-        let [access_key, secret_key] = &credentials;
-        let keys = [Some(access_key), Some(secret_key), session_token.as_ref()];
-        of_keys.into_iter().zip(keys).try_for_each(check_visible)?;
+        if let Some(keys) = &keys {
+            check_visible(names.access_key(), &keys.access)?;
+            check_visible(names.secret_key(), &keys.secret)?;
+            let token = keys.session_token.as_deref().unwrap_or_default();
+            check_visible("AWS_SESSION_TOKEN", token)?;
+        }
         check_bucket(&bucket)?;
         let endpoint = endpoint
             .map(|endpoint| check_endpoint(address_variable, &endpoint, &bucket))
@@ -148,8 +168,7 @@ impl S3Config {
             endpoint,
             region: region.map_or_else(|| "auto".to_owned(), |(_, region)| region),
             limits: Limits::default(),
-            credentials,
-            session_token,
+            keys,
             names,
             address_variable,
         })
@@ -160,16 +179,9 @@ impl S3Config {
         Environment(env).any(&["R2_BUCKET", "R2_ENDPOINT", "R2_ACCESS_KEY", "R2_SECRET_KEY"])
     }
 
-    pub(super) fn access_key(&self) -> &str {
-        &self.credentials[0]
-    }
-
-    pub(super) fn secret_key(&self) -> &str {
-        &self.credentials[1]
-    }
-
-    pub(super) fn session_token(&self) -> Option<&str> {
-        self.session_token.as_deref()
+    /// The keys that the environment names, if any.
+    pub(super) fn keys(&self) -> Option<&Keys> {
+        self.keys.as_ref()
     }
 
     pub(super) fn names(&self) -> Names {
@@ -295,16 +307,16 @@ impl<F: Fn(&str) -> Option<String>> Environment<F> {
     }
 }
 
-/// Refuses a key that holds what no key holds: mostly the end of the line that it was read from,
-/// and the server would only say that it is wrong.
-fn check_visible((name, key): (&str, Option<&String>)) -> Result<(), String> {
-    match key {
-        Some(key) if !key.bytes().all(|b| b.is_ascii_graphic()) => Err(format!(
-            "{name} holds a space, a line end or another invisible character, which no key does: \
-             set it to the key alone"
-        )),
-        _ => Ok(()),
+/// Refuses a key with an invisible character, mostly the end of the line that it was read from: the
+/// server would only say that it is wrong.
+fn check_visible(name: &str, key: &str) -> Result<(), String> {
+    if key.bytes().all(|b| b.is_ascii_graphic()) {
+        return Ok(());
     }
+    Err(format!(
+        "{name} holds a space, a line end or another invisible character, which no key does: set it \
+         to the key alone"
+    ))
 }
 
 fn bucket_and_prefix(url: &str) -> Result<(String, String), String> {
@@ -404,6 +416,18 @@ mod tests {
         ("AWS_SECRET_ACCESS_KEY", "aws-secret"),
     ];
 
+    fn pair(config: &S3Config) -> (&str, &str) {
+        let keys = config.keys().unwrap();
+        (&keys.access, &keys.secret)
+    }
+
+    #[test]
+    fn without_keys_the_sdk_looks_for_credentials() {
+        let variables = [("AWS_REGION", "eu-west-2"), ("AWS_ACCESS_KEY_ID", " ")];
+        let config = config(Some("s3://bucket"), &variables).unwrap();
+        assert!(config.keys().is_none());
+    }
+
     #[test]
     fn the_predecessors_variables_are_enough() {
         let config = config(None, &R2).unwrap();
@@ -414,7 +438,7 @@ mod tests {
             Some("https://acc.r2.cloudflarestorage.com")
         );
         assert_eq!(config.region, "auto");
-        assert_eq!(config.credentials, ["r2-key", "r2-$ecret-${x"]);
+        assert_eq!(pair(&config), ("r2-key", "r2-$ecret-${x"));
     }
 
     #[test]
@@ -431,8 +455,11 @@ mod tests {
         assert_eq!(config.key("runs/x"), "a/b/runs/x");
         assert_eq!(config.endpoint.as_deref(), Some("https://s3.example/base"));
         assert_eq!(config.region, "eu-west-2");
-        assert_eq!(config.credentials, ["aws-key", "aws-secret"]);
-        assert_eq!(config.session_token(), Some("token"));
+        assert_eq!(pair(&config), ("aws-key", "aws-secret"));
+        assert_eq!(
+            config.keys().unwrap().session_token.as_deref(),
+            Some("token")
+        );
         assert_eq!(config.place(), "s3://bucket/a/b at https://s3.example/base");
     }
 
@@ -440,7 +467,7 @@ mod tests {
     fn a_bucket_may_be_named_beside_the_predecessors_credentials() {
         let config = config(Some("s3://other"), &R2).unwrap();
         assert_eq!(config.bucket, "other");
-        assert_eq!(config.credentials[0], "r2-key");
+        assert_eq!(pair(&config).0, "r2-key");
     }
 
     #[test]
@@ -460,8 +487,7 @@ mod tests {
         };
         assert_eq!(
             missing(Some("s3://bucket"), &[("AWS_REGION", " ")]),
-            "AWS_ENDPOINT_URL (or AWS_REGION, for a bucket at Amazon), AWS_ACCESS_KEY_ID, \
-             AWS_SECRET_ACCESS_KEY"
+            "AWS_ENDPOINT_URL (or AWS_REGION, for a bucket at Amazon)"
         );
         assert_eq!(
             missing(None, &[("R2_ENDPOINT", "https://x"), ("R2_SECRET_KEY", "")]),

@@ -1,19 +1,19 @@
 //! What is known about a digest, as the metadata of its object.
 //!
-//! Values are visible ASCII: anything else is percent-encoded, since the SDK would send raw UTF-8,
-//! which servers take in different ways. Names are lower-case, as HTTP returns them.
+//! Values are visible ASCII: anything else is percent-encoded. The SDK would send raw UTF-8, which
+//! servers treat differently. Names are lower-case, as HTTP returns them.
 //!
 //! The predecessor's objects have `pushedat`, `url` and `processedat` only. With a `pushedat`, such
-//! an object is a digest in the format "", so the cache has it made anew; mostly it is empty, and
-//! then the object counts as unreadable, which has the same effect.
+//! an object is a digest in the format "", so it is replaced. Mostly the value is empty; then the
+//! object counts as unreadable, which has the same effect.
 
 use std::collections::HashMap;
 
+use aws_sdk_s3::primitives::DateTime;
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
-use crate::job::PushedAt;
-use crate::run::RunId;
-use crate::store::DigestMeta;
+use crate::ids::{PushedAt, RunId};
+use crate::store::{DigestMeta, Found, Version};
 
 pub(super) type Map = HashMap<String, String>;
 
@@ -25,12 +25,12 @@ const ELLIPSIS: &str = "%E2%80%A6";
 /// The run of a digest that says none.
 const NO_RUN: &str = "unknown";
 
-/// Metadata as they were read.
+/// Metadata as read.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Metadata {
-    /// Told by each PUT apart from all others; empty where somebody else stored the object.
+    /// Random value, unique to each PUT; empty if another program stored the object.
     pub(super) mark: String,
-    /// What they say; or what is wrong with them.
+    /// The digest's metadata, or what is wrong with them.
     pub(super) meta: Result<DigestMeta, String>,
 }
 
@@ -54,7 +54,7 @@ pub(super) fn of(meta: &DigestMeta, mark: &str) -> Map {
 }
 
 impl Metadata {
-    /// Of an object of `bytes` bytes, where the server says how many.
+    /// Parses object metadata. `bytes` is Content-Length, if the server sent one.
     pub(super) fn read(map: Option<&Map>, bytes: Option<u64>) -> Self {
         let empty = Map::new();
         let map = map.unwrap_or(&empty);
@@ -63,6 +63,66 @@ impl Metadata {
             meta: read(map, bytes),
         }
     }
+}
+
+/// What a server says of an object.
+pub(super) struct Seen {
+    pub(super) metadata: Metadata,
+    etag: String,
+    /// Stands in for the mark of an object without one.
+    modified_millis: i64,
+    /// `None` if the server does not say, as HTTP allows.
+    bytes: Option<u64>,
+}
+
+impl Seen {
+    pub(super) fn new(
+        metadata: Option<&Map>,
+        etag: Option<&str>,
+        modified: Option<&DateTime>,
+        bytes: Option<i64>,
+    ) -> Self {
+        let bytes = bytes.and_then(|bytes| u64::try_from(bytes).ok());
+        Self {
+            metadata: Metadata::read(metadata, bytes),
+            etag: unquoted(etag),
+            modified_millis: modified.map_or(0, millis),
+            bytes,
+        }
+    }
+
+    pub(super) fn version(&self) -> Version {
+        let mark = match self.metadata.mark.as_str() {
+            "" => format!(
+                "{}-{}",
+                self.modified_millis,
+                self.bytes.unwrap_or_default()
+            ),
+            mark => mark.to_owned(),
+        };
+        Version(format!("{} {mark}", self.etag))
+    }
+
+    pub(super) fn found(&self) -> Found {
+        let version = self.version();
+        match self.metadata.meta.clone() {
+            Ok(meta) => Found::Stored { meta, version },
+            Err(why) => Found::Unreadable { version, why },
+        }
+    }
+}
+
+pub(super) fn millis(time: &DateTime) -> i64 {
+    time.to_millis().unwrap_or(0)
+}
+
+/// Listings of some servers have ETags without quotes.
+pub(super) fn unquoted(etag: Option<&str>) -> String {
+    etag.unwrap_or_default().trim_matches('"').to_owned()
+}
+
+pub(super) fn quoted(etag: &str) -> String {
+    format!("\"{etag}\"")
 }
 
 fn read(map: &Map, bytes: Option<u64>) -> Result<DigestMeta, String> {
@@ -88,11 +148,13 @@ fn read(map: &Map, bytes: Option<u64>) -> Result<DigestMeta, String> {
         let value = raw(name).ok_or_else(|| format!("its metadata have no {name}"))?;
         decoded(value).ok_or_else(|| format!("its {name} is not UTF-8"))
     };
-    let told: u64 = text("bytes")?
+    let stated: u64 = text("bytes")?
         .parse()
         .map_err(|_| "its bytes are not a number".to_owned())?;
-    if let Some(bytes) = bytes.filter(|bytes| *bytes != told) {
-        return Err(format!("it has {bytes} bytes, and its metadata say {told}"));
+    if let Some(bytes) = bytes.filter(|bytes| *bytes != stated) {
+        return Err(format!(
+            "it has {bytes} bytes, and its metadata say {stated}"
+        ));
     }
     Ok(DigestMeta {
         pushed_at: PushedAt::new(&text("pushedat")?).map_err(|error| error.to_string())?,
@@ -100,7 +162,7 @@ fn read(map: &Map, bytes: Option<u64>) -> Result<DigestMeta, String> {
         processed_at: text("processedat")?,
         commit: raw("commit").map(|_| text("commit")).transpose()?,
         format: decoded(format).ok_or("its format is not UTF-8")?,
-        bytes: told,
+        bytes: stated,
         truncated: match raw("truncated") {
             Some("true") => true,
             Some("false") => false,
@@ -122,7 +184,8 @@ fn decoded(text: &str) -> Option<String> {
     Some(percent_decode_str(text).decode_utf8().ok()?.into_owned())
 }
 
-/// Encodes a URL; one that no server would take is cut between characters, and an ellipsis says so.
+/// Encodes a URL. One that is too long for any server is cut between characters and ends with an
+/// ellipsis, which [`freshness`](crate::store::freshness) understands.
 fn encoded_url(url: &str) -> String {
     let whole = encoded(url);
     if whole.len() <= URL_MAX_BYTES {

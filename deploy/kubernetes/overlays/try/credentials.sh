@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the passwords that the overlay `try` gives broker and store: random, kept out of version
-# control. Those that are there already stay, since the broker's volume remembers them.
+# Creates random passwords for broker and store of the overlay `try`, outside of version control. Existing ones are kept,
+# since the broker's volume remembers them.
 set -euo pipefail
 cd "$(dirname "$0")"
 umask 077

@@ -1,0 +1,211 @@
+//! Which of the feed's repositories a run is about.
+
+use std::str::FromStr;
+
+use common::ids::RepoRef;
+use common::text::thousands;
+use globset::{GlobBuilder, GlobMatcher};
+use tracing::warn;
+
+use super::entry::{FeedRepo, InvalidEntry};
+
+/// Selects the repositories of a run.
+///
+/// Globs and `--skip-archived` apply first, then `--limit` to the rest, in the feed's order. What
+/// they leave out is not counted, unusable entries included.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Filters")]
+pub struct FilterConfig {
+    /// Take at most this many repositories
+    #[arg(long, env = "LIMIT", value_name = "N")]
+    pub limit: Option<usize>,
+
+    /// Take only repositories whose owner/name matches; repeatable. `*` does not cross the slash,
+    /// letter case does not matter. In the environment, separate several by spaces
+    #[arg(long, env = "ONLY", value_name = "GLOB", value_delimiter = ' ')]
+    pub only: Vec<RepoGlob>,
+
+    /// Leave out repositories whose owner/name matches; repeatable, wins over --only
+    #[arg(long, env = "EXCLUDE", value_name = "GLOB", value_delimiter = ' ')]
+    pub exclude: Vec<RepoGlob>,
+
+    /// Leave out repositories that the feed marks as archived
+    #[arg(long, env = "SKIP_ARCHIVED")]
+    pub skip_archived: bool,
+}
+
+/// A pattern for `owner/name`: `alphagov/*`, `*/*-frontend`, `{hmrc,dwp}/*`.
+///
+/// `*` does not cross the slash, and letter case does not matter, as on GitHub.
+#[derive(Clone, Debug)]
+pub struct RepoGlob(GlobMatcher);
+
+impl FilterConfig {
+    /// Returns whether a run that selected `selected` counts this unusable entry.
+    pub fn takes_unusable(&self, entry: &InvalidEntry, selected: &[FeedRepo]) -> bool {
+        if self.limit == Some(selected.len())
+            && selected.last().is_none_or(|l| l.index < entry.index)
+        {
+            return false;
+        }
+        // An entry without a name cannot be one that --only names.
+        entry
+            .repo
+            .as_ref()
+            .map_or(self.only.is_empty(), |repo| self.matches(repo))
+    }
+
+    /// Returns the repositories of a run, in the feed's order.
+    pub fn select(&self, repositories: Vec<FeedRepo>) -> Vec<FeedRepo> {
+        let all = repositories.len();
+        let selected: Vec<_> = repositories
+            .into_iter()
+            .filter(|entry| self.takes(entry))
+            .take(self.limit.unwrap_or(usize::MAX))
+            .collect();
+        if selected.is_empty() && all > 0 {
+            warn!(
+                operation = "feed",
+                repositories = all,
+                "none of the feed's {} repositories is selected; see --only, --exclude, \
+                 --skip-archived and --limit",
+                thousands(all as u64)
+            );
+        }
+        selected
+    }
+
+    fn takes(&self, entry: &FeedRepo) -> bool {
+        !(self.skip_archived && entry.archived) && self.matches(&entry.repo)
+    }
+
+    fn matches(&self, repo: &RepoRef) -> bool {
+        if self.only.is_empty() && self.exclude.is_empty() {
+            return true;
+        }
+        let name = repo.to_string();
+        let any = |globs: &[RepoGlob]| globs.iter().any(|glob| glob.0.is_match(&name));
+        (self.only.is_empty() || any(&self.only)) && !any(&self.exclude)
+    }
+}
+
+impl FromStr for RepoGlob {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let glob = GlobBuilder::new(text)
+            .literal_separator(true)
+            .case_insensitive(true)
+            .build()
+            .map_err(|error| error.to_string())?;
+        if !text.contains('/') && !text.contains("**") {
+            return Err(format!(
+                "a glob matches owner/name and needs a slash: {text}/* or */{text}"
+            ));
+        }
+        Ok(Self(glob.compile_matcher()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::ids::PushedAt;
+
+    use super::*;
+
+    fn entry(name: &str, archived: bool) -> FeedRepo {
+        FeedRepo {
+            index: 0,
+            repo: name.parse().unwrap(),
+            url: format!("https://github.com/{name}"),
+            pushed_at: PushedAt::new("2026-01-01T00:00:00Z").unwrap(),
+            archived,
+        }
+    }
+
+    fn names(entries: &[FeedRepo]) -> Vec<String> {
+        entries.iter().map(|entry| entry.repo.to_string()).collect()
+    }
+
+    fn globs(texts: &[&str]) -> Vec<RepoGlob> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn filters_apply_before_the_limit() {
+        let all = vec![
+            entry("alphagov/whitehall", false),
+            entry("alphagov/old", true),
+            entry("hmrc/tax-frontend", false),
+            entry("alphagov/pay-frontend", false),
+            entry("dwp/x", false),
+        ];
+        for (filter, expected) in [
+            (FilterConfig::default(), vec![0, 1, 2, 3, 4]),
+            (
+                FilterConfig {
+                    only: globs(&["AlphaGov/*"]),
+                    ..Default::default()
+                },
+                vec![0, 1, 3],
+            ),
+            (
+                FilterConfig {
+                    only: globs(&["*/*-frontend", "dwp/?"]),
+                    exclude: globs(&["hmrc/*"]),
+                    ..Default::default()
+                },
+                vec![3, 4],
+            ),
+            (
+                FilterConfig {
+                    only: globs(&["{alphagov,dwp}/*"]),
+                    skip_archived: true,
+                    limit: Some(2),
+                    ..Default::default()
+                },
+                vec![0, 3],
+            ),
+            (
+                FilterConfig {
+                    exclude: globs(&["**"]),
+                    ..Default::default()
+                },
+                vec![],
+            ),
+            (
+                FilterConfig {
+                    limit: Some(0),
+                    ..Default::default()
+                },
+                vec![],
+            ),
+        ] {
+            let expected: Vec<_> = expected.into_iter().map(|i| all[i].clone()).collect();
+            assert_eq!(
+                names(&filter.select(all.clone())),
+                names(&expected),
+                "{filter:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_star_stays_within_its_part() {
+        let takes = |glob: &str, name: &str| {
+            let filter = FilterConfig {
+                only: globs(&[glob]),
+                ..Default::default()
+            };
+            filter.takes(&entry(name, false))
+        };
+        assert!(takes("a*/b", "ab/b"));
+        assert!(!takes("a*/b", "b/b"));
+        assert!(!takes("a/*/", "a/b"));
+        assert!(takes("a/.*", "a/.github"), "a dot is a letter like others");
+        for glob in ["alphagov", "*", "a[", "{a/b", ""] {
+            let error = glob.parse::<RepoGlob>().unwrap_err();
+            assert!(error.contains(glob), "{error}");
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! What reading a pack may cost, and how it fails.
+//!
+//! Sizes are declared before the bytes that they are about, so each is charged before it is paid.
+
+use common::fault::Fault;
+
+/// Why a repository was not read from a server's pack.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Final, whichever way it is fetched.
+    Fault(Fault),
+    /// The server or its pack is not what was expected; libgit2 may do better.
+    Surprise(String),
+}
+
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl Failure {
+    /// Makes a [`Failure::Surprise`].
+    pub(crate) fn surprise(why: impl Into<String>) -> Self {
+        Self::Surprise(why.into())
+    }
+}
+
+const MAX_TREE: u64 = 64 << 20;
+
+/// Bounds on one pack.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PackLimits {
+    /// Blobs of this size or larger were filtered out by the server; those that come are passed over.
+    pub(crate) filter: u64,
+    /// Most objects.
+    pub(crate) objects: u32,
+    /// Most bytes of all objects together, with those of deltas.
+    pub(crate) inflated: u64,
+    /// Largest result of a delta, and largest delta.
+    pub(crate) delta: u64,
+    /// Largest tree, in bytes. GitHub does not show one of a tenth of this.
+    pub(crate) tree: u64,
+    /// Largest commit or tag, in bytes.
+    pub(crate) commit: u64,
+    /// Most bytes of deltas' bases in memory while their deltas are resolved.
+    pub(crate) bases: usize,
+    /// Packs beyond this go to the scratch folder.
+    pub(crate) in_memory: usize,
+}
+
+impl PackLimits {
+    /// The limits for a pack without blobs of `filter` bytes or more.
+    pub(crate) fn filtered_at(filter: u64) -> Self {
+        Self {
+            filter,
+            objects: 2_000_000,
+            inflated: 4 << 30,
+            delta: filter.max(MAX_TREE),
+            tree: MAX_TREE,
+            commit: 1 << 20,
+            bases: 96 << 20,
+            in_memory: 64 << 20,
+        }
+    }
+}
+
+/// What is left of a number of bytes.
+#[derive(Debug)]
+pub(super) struct Budget {
+    spent: u64,
+    limit: u64,
+}
+
+impl Budget {
+    pub(super) fn new(limit: u64) -> Self {
+        Self { spent: 0, limit }
+    }
+
+    /// Takes `bytes`, or fails as [`FaultKind::TooLarge`](common::fault::FaultKind::TooLarge).
+    pub(super) fn spend(&mut self, bytes: u64) -> Result<(), Fault> {
+        self.spent = self.spent.saturating_add(bytes);
+        if self.spent > self.limit {
+            return Err(Fault::too_large(format!(
+                "the objects have {} bytes or more, which is over {}",
+                self.spent, self.limit
+            )));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,281 @@
+//! Hosts that rate-limit, and for how long each is paused. Metrics and records read this too.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
+
+use common::ids::RepoRef;
+use time::OffsetDateTime;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// How long to pause a host that rate-limits without saying for how long.
+pub const THROTTLE_PAUSE: Duration = Duration::from_secs(60);
+/// How long a host may rate-limit everybody before its jobs fail without asking it; after each
+/// pause one of them still asks. The run then ends, and the next one tries again.
+const HOST_PATIENCE: Duration = Duration::from_secs(3600);
+/// How many repositories a host must refuse without a reason, one after another, until that counts
+/// against the host. Two that it disabled are often neighbours in a feed.
+const SUSPICION: u32 = 3;
+/// What a host did that long ago says nothing any more: workers outlive runs.
+const STALE: Duration = Duration::from_secs(600);
+
+/// See the module. Knows only hosts that have rate-limited somebody.
+#[derive(Debug, Default)]
+pub struct HostThrottle {
+    hosts: watch::Sender<HashMap<String, Host>>,
+}
+
+/// What is known of a host.
+#[derive(Debug, Default)]
+pub struct Host {
+    pause: Option<Pause>,
+    /// When it first rate-limited somebody, with nobody served since.
+    refusing_since: Option<Instant>,
+    /// When it last did.
+    refused: Option<Instant>,
+    /// Repositories that it refused without a reason. A repeat says nothing new about the host.
+    barred: HashSet<RepoRef>,
+    /// How many of them it refused with nobody served since.
+    suspicion: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Pause {
+    until: Instant,
+    /// The same as Unix time, for other processes.
+    until_millis: i64,
+}
+
+impl Host {
+    fn forget_if_stale(&mut self, now: Instant) {
+        let last = self.pause.map(|pause| pause.until).max(self.refused);
+        if last.is_none_or(|last| now.saturating_duration_since(last) > STALE) {
+            self.refusing_since = None;
+            self.suspicion = 0;
+            self.barred.clear();
+        }
+    }
+
+    /// Whether a refusal of `repo` without a reason is about the host.
+    fn suspects(&mut self, repo: &RepoRef) -> bool {
+        let new = self.barred.insert(repo.clone());
+        self.suspicion += u32::from(new);
+        new && self.suspicion >= SUSPICION
+    }
+
+    /// Pauses for `pause` from `now` on; returns whether that is longer than it was going to be.
+    fn pause(&mut self, pause: Duration, now: Instant) -> bool {
+        let until = now + pause;
+        let longer = self.pause.is_none_or(|known| known.until < until);
+        if longer {
+            let until_millis = (OffsetDateTime::now_utc() + pause).unix_timestamp_nanos();
+            self.pause = Some(Pause {
+                until,
+                until_millis: i64::try_from(until_millis / 1_000_000).unwrap_or(i64::MAX),
+            });
+        }
+        longer
+    }
+}
+
+/// Whether a host may be asked now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostPermit {
+    /// Yes.
+    Granted,
+    /// Not before this much time has passed.
+    Wait(Duration),
+    /// No; and it has rate-limited everybody for this long, so don't wait for it.
+    GiveUp(Duration),
+}
+
+impl HostThrottle {
+    /// Whether `host` may be asked `now`.
+    pub fn permit(&self, host: &str, now: Instant) -> HostPermit {
+        let hosts = self.hosts.borrow();
+        let Some(known) = hosts.get(host) else {
+            return HostPermit::Granted;
+        };
+        let left = known
+            .pause
+            .and_then(|pause| pause.until.checked_duration_since(now));
+        let since = known.refusing_since;
+        let refusing = since.map_or(Duration::ZERO, |since| now.duration_since(since));
+        match left {
+            None | Some(Duration::ZERO) => HostPermit::Granted,
+            Some(_) if refusing >= HOST_PATIENCE => HostPermit::GiveUp(refusing),
+            Some(left) => HostPermit::Wait(left),
+        }
+    }
+
+    /// Notes that `host` refused `repo`; returns whether the whole host is paused now.
+    ///
+    /// If the host `asked` for a pause, it is. If not, it refused without a reason, which may concern
+    /// this repository alone. That it did so to several repositories, and served nobody in between,
+    /// concerns the host.
+    pub fn rate_limited(
+        &self,
+        host: &str,
+        repo: &RepoRef,
+        asked: bool,
+        pause: Duration,
+        now: Instant,
+    ) -> bool {
+        self.update(host, now, |known| {
+            known.refused = Some(now);
+            known.refusing_since.get_or_insert(now);
+            let concerns_host = asked || known.suspects(repo);
+            if concerns_host {
+                known.pause(pause, now);
+            }
+            concerns_host
+        })
+    }
+
+    /// Pauses `host` because it rate-limited another worker; returns whether that is longer than
+    /// it was going to be paused.
+    pub fn heard(&self, host: &str, pause: Duration, now: Instant) -> bool {
+        pause > Duration::ZERO && self.update(host, now, |known| known.pause(pause, now))
+    }
+
+    /// Notes that `host` served somebody, or said that a repository is gone.
+    pub fn answered(&self, host: &str) {
+        self.hosts.send_if_modified(|hosts| {
+            if let Some(known) = hosts.get_mut(host) {
+                known.refusing_since = None;
+                known.suspicion = 0;
+            }
+            // No pause has changed.
+            false
+        });
+    }
+
+    /// Hosts that are paused `now`, each with the Unix time in milliseconds of its pause's end.
+    pub fn paused(&self, now: Instant) -> BTreeMap<String, i64> {
+        let hosts = self.hosts.borrow();
+        let paused = hosts.iter().filter_map(|(host, known)| {
+            let pause = known.pause.filter(|pause| pause.until > now)?;
+            Some((host.clone(), pause.until_millis))
+        });
+        paused.collect()
+    }
+
+    /// When the next pause ends.
+    pub fn next_end(&self, now: Instant) -> Option<Instant> {
+        let hosts = self.hosts.borrow();
+        let ends = hosts.values().filter_map(|known| Some(known.pause?.until));
+        ends.filter(|until| *until > now).min()
+    }
+
+    /// Changes when a pause begins or is extended.
+    pub fn watch(&self) -> watch::Receiver<HashMap<String, Host>> {
+        self.hosts.subscribe()
+    }
+
+    /// Updates what is known of `host`; `update` returns whether its pause has changed.
+    fn update(&self, host: &str, now: Instant, update: impl FnOnce(&mut Host) -> bool) -> bool {
+        self.hosts.send_if_modified(|hosts| {
+            let known = hosts.entry(host.to_owned()).or_default();
+            known.forget_if_stale(now);
+            update(known)
+        })
+    }
+}
+
+/// 1 to 1.25: stretches a pause, so that those who wait for the same host don't come back all at
+/// once.
+pub fn stretch() -> f64 {
+    1.0 + fastrand::f64() / 4.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn repo(name: &str) -> RepoRef {
+        RepoRef::new("owner", name).unwrap()
+    }
+
+    #[test]
+    fn a_host_that_asks_is_paused_as_long_as_it_asks() {
+        let (hosts, start) = (HostThrottle::default(), Instant::now());
+        assert!(hosts.rate_limited("a", &repo("x"), true, MINUTE, start));
+        assert!(hosts.rate_limited("a", &repo("y"), true, MINUTE / 2, start));
+        assert_eq!(
+            hosts.permit("a", start + MINUTE / 3),
+            HostPermit::Wait(MINUTE * 2 / 3)
+        );
+        assert_eq!(hosts.permit("a", start + MINUTE), HostPermit::Granted);
+        assert_eq!(hosts.permit("b", start), HostPermit::Granted);
+    }
+
+    #[test]
+    fn what_another_worker_met_counts_as_well() {
+        let (hosts, now) = (HostThrottle::default(), Instant::now());
+        assert!(hosts.heard("a", MINUTE, now));
+        assert!(!hosts.heard("a", MINUTE / 2, now));
+        assert!(!hosts.heard("b", Duration::ZERO, now));
+        assert_eq!(hosts.permit("a", now), HostPermit::Wait(MINUTE));
+        assert_eq!(hosts.permit("b", now), HostPermit::Granted);
+    }
+
+    #[test]
+    fn what_an_earlier_run_met_does_not_count_against_the_next() {
+        let (hosts, start) = (HostThrottle::default(), Instant::now());
+        hosts.rate_limited("a", &repo("disabled"), false, MINUTE, start);
+        let later = start + HOST_PATIENCE * 2;
+        assert!(hosts.heard("a", MINUTE, later));
+        assert_eq!(hosts.permit("a", later), HostPermit::Wait(MINUTE));
+    }
+
+    #[test]
+    fn bare_refusals_count_against_a_host_only_if_several_come_with_nobody_served_in_between() {
+        let (hosts, now) = (HostThrottle::default(), Instant::now());
+        let refuses = |name: &str| hosts.rate_limited("a", &repo(name), false, MINUTE, now);
+        for name in ["u", "v", "u", "v", "v"] {
+            assert!(!refuses(name), "{name}: a repeat says nothing new");
+        }
+        hosts.answered("a");
+        for name in ["u", "w", "x", "u", "w"] {
+            assert!(!refuses(name), "{name}: somebody was served since u and v");
+        }
+        assert_eq!(hosts.permit("a", now), HostPermit::Granted);
+        assert!(refuses("y"));
+        assert_eq!(hosts.permit("a", now), HostPermit::Wait(MINUTE));
+        assert!(!refuses("y"));
+        assert!(refuses("z"), "it still serves nobody");
+    }
+
+    #[test]
+    fn a_host_that_rate_limits_everybody_for_an_hour_is_not_waited_for() {
+        let (hosts, start) = (HostThrottle::default(), Instant::now());
+        for minute in 0..=60 {
+            let now = start + MINUTE * minute;
+            assert_eq!(
+                hosts.permit("a", now),
+                HostPermit::Granted,
+                "one asks after each pause"
+            );
+            hosts.rate_limited("a", &repo("x"), true, MINUTE, now);
+        }
+        let now = start + HOST_PATIENCE;
+        assert_eq!(hosts.permit("a", now), HostPermit::GiveUp(HOST_PATIENCE));
+        hosts.answered("a");
+        assert_eq!(hosts.permit("a", now), HostPermit::Wait(MINUTE));
+    }
+
+    #[test]
+    fn a_pause_is_listed_until_it_ends() {
+        let (hosts, start) = (HostThrottle::default(), Instant::now());
+        hosts.heard("a", MINUTE, start);
+        hosts.heard("a", MINUTE / 2, start);
+        hosts.heard("b", MINUTE * 2, start);
+        let paused = |now| hosts.paused(now).into_keys().collect::<Vec<_>>();
+        assert_eq!(paused(start), ["a", "b"]);
+        assert_eq!(hosts.next_end(start), Some(start + MINUTE));
+        assert_eq!(paused(start + MINUTE), ["b"]);
+        assert_eq!(hosts.next_end(start + MINUTE * 2), None);
+    }
+}
