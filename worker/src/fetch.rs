@@ -1,7 +1,7 @@
 //! Fetching: HEAD's one commit, or a local repository in place.
 //!
-//! By git's protocol v2 ([`wire`]) a server leaves out the files that no digest shows, and the pack is
-//! read as it comes ([`pack`]). Whatever surprises there is left to libgit2, which makes a shallow copy
+//! By git's protocol v2 (`wire`) a server leaves out the files that no digest shows, and the pack is
+//! read as it comes (`pack`). Whatever surprises there is left to libgit2, which makes a shallow copy
 //! in a bare scratch repository ([`objects`]). Both ways make the same digests.
 //!
 //! The only user of git2. Nothing is ever checked out: no filter, hook, symbolic link or submodule of

@@ -66,7 +66,7 @@ pub fn write(
     Ok(facts)
 }
 
-/// Returns the size above which [`write`] reads no file, ignore file or link.
+/// Returns the size above which [`write()`] reads no file, ignore file or link.
 pub fn largest_blob(limits: &DigestLimits) -> u64 {
     limits
         .max_file_bytes
