@@ -181,7 +181,7 @@ pub async fn check(
                 CacheSource::Api => ask_api(config, &repositories).await?,
                 _ => vec![Answer::called_for(CacheReason::Forced); repositories.len()],
             };
-            let has_job = |place: usize| !answers[place].reason.is_cached();
+            let has_job = |place: usize| answers[place].reason.has_job();
             store::respell(store, &mut repositories, has_job).await;
             answers
         }

@@ -255,7 +255,7 @@ impl RunConfig {
         let Some((events, adopted, plan)) = unless_stopped(preparing, shutdown).await? else {
             return Ok(shutdown.unfinished());
         };
-        let urls = plan.checked.iter().filter(|checked| !checked.is_cached());
+        let urls = plan.checked.iter().filter(|checked| checked.has_job());
         engine.warn_without_token(urls.map(|checked| checked.entry.url.as_str()));
         let begun = self.begin(engine, start, store, plan, adopted, bar);
         let Some(mut begun) = unless_stopped(begun, shutdown).await? else {
@@ -568,11 +568,16 @@ async fn remember_failures(
     view: &RunView,
 ) -> Result<(), Fault> {
     let (store, now) = (store.as_ref(), OffsetDateTime::now_utc());
+    let jobs = checked.iter().filter(|checked| checked.has_job());
+    let settled = jobs.filter_map(|checked| Some((checked, view.settled(&checked.key())?)));
+    let settled: Vec<_> = settled.collect();
+    // Mostly, all is cached.
+    if settled.is_empty() {
+        return Ok(());
+    }
     let mut failures = Failures::load(store).await;
-    for checked in checked {
-        if let Some(settled) = view.settled(&checked.key()) {
-            failures.note(&checked.entry, settled, now);
-        }
+    for (checked, settled) in settled {
+        failures.note(&checked.entry, settled, now);
     }
     failures.save(store, now).await
 }
