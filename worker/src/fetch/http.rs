@@ -386,18 +386,20 @@ impl HttpSession {
         if status.is_success() && essence.is_some_and(|essence| essence.trim() == expected) {
             return Ok(reply);
         }
-        let body = self.beginning(&mut reply.response);
+        // The host's words, as far as this is not git's.
+        let body = self.beginning(&mut reply.response, answer::WORDS_READ);
+        let body = self.without_token(&body);
         Err(match status.is_success() {
             true => answer::not_git(seen.as_deref(), &body),
             false => answer::refusal(status, &body, reply.context()),
         })
     }
 
-    /// Reads the beginning of a response that is not git's, for the host's words; what of it comes soon.
-    fn beginning(&self, response: &mut Response) -> Vec<u8> {
+    /// Reads up to `limit` bytes of a response's body; what of it comes soon.
+    fn beginning(&self, response: &mut Response, limit: usize) -> Vec<u8> {
         let mut body = Vec::new();
         let reading = async {
-            while body.len() < answer::WORDS_READ {
+            while body.len() < limit {
                 match response.chunk().await {
                     Ok(Some(chunk)) => body.extend_from_slice(&chunk),
                     _ => break,
@@ -407,8 +409,8 @@ impl HttpSession {
         self.runtime
             .block_on(async { tokio::time::timeout(DRAIN_TIME, reading).await })
             .ok();
-        body.truncate(answer::WORDS_READ);
-        self.without_token(&body)
+        body.truncate(limit);
+        body
     }
 
     /// Classifies what the host says in an answer to git instead of going on.
@@ -426,21 +428,9 @@ impl HttpSession {
         }
     }
 
-    /// Reads a short rest of a response.
+    /// Reads a short rest of a response. If that fails the next request makes a new connection.
     fn drain(&self, mut response: Response) {
-        let rest = async {
-            let mut drained = 0;
-            while drained < DRAINED {
-                match response.chunk().await {
-                    Ok(Some(chunk)) => drained += chunk.len(),
-                    _ => break,
-                }
-            }
-        };
-        // If this fails the next request makes a new connection.
-        self.runtime
-            .block_on(async { tokio::time::timeout(DRAIN_TIME, rest).await })
-            .ok();
+        self.beginning(&mut response, DRAINED);
     }
 
     /// Reads and counts the next piece of a response's body; empty at its end.
