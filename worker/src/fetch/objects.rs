@@ -14,7 +14,7 @@ use crate::fetch::http::ProgressSink;
 use crate::source::{EntryKind, Head, ObjectId, Source, TreeEntry};
 
 /// Largest tree that is read, in bytes. GitHub does not show one of a tenth of this.
-const MAX_TREE_BYTES: usize = 64 << 20;
+pub(super) const MAX_TREE_BYTES: usize = 64 << 20;
 
 /// The objects of a repository on disk, read at one commit.
 pub struct Objects {

@@ -4,6 +4,8 @@
 
 use common::fault::Fault;
 
+use crate::fetch::objects::MAX_TREE_BYTES;
+
 /// Why a repository was not read from a server's pack.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -19,14 +21,7 @@ impl From<Fault> for Failure {
     }
 }
 
-impl Failure {
-    /// Makes a [`Failure::Surprise`].
-    pub(crate) fn surprise(why: impl Into<String>) -> Self {
-        Self::Surprise(why.into())
-    }
-}
-
-const MAX_TREE: u64 = 64 << 20;
+const MAX_TREE: u64 = MAX_TREE_BYTES as u64;
 
 /// Bounds on one pack.
 #[derive(Clone, Copy, Debug)]
@@ -39,7 +34,7 @@ pub(crate) struct PackLimits {
     pub(crate) inflated: u64,
     /// Largest result of a delta, and largest delta.
     pub(crate) delta: u64,
-    /// Largest tree, in bytes. GitHub does not show one of a tenth of this.
+    /// Largest tree, in bytes.
     pub(crate) tree: u64,
     /// Largest commit or tag, in bytes.
     pub(crate) commit: u64,

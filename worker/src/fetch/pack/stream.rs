@@ -171,7 +171,9 @@ impl Scan<'_, '_> {
     fn pack_header(&mut self) -> Result<u32, Failure> {
         let header: [u8; 12] = self.take()?;
         let [b'P', b'A', b'C', b'K', 0, 0, 0, 2 | 3, count @ ..] = header else {
-            return Err(Failure::surprise("it sent something that is not a pack"));
+            return Err(Failure::Surprise(
+                "it sent something that is not a pack".to_owned(),
+            ));
         };
         let count = u32::from_be_bytes(count);
         if count > self.limits.objects {
