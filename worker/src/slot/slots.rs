@@ -52,6 +52,8 @@ pub struct Slots {
     free: Semaphore,
     spawner: Spawner,
     token: TokenWatch,
+    /// Variables that tell a child which certificates to trust.
+    certificates: Vec<(&'static str, OsString)>,
     metrics: Metrics,
     /// Whether a fallback was logged.
     fell_back: AtomicBool,
@@ -80,6 +82,10 @@ impl Slots {
             free: Semaphore::new(config.slots().into()),
             spawner: Spawner::start().map_err(Fault::infra)?,
             token: TokenWatch::default(),
+            certificates: certificates(
+                |name| std::env::var_os(name),
+                || openssl_probe::probe().cert_file,
+            ),
             config,
             policy,
             limits,
@@ -271,10 +277,7 @@ impl Slots {
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true);
-        command.envs(certificates(
-            |name| std::env::var_os(name),
-            || openssl_probe::probe().cert_file,
-        ));
+        command.envs(self.certificates.iter().map(|(name, value)| (name, value)));
         command
     }
 }
