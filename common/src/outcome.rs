@@ -25,6 +25,13 @@ pub enum Outcome {
     Failed(FaultKind),
 }
 
+impl Outcome {
+    /// Whether the job led to a digest of its push in the store: made, or renewed.
+    pub fn is_processed(self) -> bool {
+        matches!(self, Self::Processed | Self::Unmoved)
+    }
+}
+
 /// An outcome as the ledger has it. Programs from before [`Outcome::Unmoved`] skip a record with a
 /// word that they do not know, and would wait for the job for ever; so they read `processed`.
 #[derive(Serialize, Deserialize)]

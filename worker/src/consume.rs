@@ -450,7 +450,7 @@ impl Shift {
     /// Takes note of a host that served somebody.
     fn note_answer(&self, progress: &Progress, host: &str) {
         let answered = match progress {
-            Progress::Done(outcome) => matches!(outcome, Outcome::Processed | Outcome::Unmoved),
+            Progress::Done(outcome) => outcome.is_processed(),
             Progress::Failed(fault) => matches!(fault.kind, FaultKind::Gone | FaultKind::TooLarge),
             _ => false,
         };
@@ -535,7 +535,7 @@ impl Shift {
             worker: self.worker.name.clone(),
         };
         log_outcome(&record);
-        if matches!(outcome, Outcome::Processed | Outcome::Unmoved) {
+        if outcome.is_processed() {
             self.worker.metrics.stored_after(delivery.enqueued);
         }
         let event = Event::Outcome(record);

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use common::fault::Fault;
 use common::ids::{JobKey, PushedAt, RepoRef};
-use common::outcome::{Outcome, OutcomeRecord};
+use common::outcome::OutcomeRecord;
 use common::store::freshness::{Facts, Freshness, Wanted};
 use common::store::{DigestStore, DocumentKey, Found, Listed};
 use serde::{Deserialize, Serialize};
@@ -148,27 +148,21 @@ impl Index {
 
     /// Writes the document.
     pub fn encode(&self) -> Vec<u8> {
-        let row = |(repo, e): (&RepoRef, &Entry)| -> Row {
-            let Entry {
-                etag,
-                modified_millis,
-                bytes,
-                pushed_at,
-                url,
-                format,
-            } = e.clone();
-            (
-                repo.clone(),
-                etag,
-                modified_millis,
-                bytes,
-                pushed_at,
-                url,
-                format,
-            )
-        };
-        let mut rows: Vec<Row> = self.entries.iter().map(row).collect();
-        rows.sort_by(|a, b| a.0.cmp(&b.0));
+        let mut entries: Vec<_> = self.entries.iter().collect();
+        entries.sort_by_key(|(repo, _)| *repo);
+        // As a [`Row`].
+        let mut rows = Vec::with_capacity(entries.len());
+        for (repo, e) in entries {
+            rows.push((
+                repo,
+                &e.etag,
+                e.modified_millis,
+                e.bytes,
+                &e.pushed_at,
+                &e.url,
+                &e.format,
+            ));
+        }
         let entries = serde_json::value::to_raw_value(&rows).expect("only strings and numbers");
         let document = Document {
             version: VERSION,
@@ -252,8 +246,10 @@ impl Learned {
 
     /// Takes a record of the ledger.
     pub fn record(&mut self, record: &OutcomeRecord) {
-        let (Outcome::Processed | Outcome::Unmoved, Some(digest)) =
-            (record.outcome, &record.digest)
+        let Some(digest) = record
+            .digest
+            .as_ref()
+            .filter(|_| record.outcome.is_processed())
         else {
             return;
         };
