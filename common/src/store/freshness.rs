@@ -49,7 +49,7 @@ impl<'a> From<&'a Job> for Wanted<'a> {
 pub enum Freshness {
     /// Nothing is stored.
     Absent,
-    /// What is stored is no digest, or an empty one.
+    /// The stored object is not a digest, or is empty.
     Unreadable,
     /// It covers an earlier push.
     Older,

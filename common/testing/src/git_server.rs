@@ -339,7 +339,7 @@ pub enum Fault {
         /// Such as `("retry-after", "7")`.
         headers: Vec<(String, String)>,
     },
-    /// A response with this status to whoever sends a token.
+    /// Answers requests that carry a token with this status.
     RefuseToken {
         /// 401, 403.
         code: u16,

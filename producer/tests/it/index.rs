@@ -406,7 +406,7 @@ async fn what_a_run_stored_is_not_read_by_the_next() {
     assert_eq!(server.calls("HEAD"), 198);
 }
 
-/// A renewed record: the same object to a listing but for its time, and current by another push.
+/// A renewed record: in a listing only its time differs, and it is current for another push.
 #[tokio::test]
 async fn what_a_run_renewed_is_not_read_by_the_next() {
     let server = S3Server::start();

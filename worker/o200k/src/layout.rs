@@ -17,7 +17,7 @@ pub(crate) const UNCASED: u8 = 1 << 2;
 pub(crate) const MARK: u8 = 1 << 3;
 /// Digits and other numbers.
 pub(crate) const NUMBER: u8 = 1 << 4;
-/// White space but for line ends.
+/// White space other than line ends.
 pub(crate) const SPACE: u8 = 1 << 5;
 /// Carriage return and line feed.
 pub(crate) const LINE_END: u8 = 1 << 6;

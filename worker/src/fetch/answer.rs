@@ -259,8 +259,8 @@ impl Said {
         LIMITING.iter().any(|word| self.mentions(word))
     }
 
-    /// Whether they say why a repository is not to be had. Without the repository they may be about
-    /// the address or the account of whoever asks.
+    /// Whether they say why the repository is unavailable. Unless they mention a repository, they may
+    /// be about the client's address or account.
     fn bars_repository(&self) -> bool {
         let subject = self.mentions("repositor") || self.mentions("project");
         subject && BARRED.iter().any(|word| self.mentions(word))
@@ -379,7 +379,7 @@ mod tests {
             Gone,
             None,
         ),
-        // About whoever asks.
+        // About the client.
         (
             Refs,
             403,

@@ -720,7 +720,7 @@ mod tests {
     #[test]
     fn sizes_are_checked_before_they_are_paid_for() {
         let commit = ObjectId([1; 20]);
-        // Nothing follows these headers: whoever went on would meet the end.
+        // The pack ends with these headers: reading on would fail differently.
         for (kind, size, part) in [
             (1, (1 << 20) + 1, "a commit has 1048577 bytes"),
             (4, (1 << 20) + 1, "a tag has 1048577 bytes"),

@@ -54,7 +54,7 @@ pub(super) fn fetch(
 #[derive(Debug, PartialEq, Eq)]
 enum RemoteHead {
     Commit(ObjectId),
-    /// HEAD names this branch, if the server tells, and there is no such branch.
+    /// HEAD names a branch that does not exist: this one, if the server says which.
     Unborn(Option<String>),
 }
 

@@ -96,7 +96,7 @@ async fn keeps_conditions(client: &Client, one: &str, another: &str) -> Result<C
             return Ok(Conditions::Ignored);
         }
     }
-    // Both objects exist now, whoever put them.
+    // Both objects now exist, whichever process wrote them.
     tokio::time::sleep(client.config.limits.between_writes).await;
     let absent = put(client, one).if_none_match("*").send().await;
     let nobodys = put(client, another).if_match(quoted(&"0".repeat(32)));

@@ -37,7 +37,7 @@ pub(super) enum Failure {
     /// No source gave credentials.
     NoCredentials {
         why: String,
-        /// There is no such source.
+        /// No source is configured, so waiting does not help.
         is_lasting: bool,
     },
     /// No answer, or half of one.

@@ -109,7 +109,7 @@ impl PackBytes {
         }
     }
 
-    /// Returns some bytes from `at` on; `wanted` more are to be inflated from them.
+    /// Returns bytes from `at` onwards. `wanted` bytes of output are missing, which sizes the read.
     fn at<'a>(
         &'a self,
         at: u64,
