@@ -25,6 +25,16 @@ pub mod watchdog;
 
 pub mod folder_lock;
 
+pub mod withdrawals;
+
+pub mod catalog;
+
+pub mod closing;
+
+pub mod bucket;
+
+pub mod verify;
+
 pub mod status;
 
 pub mod observe;

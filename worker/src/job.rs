@@ -9,6 +9,7 @@ use common::job::{DIGEST_FORMAT, Job};
 use common::outcome::{Outcome, StoredDigest};
 use common::store::freshness::{Freshness, freshness, renewable};
 use common::store::{Digest, DigestMeta, Found, Put, Renewal, SharedStore, Version};
+use common::text::sha256;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio_util::sync::CancellationToken;
@@ -194,7 +195,7 @@ impl Work<'_> {
     /// Counting tokens is the parent's only heavy work.
     async fn assemble(&self, made: SlotOutput) -> Result<Digest, SlotError> {
         let max_text_bytes = self.slots.limits().max_text_bytes;
-        let commit = made.facts.commit.clone();
+        let (commit, files) = (made.facts.commit.clone(), made.facts.files);
         let text = tokio::task::spawn_blocking(move || {
             assemble(&made.facts, &made.tree, &made.content, max_text_bytes)
         })
@@ -210,6 +211,9 @@ impl Work<'_> {
                 bytes: text.text.len() as u64,
                 truncated: text.truncated,
                 run: self.job.run.clone(),
+                sha256: Some(sha256(&text.text)),
+                tokens: Some(text.tokens),
+                files: Some(files),
             },
             text: text.text,
         })
@@ -251,6 +255,7 @@ fn stored(version: &Version, meta: &DigestMeta) -> StoredDigest {
         etag: version.etag().to_owned(),
         format: meta.format.clone(),
         bytes: meta.bytes,
+        meta: Some(meta.clone()),
     }
 }
 
@@ -304,6 +309,9 @@ mod tests {
                 bytes,
                 truncated: false,
                 run: RunId::try_from(run.to_owned()).unwrap(),
+                sha256: None,
+                tokens: None,
+                files: None,
             },
             version: Version("v".to_owned()),
         }

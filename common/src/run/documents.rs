@@ -170,6 +170,39 @@ pub struct ClosedRun {
     pub cache_hit_rate: f64,
 }
 
+/// The runs that closed last, newest first: `runs/history.json`, from which `runs/index.html` is made.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunHistory {
+    /// At most [`RunHistory::MOST`].
+    pub runs: Vec<HistoricRun>,
+}
+
+impl RunHistory {
+    /// How many are kept.
+    pub const MOST: usize = 100;
+}
+
+/// A run that closed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HistoricRun {
+    /// Its id.
+    pub run: RunId,
+    /// When it closed.
+    #[serde(with = "time::serde::rfc3339")]
+    pub closed_at: OffsetDateTime,
+    /// How long it took, for a person.
+    pub elapsed: String,
+    /// As in [`RunSummary::total_repos`].
+    pub total: u64,
+    /// As in [`RunSummary::cached`].
+    pub cached: u64,
+    /// As in [`RunSummary::processed`].
+    pub processed: u64,
+    /// As in [`RunSummary::failed`].
+    pub failed: u64,
+}
+
 /// Failures that are facts of a push: `runs/failures.json`. The cache check believes them for a
 /// while, so that no run pays for them again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -97,6 +97,13 @@ pub struct Settled {
 }
 
 impl Settled {
+    /// Where the host says that the repository is now, if that is another path than was asked for.
+    pub fn renamed_to(&self) -> Option<&str> {
+        self.renamed_to.as_deref()
+    }
+}
+
+impl Settled {
     /// Of several the least counts.
     fn rank(&self) -> impl Ord + '_ {
         let failed = matches!(self.outcome, Outcome::Failed(_));

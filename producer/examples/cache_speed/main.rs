@@ -158,7 +158,7 @@ fn entry(i: usize) -> anyhow::Result<FeedRepo> {
         repo: RepoRef::new(&owner, &format!("service-{i}"))?,
         url: "https://github.com/a/b".to_owned(),
         pushed_at: PushedAt::new("2026-10-01T08:00:00Z")?,
-        archived: false,
+        details: Default::default(),
     })
 }
 

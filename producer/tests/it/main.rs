@@ -6,6 +6,7 @@
 
 mod bucket;
 mod cache;
+mod catalog;
 mod crash;
 mod dead;
 mod distributed;
