@@ -148,6 +148,8 @@ pub enum DocumentKey {
     History,
     /// The same as a page.
     HistoryPage,
+    /// What the producer remembers of the feed of the run begun last.
+    Feed,
     /// Repositories whose digests were withdrawn, or may be.
     Withdrawals,
     /// The digests and what is known of them, a line each.
@@ -163,7 +165,7 @@ impl DocumentKey {
     /// reader's memory. The shortest form of a job takes 70 bytes, of a digest in the index 400.
     pub fn max_bytes(&self) -> u64 {
         match self {
-            Self::Latest | Self::LastClosed | Self::History => 64 << 10,
+            Self::Latest | Self::LastClosed | Self::History | Self::Feed => 64 << 10,
             Self::OfRun {
                 document: Document::Manifest,
                 ..
@@ -229,6 +231,7 @@ impl fmt::Display for DocumentKey {
             Self::LastClosed => f.write_str("runs/last-closed.json"),
             Self::History => f.write_str("runs/history.json"),
             Self::HistoryPage => f.write_str("runs/index.html"),
+            Self::Feed => f.write_str("runs/feed.json"),
             Self::Withdrawals => f.write_str("runs/withdrawals.json"),
             Self::Catalog => f.write_str("catalog.jsonl.gz"),
             Self::CatalogPage => f.write_str("index.html"),

@@ -17,6 +17,8 @@ pub mod entry;
 
 pub mod details;
 
+pub mod health;
+
 pub mod fetch;
 
 pub mod filter;

@@ -378,6 +378,8 @@ mod tests {
             started_at: START.format(&Rfc3339).unwrap(),
             feed: String::new(),
             feed_sha256: String::new(),
+            feed_entries: 0,
+            feed_newest_push: None,
             version: String::new(),
             total: 0,
             repeated: 0,

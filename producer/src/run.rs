@@ -35,6 +35,7 @@ use crate::closing;
 use crate::engine::{Engine, EngineConfig};
 use crate::feed::fetch::{FeedConfig, FeedSource};
 use crate::feed::filter::FilterConfig;
+use crate::feed::health::FeedRecord;
 use crate::feed::{self, Feed};
 use crate::folder_lock::FolderLock;
 use crate::follow::{Ended, Following};
@@ -163,6 +164,8 @@ struct Start {
 struct Plan {
     feed: Feed,
     checked: Vec<Checked>,
+    /// What the next run is to know of the feed.
+    record: FeedRecord,
     /// What the cache check learned, if anything.
     index: Option<Index>,
     /// The feed's repositories, if the run is about all of them.
@@ -178,6 +181,8 @@ impl Plan {
             started_at: start.at.format(&Rfc3339)?,
             feed: self.feed.origin.clone(),
             feed_sha256: self.feed.sha256.clone(),
+            feed_entries: self.record.entries,
+            feed_newest_push: self.record.newest_push.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             total: (invalid.len() + self.checked.len()) as u64,
             repeated: self.feed.repeated.len() as u64,
@@ -315,6 +320,10 @@ impl RunConfig {
         })
         .await?;
         let mut feed = feed::load(&self.feed, self.engine.local_paths()).await?;
+        let record = FeedRecord::of(&feed);
+        record
+            .check(store.as_ref(), self.feed.feed_drop_limit)
+            .await?;
         let whole = self.filter.takes_all().then(|| feed.names());
         let mut selected = self.filter.select(std::mem::take(&mut feed.repositories));
         withdrawals::leave_out(store.as_ref(), &mut selected).await?;
@@ -331,6 +340,7 @@ impl RunConfig {
         Ok(Plan {
             feed,
             checked,
+            record,
             index,
             whole,
         })
@@ -368,7 +378,8 @@ impl RunConfig {
             let written = async {
                 write(store, &of_run(&run, Document::Jobs), &jobs).await?;
                 write(store, &of_run(&run, Document::Manifest), &manifest).await?;
-                write(store, &DocumentKey::Latest, &latest).await
+                write(store, &DocumentKey::Latest, &latest).await?;
+                plan.record.save(store.as_ref()).await
             };
             in_place(store, written.await)
         })

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use time::macros::format_description;
 
 use crate::fault::FaultKind;
-use crate::ids::{JobKey, RunId};
+use crate::ids::{JobKey, PushedAt, RunId};
 use crate::text::{percent, thousands};
 
 /// Why a repository is, or is not, digested. Reports list reasons in this order.
@@ -74,6 +74,12 @@ pub struct Manifest {
     pub feed: String,
     /// SHA-256 of the feed's bytes, hexadecimal.
     pub feed_sha256: String,
+    /// How many repositories the feed names, and unusable entries; 0 where that was not recorded.
+    #[serde(default)]
+    pub feed_entries: u64,
+    /// The feed's newest push.
+    #[serde(default)]
+    pub feed_newest_push: Option<PushedAt>,
     /// The producer's version.
     pub version: String,
     /// Distinct repositories selected plus unusable entries.

@@ -692,6 +692,8 @@ mod tests {
             started_at: START.format(&Rfc3339).unwrap(),
             feed: "feed.json".to_owned(),
             feed_sha256: String::new(),
+            feed_entries: 0,
+            feed_newest_push: None,
             version: String::new(),
             total: 2 + jobs.len() as u64,
             repeated: 0,

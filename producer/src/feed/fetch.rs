@@ -42,6 +42,17 @@ pub struct FeedConfig {
     #[arg(long, env = "ALLOW_EMPTY_FEED")]
     pub allow_empty_feed: bool,
 
+    /// Exit with code 65 if the feed has lost more than this percentage of its entries since the run
+    /// before
+    #[arg(
+        long,
+        env = "FEED_DROP_LIMIT",
+        value_name = "PERCENT",
+        default_value = "20",
+        value_parser = clap::value_parser!(u8).range(0..=100)
+    )]
+    pub feed_drop_limit: u8,
+
     /// Your address, for the User-Agent, so that a server's operator can reach you
     #[arg(long, env = "CONTACT", value_name = "URL|MAIL", value_parser = contact)]
     pub contact: Option<String>,

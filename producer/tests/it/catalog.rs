@@ -237,3 +237,19 @@ fn what_is_withdrawn_by_hand_stays_down_until_it_is_restored() {
     let run = fleet.run(&[]).with(0);
     assert_eq!(run.summary()["processed"], 1);
 }
+
+#[test]
+fn a_feed_that_lost_much_ends_the_run_before_anything_is_done() {
+    let fleet = Fleet::of(&["a/b", "a/c", "a/d", "a/e", "a/f"]);
+    fleet.run(&[]).with(0);
+    fleet.write_feed(&fleet.entries(&["a/b", "a/c", "a/d"]));
+    let asked = fleet.requests();
+    let refused = fleet.run(&["--force"]).with(65);
+    let said = "has 3 entries, and had 5 at the run before: a fall of 40 %, more than --feed-drop-limit 20 %";
+    assert!(refused.stdout.contains(said), "{}", refused.stdout);
+    assert_eq!(fleet.requests(), asked);
+    fleet.run(&["--feed-drop-limit", "40"]).with(0);
+    assert_eq!(states(&fleet)[3], "a/e left");
+    // What was accepted is what the next is held against.
+    fleet.run(&[]).with(0);
+}

@@ -28,4 +28,5 @@ mod renewal;
 mod run;
 mod signals;
 mod status;
+mod verify;
 mod workers;
