@@ -25,6 +25,9 @@ const DIGESTS: &str = "gitingest";
 /// … and those that were withdrawn.
 const WITHDRAWN: &str = "withdrawn";
 
+/// Length of what a probe writes: that of the longest digest, with its notice.
+const PROBE_BYTES: usize = 600_000;
+
 /// Longest text that is read back, in bytes. Workers write no more than 512 KiB.
 const MAX_TEXT_BYTES: u64 = 16 << 20;
 

@@ -20,7 +20,7 @@ use url::Url;
 use crate::fetch::policy::authority;
 use crate::host_throttle::{HostPermit, HostThrottle, stretch};
 use crate::infra_gate::InfraGate;
-use crate::job::{Attempt, attempt};
+use crate::job::{Attempt, Kept, attempt};
 use crate::metrics::Metrics;
 use crate::notices::{Notices, Taken};
 use crate::resolver::Resolver;
@@ -172,6 +172,9 @@ struct Held {
     last_fault: Option<Fault>,
     /// Of its last attempt.
     bytes: Option<Attempt>,
+    /// What its last attempt made and the store did not take. At most half a megabyte, and as many
+    /// of them as there are slots.
+    kept: Option<Kept>,
 }
 
 impl Held {
@@ -291,6 +294,7 @@ impl Shift {
             closed_gate: false,
             last_fault: None,
             bytes: None,
+            kept: None,
         }
     }
 
@@ -343,7 +347,8 @@ impl Shift {
             metrics,
             ..
         } = &self.worker;
-        match attempt(&delivery.job, store, slots, metrics, &self.stop).await {
+        let kept = &mut held.kept;
+        match attempt(&delivery.job, store, slots, metrics, &self.stop, kept).await {
             Ok(attempt) => {
                 let outcome = attempt.outcome;
                 held.bytes = Some(attempt);

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     DIGESTS, Digest, DigestMeta, DigestStore, DocumentKey, Expected, Found, Listed, MAX_TEXT_BYTES,
-    Put, Renewal, SharedStore, Version, WITHDRAWN,
+    PROBE_BYTES, Put, Renewal, SharedStore, Version, WITHDRAWN,
 };
 use crate::fault::Fault;
 use crate::ids::RepoRef;
@@ -360,11 +360,14 @@ impl DigestStore for FsStore {
     }
 
     async fn probe(&self) -> Result<(), Fault> {
-        self.blocking(|root| {
+        let shelf = self.shelf();
+        self.blocking(move |root| {
             make_folder(root)?;
+            // Where digests go, if there are any: a folder may be of another disk or owner.
+            let place = if shelf.is_dir() { &shelf } else { root };
             // As large as a digest may be: a disk needs room for one more. Never renamed into place:
             // dropping it removes it, and the next probe overwrites what a killed process left.
-            Pending::write(root, "probe", &vec![0; 600_000])?;
+            Pending::write(place, "probe", &vec![0; PROBE_BYTES])?;
             Ok(())
         })
         .await

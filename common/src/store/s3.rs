@@ -28,7 +28,7 @@ use futures::StreamExt;
 use futures::stream::{self, BoxStream, TryStreamExt};
 
 use self::client::Client;
-use self::conditions::{Conditions, Probe};
+use self::conditions::{Conditions, PROBE_NAME, Probe};
 use self::config::S3Config;
 use self::errors::is_conflict;
 use self::metadata::{millis, quoted, unquoted};
@@ -100,10 +100,18 @@ impl S3Store {
             .put(key, "text/plain", text)
             .set_metadata(Some(metadata::of(meta, &mark)));
         match conditional(put, conditions, expected).send().await {
-            Ok(answer) => {
+            Ok(answer) if answer.e_tag().is_some() => {
                 let etag = unquoted(answer.e_tag());
                 Ok(Put::Stored(Version(format!("{etag} {mark}"))))
             }
+            // Some proxy's page, perhaps. What is there counts.
+            Ok(_) => match self.client.head(key).await? {
+                Some(seen) if seen.metadata.mark == mark => Ok(Put::Stored(seen.version())),
+                _ => Err(Fault::infra(format!(
+                    "store {}: the answer to writing {key} has no ETag, and what was written is not there; is that an S3 server?",
+                    self.client.config.place()
+                ))),
+            },
             // The SDK repeats a PUT that got no answer, which then meets its own earlier self.
             Err(error) if is_conflict(&error) => match self.client.head(key).await? {
                 Some(seen) if seen.metadata.mark == mark => Ok(Put::Stored(seen.version())),
@@ -255,8 +263,11 @@ impl DigestStore for S3Store {
         let objects = pages.iter().flat_map(|page| page.contents());
         let strays = objects.filter(|object| self.listed(object).is_none());
         let keys = strays.filter_map(|object| object.key());
+        let keys = keys.map(|key| key.strip_prefix(&root).unwrap_or(key));
+        let probe = format!("{}/{PROBE_NAME}", self.shelf);
         Ok(keys
-            .map(|key| key.strip_prefix(&root).unwrap_or(key).to_owned())
+            .filter(|key| !key.starts_with(&probe))
+            .map(str::to_owned)
             .collect())
     }
 
