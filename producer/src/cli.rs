@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use common::cli::BLOCKING_THREADS;
 use common::exit;
 use common::shutdown::Shutdown;
 use common::telemetry::logs::LogConfig;
@@ -234,6 +235,7 @@ impl Cli {
         // An answer's log goes to standard error, where the error is printed anyway.
         let programs = !self.log.is_human() && !self.command.answers();
         let result = tokio::runtime::Builder::new_multi_thread()
+            .max_blocking_threads(BLOCKING_THREADS)
             .enable_all()
             .build()
             .context("cannot start")

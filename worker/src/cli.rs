@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
+use common::cli::BLOCKING_THREADS;
 use common::exit::{self, ExitError};
 use common::fault::{Fault, FaultKind};
 use common::ids::RepoRef;
@@ -99,6 +100,7 @@ impl Cli {
         // The log of the others goes to standard error, where the error is printed anyway.
         let programs = !self.log.is_human() && matches!(self.command, Command::Run(_));
         let runtime = match tokio::runtime::Builder::new_multi_thread()
+            .max_blocking_threads(BLOCKING_THREADS)
             .enable_all()
             .build()
         {
