@@ -1,5 +1,5 @@
-//! The commands for those who read digests, and those who answer for them: `get`, `failures`,
-//! `withdraw` and `restore`.
+//! The commands for those who read digests, and those who answer for them: `get`, `catalog`,
+//! `failures`, `withdraw` and `restore`.
 
 use std::path::PathBuf;
 
@@ -10,8 +10,9 @@ use common::fault::FaultKind;
 use common::ids::{RepoRef, RunId};
 use common::run::documents::{Failure, LatestRun, RunSummary};
 use common::store::config::StoreConfig;
-use common::store::{DigestStore, Document, DocumentKey, Found};
-use common::text::thousands;
+use common::store::{DigestStore, Document, DocumentKey, Expected, Found};
+use common::text::{sha256, thousands};
+use serde_json::json;
 use tracing::info;
 
 use crate::catalog::update;
@@ -143,6 +144,77 @@ impl FailuresConfig {
         );
         Ok(exit::OK)
     }
+}
+
+/// How to print the catalogue.
+#[derive(Args, Clone, Debug)]
+pub struct CatalogConfig {
+    /// The form of its lines.
+    #[arg(long, value_name = "FORM", default_value = "jsonl")]
+    form: Form,
+    /// Where the digests are, for --form vertex: gs://BUCKET[/PREFIX].
+    #[arg(long, value_name = "URL", required_if_eq("form", "vertex"))]
+    base: Option<String>,
+    #[command(flatten)]
+    store: StoreConfig,
+}
+
+/// The form of a catalogue's lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Form {
+    /// As in catalog.jsonl.gz.
+    Jsonl,
+    /// As Vertex AI Search imports documents: id, structData, content.uri; digests alone.
+    Vertex,
+}
+
+impl CatalogConfig {
+    /// Prints the catalogue; returns the exit code.
+    ///
+    /// # Errors
+    /// [`exit::USAGE`] if there is none, [`exit::UNAVAILABLE`] if the store does not answer.
+    pub async fn run(&self) -> Result<u8> {
+        let store = self.store.open()?;
+        let (catalog, expected) = update::load(store.as_ref())
+            .await
+            .map_err(ExitError::from)?;
+        if expected == Expected::Absent {
+            let message = format!(
+                "there is no catalogue in {}: a run that closes writes it",
+                store.location()
+            );
+            return Err(ExitError::new(exit::USAGE, message).into());
+        }
+        let base = self
+            .base
+            .as_deref()
+            .unwrap_or_default()
+            .trim_end_matches('/');
+        let mut text = String::new();
+        for line in catalog.lines.values() {
+            let line = match (self.form, &line.key) {
+                (Form::Jsonl, _) => serde_json::to_string(line)?,
+                (Form::Vertex, Some(key)) => vertex(line, &format!("{base}/{key}"))?,
+                (Form::Vertex, None) => continue,
+            };
+            text += &line;
+            text.push('\n');
+        }
+        print_unless_closed(&text)?;
+        Ok(exit::OK)
+    }
+}
+
+/// Returns a document as Vertex AI Search imports it. Its ids have letters, digits, `-` and `_` only,
+/// so a repository's name is not one, but its hash is.
+fn vertex(line: &Line, uri: &str) -> serde_json::Result<String> {
+    let id = sha256(line.id.to_string().to_ascii_lowercase());
+    let document = json!({
+        "id": &id[..32],
+        "structData": line,
+        "content": { "mimeType": "text/plain", "uri": uri },
+    });
+    serde_json::to_string(&document)
 }
 
 /// Which digest to take down.

@@ -12,7 +12,7 @@ use common::shutdown::Shutdown;
 use common::telemetry::logs::LogConfig;
 use tracing::warn;
 
-use crate::bucket::{FailuresConfig, GetConfig, RestoreConfig, WithdrawOneConfig};
+use crate::bucket::{CatalogConfig, FailuresConfig, GetConfig, RestoreConfig, WithdrawOneConfig};
 use crate::dead::DeadConfig;
 use crate::observe::ObserveConfig;
 use crate::run::RunConfig;
@@ -71,6 +71,9 @@ Examples:
     /// Print a repository's digest.
     #[command(after_long_help = GET_HELP)]
     Get(Box<GetConfig>),
+    /// Print the catalogue of the digests.
+    #[command(after_long_help = CATALOG_HELP)]
+    Catalog(Box<CatalogConfig>),
     /// List what failed in a run, and why.
     #[command(after_long_help = FAILURES_HELP)]
     Failures(Box<FailuresConfig>),
@@ -152,6 +155,18 @@ Exit codes:
   0    printed
   2    the command line is wrong, or there is no such digest; the message says why
   69   the store cannot be reached, or the file not be written";
+
+const CATALOG_HELP: &str = "\
+Examples:
+  producer catalog | jq -r 'select(.state == \"stale\") | .id'
+  producer catalog --form vertex --base gs://digests > documents.jsonl
+
+It is the store's catalog.jsonl.gz, which every run that closes brings up to date.
+
+Exit codes:
+  0    printed
+  2    the command line is wrong, or there is no catalogue yet
+  69   the store cannot be reached";
 
 const FAILURES_HELP: &str = "\
 Examples:
@@ -270,6 +285,7 @@ impl Cli {
                 Command::Observe(config) => config.run(&shutdown).await,
                 Command::Dead(config) => config.run(&shutdown).await,
                 Command::Get(config) => unless_stopped(config.run(), &shutdown).await,
+                Command::Catalog(config) => unless_stopped(config.run(), &shutdown).await,
                 Command::Failures(config) => unless_stopped(config.run(), &shutdown).await,
                 Command::Withdraw(config) => unless_stopped(config.run(), &shutdown).await,
                 Command::Verify(config) => config.run(bar, &shutdown).await,

@@ -121,6 +121,22 @@ fn a_run_that_closes_leaves_a_catalogue() {
     let failures = done(&fleet, &["failures", "--class", "gone"], 0);
     assert!(failures.stdout.contains("a/gone"), "{}", failures.stdout);
     assert!(!failures.stdout.contains("invalid"), "{}", failures.stdout);
+    let documents = done(
+        &fleet,
+        &["catalog", "--form", "vertex", "--base", "gs://digests/"],
+        0,
+    );
+    let documents: Vec<Value> = documents
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(documents.len(), 2);
+    assert_eq!(
+        documents[0]["content"]["uri"],
+        "gs://digests/gitingest/a/b/summary.txt"
+    );
+    assert_eq!(documents[0]["structData"]["id"], "a/b");
     let none = done(&fleet, &["get", "a/gone"], 2);
     assert!(
         none.stderr.contains("no digest of a/gone"),
