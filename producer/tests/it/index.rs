@@ -265,9 +265,14 @@ async fn list_one(store: &S3Store, repo: &RepoRef) -> common::store::Listed {
 /// An index may call current what metadata call newer: the same text of a later push.
 fn assert_same(answers: &[Checked], expected: &[Checked], seed: u64) {
     for (answer, expected) in answers.iter().zip(expected) {
+        // Of the same text stored again, the index knows an earlier record.
+        let plain = |checked: &Checked| Checked {
+            stored: None,
+            ..checked.clone()
+        };
         let same_text = answer.reason == CacheReason::Hit && expected.reason == CacheReason::Newer;
         assert!(
-            answer == expected || same_text,
+            plain(answer) == plain(expected) || same_text,
             "seed {seed}: {answer}, {expected}"
         );
     }
