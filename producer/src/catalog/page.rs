@@ -31,7 +31,7 @@ tbody{content-visibility:auto;contain-intrinsic-size:auto 3rem}
 nav a{display:inline-block;padding:.2rem .45rem}
 input{font:inherit;padding:.4rem .6rem;width:min(100%,24rem);box-sizing:border-box}
 .bad{color:#b3261e}@media(prefers-color-scheme:dark){.bad{color:#ff8a80}}
-@media(max-width:40rem){.w{display:none}th,td{padding-right:.5rem}}
+@media(max-width:40rem){.w{display:none}th,td{padding-right:.5rem;font-size:.9rem}}
 </style>
 ";
 
@@ -122,11 +122,12 @@ fn by_letter(catalog: &Catalog) -> Vec<(char, Vec<&Line>)> {
 }
 
 fn write_line(page: &mut String, line: &Line) -> fmt::Result {
-    let id = line.id.to_string();
     page.push_str("<tr><td>");
+    // Names are long and screens are narrow: they break after the slash first.
+    let (owner, name) = (Escaped(line.id.owner()), Escaped(line.id.name()));
     match &line.key {
-        Some(key) => write!(page, "<a href=\"{}\">{}</a>", Escaped(key), Escaped(&id))?,
-        None => write!(page, "{}", Escaped(&id))?,
+        Some(key) => write!(page, "<a href=\"{}\">{owner}/<wbr>{name}</a>", Escaped(key))?,
+        None => write!(page, "{owner}/<wbr>{name}")?,
     }
     // Others could be scripts.
     if line.url.starts_with("https://") || line.url.starts_with("http://") {
@@ -253,9 +254,9 @@ mod tests {
             "<h1>Digests of 1 repositories</h1>",
             "As of 2026-11-26 03:00 UTC.",
             "<a href=\"#a\">a</a><a href=\"#b\">b</a>",
-            "<a href=\"gitingest/a/b/summary.txt\">a/b</a><small>&lt;script&gt;alert(1)&lt;/script&gt;&quot;&#39;&amp;</small>",
+            "<a href=\"gitingest/a/b/summary.txt\">a/<wbr>b</a><small>&lt;script&gt;alert(1)&lt;/script&gt;&quot;&#39;&amp;</small>",
             "<td class=\"t\">2026-01-01<td class=\"n\">2,345<td class=\"n w\">12,345<td class=\"w\">current",
-            "<tr><td>B/b <a href=\"https://h/&quot;&gt;&lt;b&gt;\">↗</a><td><td><td class=\"w\"><td class=\"w bad\">failed: gone",
+            "<tr><td>B/<wbr>b <a href=\"https://h/&quot;&gt;&lt;b&gt;\">↗</a><td><td><td class=\"w\"><td class=\"w bad\">failed: gone",
         ] {
             assert!(page.contains(part), "{part} is not in {page}");
         }

@@ -97,7 +97,7 @@ fn a_run_that_closes_leaves_a_catalogue() {
     );
     let digests = page(&fleet, "index.html");
     assert!(
-        digests.contains("<a href=\"gitingest/a/b/summary.txt\">a/b</a>"),
+        digests.contains("<a href=\"gitingest/a/b/summary.txt\">a/<wbr>b</a>"),
         "{digests}"
     );
     assert!(page(&fleet, "runs/index.html").contains(&run.run_id()));
