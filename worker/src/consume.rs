@@ -105,6 +105,7 @@ impl Worker {
         slots: u16,
         shutdown: &Shutdown,
     ) -> Result<(), Fault> {
+        self.slots.tell_walls();
         let shift = Arc::new(Shift::new(self, gate, shutdown));
         self.metrics.show(&shift.throttle, &shift.gate);
         let mut beside = JoinSet::new();

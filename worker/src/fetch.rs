@@ -34,6 +34,8 @@ mod packets;
 
 pub mod objects;
 
+pub mod local;
+
 mod wire;
 
 mod pack;

@@ -18,6 +18,8 @@ pub mod root;
 
 pub mod small_disk;
 
+pub mod kernel;
+
 pub mod rabbitmq;
 
 pub mod tcp_proxy;

@@ -422,7 +422,7 @@ impl HttpSession {
     fn without_token(&self, words: &[u8]) -> Vec<u8> {
         match &self.policy.token {
             Some(token) => String::from_utf8_lossy(words)
-                .replace(&token.secret, "…")
+                .replace(token.secret.as_str(), "…")
                 .into_bytes(),
             None => words.to_vec(),
         }

@@ -13,6 +13,7 @@ use common::text::parse_size;
 use serde::{Deserialize, Serialize};
 use strum::{AsRefStr, VariantArray};
 use url::{Host, Url};
+use zeroize::Zeroizing;
 
 /// Hosts that are always allowed.
 pub const DEFAULT_HOSTS: [&str; 4] = ["github.com", "gitlab.com", "bitbucket.org", "codeberg.org"];
@@ -90,7 +91,7 @@ impl FetchConfig {
             mode: self.fetch,
             token: token.map(|token| HostToken {
                 host: TOKEN_HOST.to_owned(),
-                secret: token,
+                secret: Zeroizing::new(token),
             }),
             proxy: self.fetch_proxy.clone(),
         })
@@ -230,7 +231,7 @@ pub struct HostToken {
     /// Host, with its port unless that is the scheme's default.
     pub host: String,
     /// The token. Never printed.
-    pub secret: String,
+    pub secret: Zeroizing<String>,
 }
 
 impl fmt::Debug for HostToken {
@@ -301,6 +302,16 @@ impl FetchPolicy {
             )));
         }
         Ok(FetchSource::Remote { url, named })
+    }
+
+    /// Returns the TCP ports that fetches lead to, by redirects as well.
+    pub fn ports(&self) -> Vec<u16> {
+        if let Some(proxy) = &self.proxy {
+            return proxy.url().port_or_known_default().into_iter().collect();
+        }
+        let schemes = [Some(443), self.http.then_some(80)];
+        let hosts = self.hosts.iter().map(|allowed| allowed.port);
+        schemes.into_iter().chain(hosts).flatten().collect()
     }
 
     /// Names of hosts that only DNS knows, to find out whether it answers.
@@ -414,7 +425,7 @@ mod tests {
             mode: FetchMode::Auto,
             token: Some(HostToken {
                 host: "github.com".to_owned(),
-                secret: "sesame".to_owned(),
+                secret: "sesame".to_owned().into(),
             }),
             proxy: None,
         }
@@ -511,6 +522,22 @@ mod tests {
     }
 
     #[test]
+    fn fetches_lead_to_the_ports_of_what_is_allowed() {
+        let with = |http, hosts: &[&str]| {
+            let hosts = hosts.iter().map(|host| host.parse().unwrap()).collect();
+            FetchPolicy {
+                http,
+                hosts,
+                ..policy()
+            }
+            .ports()
+        };
+        assert_eq!(with(false, &[]), [443]);
+        assert_eq!(with(true, &["git.example.org"]), [443, 80]);
+        assert_eq!(with(false, &["[::1]:8443", "x:22"]), [443, 8443, 22]);
+    }
+
+    #[test]
     fn a_proxy_is_never_printed_and_is_the_only_name_to_resolve() {
         let proxy: FetchProxy = "http://user:sesame@proxy.example.org:3128".parse().unwrap();
         let policy = FetchPolicy {
@@ -519,6 +546,7 @@ mod tests {
         };
         assert!(!format!("{policy:?}").contains("sesame"));
         assert_eq!(policy.names(), ["proxy.example.org"]);
+        assert_eq!(policy.ports(), [3128]);
         for text in ["", "proxy", "proxy:3128", "socks5://proxy:1", "ftp://proxy"] {
             assert!(text.parse::<FetchProxy>().is_err(), "{text}");
         }

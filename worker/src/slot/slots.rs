@@ -13,14 +13,17 @@ use crate::metrics::Metrics;
 use common::failpoint;
 use common::fault::Fault;
 use openssl_probe::{ENV_CERT_DIR, ENV_CERT_FILE};
-use rustix::process::{DumpableBehavior, Pid, Signal, kill_process_group, set_dumpable_behavior};
+use rustix::process::{Pid, Signal, kill_process_group};
+use strum::VariantArray;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
+use zeroize::Zeroizing;
 
+use super::confine::{self, Wall};
 use super::decoder::{FrameDecoder, shown};
 use super::protocol::{ARGUMENT, ChildRequest};
 use super::scratch::Scratch;
@@ -55,6 +58,8 @@ pub struct Slots {
     /// Variables that tell a child which certificates to trust.
     certificates: Vec<(&'static str, OsString)>,
     metrics: Metrics,
+    /// Those that stand around each child.
+    walls: Vec<Wall>,
     /// Whether a fallback was logged.
     fell_back: AtomicBool,
 }
@@ -70,13 +75,12 @@ impl Slots {
         limits: DigestLimits,
         metrics: Metrics,
     ) -> Result<Arc<Self>, Fault> {
-        // Children share this process's user: one that was taken over could otherwise read this
-        // process's memory and environment.
-        set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(Fault::infra)?;
         let parent = config.scratch.clone().unwrap_or_else(std::env::temp_dir);
         metrics.slots.set(config.slots().into());
         let scratch = Scratch::new(&parent)?;
         metrics.set_scratch(&parent);
+        let walls = confine::tried();
+        metrics.set_walls(&walls);
         Ok(Arc::new(Self {
             scratch,
             free: Semaphore::new(config.slots().into()),
@@ -90,6 +94,7 @@ impl Slots {
             policy,
             limits,
             metrics,
+            walls,
             fell_back: AtomicBool::new(false),
         }))
     }
@@ -102,6 +107,28 @@ impl Slots {
     /// Returns the limits of this process's digests.
     pub fn limits(&self) -> &DigestLimits {
         &self.limits
+    }
+
+    /// Logs which walls the kernel does not raise around slots, if any.
+    pub fn tell_walls(&self) {
+        let lacks = |wall: &&Wall| !self.walls.contains(wall);
+        let missing: Vec<_> = Wall::VARIANTS.iter().filter(lacks).collect();
+        let names: Vec<_> = missing.iter().map(|wall| wall.as_ref()).collect();
+        let could: Vec<_> = missing.iter().map(|wall| wall.without()).collect();
+        let said = format!(
+            "slots are not confined by {}, which this kernel lacks or does not allow: a repository that \
+             took one over could {}",
+            names.join(", "),
+            could.join("; ")
+        );
+        match &missing[..] {
+            [] => {}
+            // Most kernels that servers have today: nothing is wrong there.
+            [Wall::LandlockNetwork, Wall::LandlockSignals] | [Wall::LandlockSignals] => {
+                info!(operation = "slot", "{said}");
+            }
+            _ => warn!(operation = "slot", "{said}"),
+        }
     }
 
     /// Checks that the scratch folder can be written and a child can be started.
@@ -140,7 +167,7 @@ impl Slots {
 
         // Removed when dropped, whatever happens.
         let scratch = self.scratch.folder()?;
-        let request = self.request(url, &source, &subject, known, scratch.path());
+        let request = self.request(url, &source, &subject, known);
         let start = ChildProcess::start(&self.spawner, self.command(scratch.path()), &request);
         let child = stop.run_until_cancelled(start).await;
         let mut child = child.ok_or(SlotError::Stopped)??;
@@ -166,7 +193,6 @@ impl Slots {
         source: &FetchSource,
         subject: &Subject,
         known: Option<ObjectId>,
-        scratch: &Path,
     ) -> ChildRequest {
         let child = &self.config.child;
         let mut policy = self.policy.clone();
@@ -190,11 +216,11 @@ impl Slots {
             known,
             limits: self.limits.clone(),
             policy,
-            scratch: scratch.to_owned(),
             parent: std::process::id().cast_signed(),
             address_space,
             file_bytes: child.file_bytes.unwrap_or(pack_and_index),
             cpu_seconds: self.config.timeout,
+            walls: self.walls.clone(),
         }
     }
 
@@ -270,6 +296,7 @@ impl Slots {
         let mut command = Command::new(&self.config.child.program);
         command
             .arg(ARGUMENT)
+            .arg(scratch)
             .current_dir(scratch)
             .env_clear()
             .stdin(Stdio::piped())
@@ -332,7 +359,8 @@ impl ChildProcess {
         let mut process = spawner.spawn(command).await?;
         let group = process.id().and_then(|id| Pid::from_raw(id.cast_signed()));
         let mut input = process.stdin.take().expect("it is piped");
-        let request = serde_json::to_vec(request).map_err(Fault::infra)?;
+        // The token is in it.
+        let request = Zeroizing::new(serde_json::to_vec(request).map_err(Fault::infra)?);
         // If this fails the child is dying, and its output ends.
         input.write_all(&request).await.ok();
         input.shutdown().await.ok();

@@ -578,7 +578,7 @@ impl Fixture {
         let mut fixture = Self::new();
         fixture.policy.token = Some(HostToken {
             host: fixture.server.authority(),
-            secret: TOKEN.to_owned(),
+            secret: TOKEN.to_owned().into(),
         });
         fixture
     }
