@@ -119,7 +119,7 @@ impl EngineConfig {
                     store: Arc::clone(store),
                     slots: Slots::new(
                         self.slot.clone(),
-                        fetch.policy(std::env::var_os("GITHUB_TOKEN"))?,
+                        fetch.policy(|name| std::env::var_os(name))?,
                         DigestLimits::default(),
                         metrics.clone(),
                     )?,
@@ -166,7 +166,7 @@ impl Engine {
             return;
         };
         let policy = worker.slots.policy();
-        let count = urls.filter(|url| policy.lacks_token(url)).count();
+        let count = urls.filter(|url| policy.lacks_token(url).is_some()).count();
         if count > MANY {
             warn!(
                 operation = "token",

@@ -194,7 +194,7 @@ impl DigestCommand {
             false => DigestLimits::default().max_text_bytes,
         };
         self.slot.concurrency = Some(1);
-        let policy = self.fetch.policy(std::env::var_os("GITHUB_TOKEN"))?;
+        let policy = self.fetch.policy(|name| std::env::var_os(name))?;
         let max_text_bytes = limits.max_text_bytes;
         let slots = Slots::new(self.slot, policy, limits, Metrics::new())
             .map_err(|fault| exit_error(&fault))?;

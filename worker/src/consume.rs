@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, error, error_span, info, warn};
 use url::Url;
 
-use crate::fetch::policy::authority;
+use crate::fetch::host::authority;
 use crate::host_throttle::{HostPermit, HostThrottle, stretch};
 use crate::infra_gate::InfraGate;
 use crate::job::{Attempt, attempt};

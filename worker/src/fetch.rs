@@ -24,6 +24,10 @@ use crate::source::{ObjectId, Source};
 
 pub mod policy;
 
+pub mod host;
+
+pub mod token;
+
 pub mod address;
 
 pub mod http;

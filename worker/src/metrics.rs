@@ -10,7 +10,8 @@ use common::outcome::Outcome;
 use common::run::documents::CacheReason;
 use common::telemetry::registry::{self, Expose, new_registry, register};
 use prometheus::{
-    Counter, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    Counter, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry,
 };
 use strum::{AsRefStr, VariantArray};
 use time::OffsetDateTime;
@@ -19,6 +20,7 @@ use tokio::time::Instant;
 use crate::fetch::policy::FetchWay;
 use crate::host_throttle::HostThrottle;
 use crate::infra_gate::InfraGate;
+use crate::slot::token::{TokenPool, TokenState};
 
 /// What decides whether this process works: its hosts and its machine.
 type Paused = (Arc<HostThrottle>, Arc<InfraGate>);
@@ -55,6 +57,8 @@ pub struct Metrics {
     scratch_free: Gauge,
     scratch_size: Gauge,
     scratch: Arc<OnceLock<PathBuf>>,
+    token_states: IntGaugeVec,
+    tokens: Arc<OnceLock<Arc<TokenPool>>>,
 }
 
 /// Why a slot is ended before its time: the values of a metric's label.
@@ -174,6 +178,17 @@ impl Metrics {
             ),
             scratch_size: gauge("scratch_size_bytes", "Size of the scratch folder's disk"),
             scratch: Arc::default(),
+            token_states: register(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "tokens",
+                        "Tokens of a host by state: `usable`, `resting` until the host's limit on it begins anew, `refused` by the host",
+                    ),
+                    &["host", "state"],
+                ),
+            ),
+            tokens: Arc::default(),
             registry,
         };
         // An absent series reads as "no data" in an alert; a zero reads as zero.
@@ -284,6 +299,28 @@ impl Metrics {
         // The first one counts: the programs have no other.
         _ = self.scratch.set(folder.to_owned());
     }
+
+    /// Says which tokens there are.
+    pub fn set_tokens(&self, tokens: &Arc<TokenPool>) {
+        // As above.
+        _ = self.tokens.set(Arc::clone(tokens));
+    }
+
+    fn show_tokens(&self) {
+        let Some(tokens) = self.tokens.get() else {
+            return;
+        };
+        let counts = tokens.count(std::time::Instant::now());
+        for host in counts.keys().map(|(host, _)| host) {
+            for state in TokenState::VARIANTS {
+                let count = counts.get(&(host.clone(), *state));
+                let gauge = self
+                    .token_states
+                    .with_label_values(&[host.as_str(), state.as_ref()]);
+                gauge.set(count.copied().unwrap_or_default());
+            }
+        }
+    }
 }
 
 impl Expose for Metrics {
@@ -296,6 +333,7 @@ impl Expose for Metrics {
                 .set(i64::try_from(hosts).unwrap_or(i64::MAX));
             self.infra_paused.set(gate.is_closed().into());
         }
+        self.show_tokens();
         if let Some(seconds) = children_cpu_seconds() {
             self.slots_cpu
                 .inc_by((seconds - self.slots_cpu.get()).max(0.0));

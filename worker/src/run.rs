@@ -24,6 +24,7 @@ use tracing::{info, warn};
 use crate::consume::{LAST_WORDS, Loan, Worker, own_name};
 use crate::digest::DigestLimits;
 use crate::fetch::policy::FetchConfig;
+use crate::fetch::token::remedy;
 use crate::infra_gate::InfraGate;
 use crate::metrics::Metrics;
 use crate::slot::slots::{INDEX_BYTES, Slots};
@@ -108,7 +109,7 @@ impl RunConfig {
         let _server = self.metrics.serve(&metrics, &readiness).await?;
         let slots = Slots::new(
             self.slot.clone(),
-            self.fetch.policy(std::env::var_os("GITHUB_TOKEN"))?,
+            self.fetch.policy(|name| std::env::var_os(name))?,
             DigestLimits::default(),
             metrics.clone(),
         )
@@ -150,10 +151,12 @@ impl RunConfig {
             worker.name,
             worker.store.location()
         );
-        if worker.slots.policy().token.is_none() {
+        let policy = worker.slots.policy();
+        if let Some(host) = policy.lacks_token("https://github.com/") {
             info!(
                 operation = "token",
-                "no token for github.com, which limits anonymous downloads: large runs need one in GITHUB_TOKEN"
+                "no token for {host}, which limits anonymous downloads: large runs need {}",
+                remedy(&host)
             );
         }
         let gate = Arc::new(InfraGate::default());

@@ -24,7 +24,7 @@ pub mod child;
 
 mod scratch;
 
-mod token;
+pub mod token;
 
 /// Address space beyond the pack, which libgit2 maps: programs, threads' stacks, one file of the
 /// repository, the digest. The largest of 29 real repositories needs 128 MiB.

@@ -346,6 +346,8 @@ pub enum Fault {
         /// Such as `("x-github-sso", "required")`.
         headers: Vec<(String, String)>,
     },
+    /// Adds these headers to the response, such as `("x-ratelimit-remaining", "0")`.
+    Headers(Vec<(String, String)>),
     /// A private repository: 401 without this token as basic authentication of the user
     /// `x-access-token`.
     RequireToken(String),
@@ -434,6 +436,7 @@ impl Fault {
                 | Self::Truncate { .. }
                 | Self::Stall { .. }
                 | Self::Corrupt { .. }
+                | Self::Headers(_)
         )
     }
 
@@ -446,12 +449,16 @@ impl Fault {
             } => kind == Kind::UploadPack && (!is_v2(request) || asks_for_pack(request)),
             Self::RefuseToken { .. } => request.header("authorization").is_some(),
             Self::RequireToken(token) => {
-                let wanted = format!("Basic {}", base64(&format!("x-access-token:{token}")));
-                request.header("authorization") != Some(&wanted)
+                request.header("authorization") != Some(&authorization(token))
             }
             _ => true,
         }
     }
+}
+
+/// Returns the `Authorization` of requests with this token.
+pub fn authorization(token: &str) -> String {
+    format!("Basic {}", base64(&format!("x-access-token:{token}")))
 }
 
 /// A [`Fault`] and the requests that it applies to.
@@ -598,6 +605,7 @@ async fn answer(shared: Arc<Shared>, request: Request) -> Response {
             Fault::Truncate { after_bytes } => response.cut(after_bytes),
             Fault::Stall { after_bytes } => response.stalled(after_bytes),
             Fault::Corrupt { at } => response.map_body(|body| corrupt(body, at)),
+            Fault::Headers(headers) => with_headers(response, &headers),
             _ => response,
         };
     }
@@ -684,7 +692,8 @@ fn instead(fault: &Fault, kind: Kind, request: &Request) -> Option<Response> {
         | Fault::Drip { .. }
         | Fault::Truncate { .. }
         | Fault::Stall { .. }
-        | Fault::Corrupt { .. } => return None,
+        | Fault::Corrupt { .. }
+        | Fault::Headers(_) => return None,
     };
     Some(response)
 }

@@ -367,7 +367,7 @@ fn a_host_that_limits_anonymous_downloads_is_waited_for() {
     let host = fleet.server.authority();
     assert!(!said.is_empty());
     for message in said {
-        for part in [&format!("pausing {host} for"), GITHUB_LIMIT, "GITHUB_TOKEN"] {
+        for part in [&format!("pausing {host} for"), GITHUB_LIMIT, "--token-for"] {
             assert!(message.contains(part), "{message}");
         }
     }

@@ -430,7 +430,7 @@ mod tests {
         fn said(&self, words: &[u8]) -> Fault {
             let context = Context {
                 asked: Asked::Pack,
-                anonymous: true,
+                anonymous: None,
                 headers: &HeaderMap::new(),
                 now: OffsetDateTime::UNIX_EPOCH,
             };

@@ -210,6 +210,12 @@ impl ProgressSink for FrameWriter {
         // As above.
         self.write(&Frame::TokenRefused { why }, b"").ok();
     }
+
+    fn token_used_up(&self, rest: Duration) {
+        let seconds = rest.as_secs();
+        // As above.
+        self.write(&Frame::TokenUsedUp { seconds }, b"").ok();
+    }
 }
 
 #[cfg(test)]

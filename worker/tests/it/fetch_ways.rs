@@ -294,7 +294,7 @@ async fn a_limit_in_place_of_the_pack_is_the_hosts() {
         let fault = fixture.make_url(&url).await.unwrap_err();
         assert_eq!(fault.kind, FaultKind::Throttled, "{fault}");
         assert_eq!(fault.retry_after, Some(Duration::from_secs(60)));
-        for part in [GITHUB_LIMIT, "GITHUB_TOKEN"] {
+        for part in [GITHUB_LIMIT, "--token-for"] {
             assert!(fault.message.contains(part), "{fault}");
         }
         assert_eq!(server.request_count(), 3, "nobody tries the other way");

@@ -62,7 +62,7 @@ impl Fixture {
             local: false,
             max_bytes: 64 << 20,
             mode: FetchMode::Auto,
-            token: None,
+            tokens: Vec::new(),
             proxy: None,
         };
         Self {
