@@ -72,6 +72,8 @@ pub enum HandedBack {
     Stopping,
     /// Its host is paused.
     Host,
+    /// The fleet begins as many fetches from its host as it may.
+    Rate,
     /// Machine or store were at fault for as long as a job may be held.
     Infra,
     /// Another job, which may have killed its worker, is worked on alone.
@@ -121,7 +123,7 @@ impl Metrics {
             ),
             handed_back: family(
                 "handed_back_total",
-                "Jobs that went back to the queue although nothing is wrong with them: their worker stops (`stopping`), their host is paused (`host`), machine or store were at fault for long (`infra`), another job is worked on alone (`suspect`)",
+                "Jobs that went back to the queue although nothing is wrong with them: their worker stops (`stopping`), their host is paused (`host`) or at --host-rate (`rate`), and others need their place, machine or store were at fault for long (`infra`), another job is worked on alone (`suspect`)",
                 &["reason"],
             ),
             throttled_hosts: register(

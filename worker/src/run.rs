@@ -25,6 +25,7 @@ use crate::consume::{LAST_WORDS, Loan, Worker, own_name};
 use crate::digest::DigestLimits;
 use crate::fetch::policy::FetchConfig;
 use crate::fetch::token::remedy;
+use crate::host_rate::HostRateConfig;
 use crate::infra_gate::InfraGate;
 use crate::metrics::Metrics;
 use crate::slot::slots::{INDEX_BYTES, Slots};
@@ -63,6 +64,8 @@ pub struct RunConfig {
     slot: SlotConfig,
     #[command(flatten)]
     fetch: FetchConfig,
+    #[command(flatten)]
+    rate: HostRateConfig,
     #[command(flatten)]
     drain: DrainConfig,
     #[command(flatten)]
@@ -129,6 +132,7 @@ impl RunConfig {
             slots,
             metrics,
             drain: self.drain.duration(),
+            host_rate: self.rate.host_rate,
             patience: None,
         };
         self.work(&worker, ready, shutdown).await?;
@@ -151,12 +155,11 @@ impl RunConfig {
             worker.name,
             worker.store.location()
         );
-        let policy = worker.slots.policy();
-        if let Some(host) = policy.lacks_token("https://github.com/") {
+        if worker.slots.policy().tokens.is_empty() {
             info!(
                 operation = "token",
-                "no token for {host}, which limits anonymous downloads: large runs need {}",
-                remedy(&host)
+                "no token for any host; github.com limits anonymous downloads: large runs need {}",
+                remedy("github.com")
             );
         }
         let gate = Arc::new(InfraGate::default());

@@ -92,6 +92,8 @@ pub enum SlotResult {
     Unmoved {
         /// Bytes received over the network: the refs.
         fetched_bytes: u64,
+        /// As [`SlotOutput::renamed_to`].
+        renamed_to: Option<String>,
     },
 }
 

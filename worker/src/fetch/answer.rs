@@ -348,16 +348,16 @@ mod tests {
         (Refs, 401, &[], "", Gone, None),
         (Refs, 401, &[], "Repository not found.", Gone, None),
         (Refs, 401, &[AFTER], "", Gone, None),
-        (Refs, 401, &[EDGE], "", Throttled, Some(60)),
-        (Refs, 401, &[], GITHUB, Throttled, Some(60)),
-        (Pack, 401, &[EDGE], "", Throttled, Some(60)),
+        (Refs, 401, &[EDGE], "", Throttled, Some(30)),
+        (Refs, 401, &[], GITHUB, Throttled, Some(30)),
+        (Pack, 401, &[EDGE], "", Throttled, Some(30)),
         (Pack, 401, &[EDGE, AFTER], "", Throttled, Some(7)),
-        (Pack, 401, &[], GITHUB, Throttled, Some(60)),
+        (Pack, 401, &[], GITHUB, Throttled, Some(30)),
         (Pack, 401, &[], "", Throttled, None),
         (Refs, 403, &[], "", Throttled, None),
         (Refs, 403, &[], "Forbidden", Throttled, None),
         (Refs, 403, &[AFTER], "", Throttled, Some(7)),
-        (Refs, 403, &[SPENT], "", Throttled, Some(60)),
+        (Refs, 403, &[SPENT], "", Throttled, Some(30)),
         (
             Refs,
             403,
@@ -366,14 +366,14 @@ mod tests {
             Gone,
             None,
         ),
-        (Refs, 403, &[EDGE], "", Throttled, Some(60)),
+        (Refs, 403, &[EDGE], "", Throttled, Some(30)),
         (
             Refs,
             403,
             &[],
             "You have exceeded a secondary rate limit.",
             Throttled,
-            Some(60),
+            Some(30),
         ),
         (Refs, 403, &[], DISABLED, Gone, None),
         (Pack, 403, &[], DISABLED, Gone, None),
@@ -417,7 +417,7 @@ mod tests {
         (Refs, 410, &[], "", Gone, None),
         (Refs, 418, &[], "", Gone, None),
         (Refs, 451, &[], "Repository unavailable", Gone, None),
-        (Refs, 429, &[], "", Throttled, Some(60)),
+        (Refs, 429, &[], "", Throttled, Some(30)),
         (Pack, 429, &[AFTER], "", Throttled, Some(7)),
         (Refs, 408, &[], "", Transient, None),
         (Refs, 425, &[], "", Transient, None),
@@ -485,9 +485,9 @@ mod tests {
         let none = HeaderMap::new();
         let after = headers(&[("retry-after", "3")]);
         for (words, headers, kind, pause) in [
-            (GITHUB, &none, Throttled, Some(60)),
+            (GITHUB, &none, Throttled, Some(30)),
             (GITHUB, &after, Throttled, Some(3)),
-            ("too many requests", &none, Throttled, Some(60)),
+            ("too many requests", &none, Throttled, Some(30)),
             ("No space left on device", &none, Transient, None),
             ("File too large", &after, Transient, None),
             ("Cannot allocate memory", &none, Transient, None),
@@ -613,6 +613,30 @@ mod tests {
         ] {
             let status = StatusCode::from_u16(status).unwrap();
             assert_eq!(TokenRefusal::of(status, headers), expected);
+        }
+    }
+
+    #[test]
+    fn a_limit_that_is_used_up_begins_anew_when_the_host_says() {
+        let reset = (now().unix_timestamp() + 90).to_string();
+        let past = (now().unix_timestamp() - 90).to_string();
+        for (left, reset, expected) in [
+            (Some("0"), Some(reset.as_str()), Some(90)),
+            (Some("0"), Some(&past), Some(0)),
+            (Some("0"), Some("soon"), Some(30)),
+            (Some("0"), None, Some(30)),
+            (Some("1"), Some(&reset), None),
+            (None, Some(&reset), None),
+        ] {
+            let left = left.map(|left| ("x-ratelimit-remaining", left));
+            let reset = reset.map(|reset| ("x-ratelimit-reset", reset));
+            let headers = headers(&left.into_iter().chain(reset).collect::<Vec<_>>());
+            let expected = expected.map(Duration::from_secs);
+            assert_eq!(used_up(&headers, now()), expected, "{left:?} {reset:?}");
+            if expected.is_some() {
+                let fault = refusal(StatusCode::FORBIDDEN, b"", context(&headers, Refs));
+                assert_eq!((fault.kind, fault.retry_after), (Throttled, expected));
+            }
         }
     }
 

@@ -14,7 +14,7 @@ use common::tls;
 use git2::transport::{Service, SmartSubtransport, SmartSubtransportStream, Transport};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, LOCATION};
-use reqwest::{Client, Method, RequestBuilder, Response};
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use time::OffsetDateTime;
 use tokio::runtime::Runtime;
 use url::Url;
@@ -78,6 +78,8 @@ struct SessionState {
     refs: [Vec<String>; 2],
     /// Whether the host refused the token, which is not sent again.
     token_refused: bool,
+    /// Whether the last response was the status 500.
+    broke: bool,
 }
 
 /// The version of git's protocol that a request asks for.
@@ -183,6 +185,7 @@ impl HttpSession {
                 fault: None,
                 refs: Default::default(),
                 token_refused: false,
+                broke: false,
             }),
         }))
     }
@@ -227,6 +230,12 @@ impl HttpSession {
         let state = self.state();
         let renamed = !plain_path(&state.base).eq_ignore_ascii_case(&self.path);
         renamed.then(|| state.base.to_string())
+    }
+
+    /// Whether the last request made the server fail on its own account: not one that is overloaded or away,
+    /// which another request would not help.
+    pub(super) fn broke_server(&self) -> bool {
+        self.state().broke
     }
 
     /// Takes the first fault that this session met.
@@ -355,6 +364,7 @@ impl HttpSession {
     fn exchange(&self, request: RequestBuilder) -> Result<Response, Fault> {
         let response = self.runtime.block_on(request.send());
         let response = response.map_err(transport_fault)?;
+        self.state().broke = response.status() == StatusCode::INTERNAL_SERVER_ERROR;
         self.sink.alive();
         Ok(response)
     }

@@ -262,13 +262,6 @@ impl FetchPolicy {
         named.chain(DEFAULT_HOSTS).map(str::to_owned).collect()
     }
 
-    /// Returns the host of `url` if a token could be sent there, but there is none.
-    pub fn lacks_token(&self, url: &str) -> Option<String> {
-        let url = Url::parse(url).ok()?;
-        let lacks = token::is_private(&url) && self.token_for(&url).is_none();
-        lacks.then(|| authority(&url))
-    }
-
     /// Returns the first token that may be sent to `url`.
     pub fn token_for(&self, url: &Url) -> Option<&HostToken> {
         self.tokens.iter().find(|token| token.is_for(url))
@@ -356,23 +349,6 @@ mod tests {
         assert!(policy.source("srv/a").is_err());
         assert!(policy.source("http://github.com/a/b").is_ok());
         assert!(policy.source("http://example.org/a/b").is_err());
-    }
-
-    #[test]
-    fn a_host_without_a_token_is_told_if_it_could_have_one() {
-        let policy = policy();
-        for (url, expected) in [
-            ("https://github.com/a/b", None),
-            ("https://gitlab.com/a/b", Some("gitlab.com")),
-            (
-                "https://git.example.org:8443/a/b",
-                Some("git.example.org:8443"),
-            ),
-            ("http://git.example.org/a/b", None),
-            ("/srv/a", None),
-        ] {
-            assert_eq!(policy.lacks_token(url).as_deref(), expected, "{url}");
-        }
     }
 
     #[test]

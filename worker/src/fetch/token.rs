@@ -9,7 +9,7 @@ use common::text::unsubstituted;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use super::host::{AllowedHost, literal_address};
+use super::host::{AllowedHost, authority, literal_address};
 
 /// The variable of a token for [`GITHUB`].
 const VARIABLE: &str = "GITHUB_TOKEN";
@@ -59,8 +59,14 @@ impl fmt::Debug for HostToken {
 }
 
 /// Whether a token may be sent there.
-pub(super) fn is_private(url: &Url) -> bool {
+fn is_private(url: &Url) -> bool {
     url.scheme() == "https" || literal_address(url).is_some_and(|address| address.is_loopback())
+}
+
+/// Returns the host of a repository to which a token could be sent.
+pub fn host_for_token(url: &str) -> Option<String> {
+    let url = Url::parse(url).ok()?;
+    is_private(&url).then(|| authority(&url))
 }
 
 /// Says how to give a token for a host, after "give".

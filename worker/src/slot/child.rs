@@ -104,9 +104,10 @@ fn work(request: &ChildRequest, frames: &Arc<FrameWriter>) -> Result<Frame, Faul
     };
     let fetched = match fetch::fetch(url, wanted, policy, scratch, sink)? {
         FetchResult::Repository(fetched) => fetched,
-        FetchResult::Unmoved { bytes } => {
+        FetchResult::Unmoved { bytes, renamed_to } => {
             return Ok(Frame::Unmoved {
                 fetched_bytes: bytes,
+                renamed_to,
             });
         }
     };

@@ -116,12 +116,18 @@ impl FrameDecoder {
                     digest: Duration::from_millis(millis),
                 })))));
             }
-            Frame::Unmoved { fetched_bytes } => {
+            Frame::Unmoved {
+                fetched_bytes,
+                renamed_to,
+            } => {
                 self.fetched(fetched_bytes)?;
                 if !self.knows_commit {
                     return Err(invalid("HEAD is unmoved, though no commit was known"));
                 }
-                return Ok(Some(Ok(SlotResult::Unmoved { fetched_bytes })));
+                return Ok(Some(Ok(SlotResult::Unmoved {
+                    fetched_bytes,
+                    renamed_to: renamed_to.as_deref().map(shown),
+                })));
             }
             Frame::Failed(fault) => return checked(fault).map(|fault| Some(Err(fault))),
         }

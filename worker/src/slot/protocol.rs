@@ -70,6 +70,7 @@ pub(super) enum Frame {
     /// HEAD is the known commit. The last frame.
     Unmoved {
         fetched_bytes: u64,
+        renamed_to: Option<String>,
     },
     Failed(Fault),
 }

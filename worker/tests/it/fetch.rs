@@ -14,7 +14,6 @@ use testing::http_server::{HttpServer, Response};
 use testing::repositories::{Builder, empty};
 use time::OffsetDateTime;
 use worker::fetch::policy::FetchMode;
-use worker::fetch::token::HostToken;
 use worker::metrics::Metrics;
 use worker::slot::SlotResult;
 
@@ -267,7 +266,7 @@ async fn statuses_have_their_class_at_either_request() {
         ),
         (Trouble::status(404), Gone, None),
         (Trouble::status(410), Gone, None),
-        (Trouble::status(429), Throttled, seconds(60)),
+        (Trouble::status(429), Throttled, seconds(30)),
         (Trouble::retry_after(429, 7), Throttled, seconds(7)),
         // No host can pause a worker for days.
         (
@@ -284,7 +283,7 @@ async fn statuses_have_their_class_at_either_request() {
         (
             Trouble::says(Place::Err, GITHUB_LIMIT),
             Throttled,
-            seconds(60),
+            seconds(30),
         ),
         (
             Trouble::says(Place::Err, "No space left on device"),
@@ -340,14 +339,14 @@ async fn a_limit_on_anonymous_downloads_is_the_hosts_and_asks_for_a_token() {
     let with_body = Trouble::with_body(401, GITHUB_LIMIT);
     // Each form, the pause, and how many POSTs there are on either way.
     let limits = [
-        (Trouble::github_limit(7), 7, [1, 1]),
-        (Trouble::github_limit_in_band(7), 7, [1, 1]),
-        (with_body.clone().on(Kind::InfoRefs), 60, [0, 0]),
-        (with_body.on(Kind::UploadPack), 60, [1, 1]),
-        (says(Place::Err).on(Kind::InfoRefs), 60, [0, 0]),
-        (says(Place::Err).on(Kind::UploadPack), 60, [1, 1]),
+        (Trouble::github_limit(Some(7)), 7, [1, 1]),
+        (Trouble::github_limit_in_band(Some(7)), 7, [1, 1]),
+        (with_body.clone().on(Kind::InfoRefs), 30, [0, 0]),
+        (with_body.on(Kind::UploadPack), 30, [1, 1]),
+        (says(Place::Err).on(Kind::InfoRefs), 30, [0, 0]),
+        (says(Place::Err).on(Kind::UploadPack), 30, [1, 1]),
         // Protocol v2 asks for refs before.
-        (Rule::from(says(Place::SideBand3)), 60, [2, 1]),
+        (Rule::from(says(Place::SideBand3)), 30, [2, 1]),
     ];
     for mode in [FetchMode::Auto, FetchMode::V2, FetchMode::Git2] {
         fixture.policy.mode = mode;
@@ -580,14 +579,6 @@ async fn hosts_and_schemes_that_are_not_allowed_are_not_asked() {
 const TOKEN: &str = "sesame-open";
 
 impl Fixture {
-    fn add_token(&mut self, secret: &str) {
-        self.policy.tokens.push(HostToken {
-            host: self.server.authority().parse().unwrap(),
-            secret: secret.to_owned(),
-            source: String::new(),
-        });
-    }
-
     fn with_token() -> Self {
         let mut fixture = Self::new();
         fixture.add_token(TOKEN);
@@ -663,7 +654,9 @@ async fn a_token_without_single_sign_on_is_not_needed_for_what_is_public() {
 #[tokio::test]
 async fn a_limit_on_a_token_is_not_its_refusal() {
     let fixture = Fixture::with_token();
-    fixture.server.fault("owner/bad", Trouble::github_limit(7));
+    fixture
+        .server
+        .fault("owner/bad", Trouble::github_limit(Some(7)));
     let slots = fixture.slots();
     let fault = work(&slots, &fixture.url("bad")).await.unwrap_err();
     assert_eq!(fault.kind, Throttled, "{fault}");
