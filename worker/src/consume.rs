@@ -535,15 +535,19 @@ impl Shift {
         None
     }
 
-    /// Takes note of a host that served somebody.
+    /// Takes note of what a host did for a job.
     fn note_answer(&self, progress: &Progress, host: &str) {
-        let answered = match progress {
-            Progress::Done(outcome) => outcome.is_processed(),
-            Progress::Failed(fault) => matches!(fault.kind, FaultKind::Gone | FaultKind::TooLarge),
-            _ => false,
-        };
-        if answered {
-            self.throttle.answered(host, Instant::now());
+        match progress {
+            Progress::Done(outcome) if outcome.is_processed() => {
+                self.throttle.served(host, Instant::now());
+            }
+            Progress::Failed(fault) if fault.kind == FaultKind::TooLarge => {
+                self.throttle.served(host, Instant::now());
+            }
+            Progress::Failed(fault) if fault.kind == FaultKind::Gone => {
+                self.throttle.answered(host);
+            }
+            _ => {}
         }
     }
 

@@ -176,16 +176,24 @@ impl HostThrottle {
         pause > Duration::ZERO && self.update(host, now, |known| known.pause(pause, now))
     }
 
-    /// Notes that `host` served somebody, or said that a repository is gone.
-    pub fn answered(&self, host: &str, now: Instant) {
+    /// Notes that `host` answered without limiting anybody, such as that a repository is gone.
+    pub fn answered(&self, host: &str) {
         self.hosts.send_if_modified(|hosts| {
-            let Some(known) = hosts.get_mut(host) else {
-                return false;
-            };
-            known.refusing_since = None;
-            known.suspicion = 0;
-            let is_over = known.pause.is_some_and(|pause| pause.until <= now);
-            is_over && known.pause.take().is_some()
+            if let Some(known) = hosts.get_mut(host) {
+                known.refusing_since = None;
+                known.suspicion = 0;
+            }
+            // Whether it serves anybody is not known by that.
+            false
+        });
+    }
+
+    /// Notes that `host` served somebody.
+    pub fn served(&self, host: &str, now: Instant) {
+        self.answered(host);
+        self.hosts.send_if_modified(|hosts| {
+            let over = |known: &mut Host| known.pause.take_if(|pause| pause.until <= now);
+            hosts.get_mut(host).and_then(over).is_some()
         });
     }
 
@@ -273,7 +281,9 @@ mod tests {
         assert_eq!(hosts.permit("a", end), HostPermit::Probe);
         let mut changes = hosts.watch();
         changes.mark_unchanged();
-        hosts.answered("a", end);
+        hosts.answered("a");
+        assert_eq!(hosts.permit("a", end), HostPermit::Wait(PROBE));
+        hosts.served("a", end);
         assert!(changes.has_changed().unwrap(), "those who wait are woken");
         for _ in 0..2 {
             assert_eq!(hosts.permit("a", end), HostPermit::Granted);
@@ -306,7 +316,7 @@ mod tests {
         for name in ["u", "v", "u", "v", "v"] {
             assert!(!refuses(name), "{name}: a repeat says nothing new");
         }
-        hosts.answered("a", now);
+        hosts.answered("a");
         for name in ["u", "w", "x", "u", "w"] {
             assert!(!refuses(name), "{name}: somebody was served since u and v");
         }
@@ -329,7 +339,7 @@ mod tests {
         }
         let now = start + HOST_PATIENCE;
         assert_eq!(hosts.permit("a", now), HostPermit::GiveUp(HOST_PATIENCE));
-        hosts.answered("a", now);
+        hosts.served("a", now);
         assert_eq!(hosts.permit("a", now), HostPermit::Wait(MINUTE));
     }
 

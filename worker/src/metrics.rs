@@ -18,6 +18,7 @@ use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use crate::fetch::policy::FetchWay;
+use crate::fetch::token::GITHUB;
 use crate::host_throttle::HostThrottle;
 use crate::infra_gate::InfraGate;
 use crate::slot::token::{TokenPool, TokenState};
@@ -224,6 +225,11 @@ impl Metrics {
         for &reason in HandedBack::VARIANTS {
             metrics.handed_back.with_label_values(&[reason]);
         }
+        for state in TokenState::VARIANTS {
+            metrics
+                .token_states
+                .with_label_values(&[GITHUB, state.as_ref()]);
+        }
         metrics
     }
 
@@ -398,6 +404,7 @@ mod tests {
             "repofleet_slots_busy 0",
             r#"repofleet_slots_killed_total{reason="stall"} 0"#,
             r#"repofleet_handed_back_total{reason="host"} 0"#,
+            r#"repofleet_tokens{host="github.com",state="usable"} 0"#,
         ] {
             assert!(text.contains(line), "{line} in\n{text}");
         }

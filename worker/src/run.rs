@@ -24,7 +24,7 @@ use tracing::{info, warn};
 use crate::consume::{LAST_WORDS, Loan, Worker, own_name};
 use crate::digest::DigestLimits;
 use crate::fetch::policy::FetchConfig;
-use crate::fetch::token::remedy;
+use crate::fetch::token::{GITHUB, remedy};
 use crate::host_rate::HostRateConfig;
 use crate::infra_gate::InfraGate;
 use crate::metrics::Metrics;
@@ -51,7 +51,8 @@ const WORKER_BYTES: u64 = 256 << 20;
 #[command(after_long_help = "\
 Examples:
   BROKER_URL=amqp://guest:guest@localhost worker run --store ./digests
-  BROKER_URL=amqp://rabbit STORE_URL=s3://digests worker run --concurrency 2 --metrics-addr 0.0.0.0:9090")]
+  BROKER_URL=amqp://rabbit STORE_URL=s3://digests worker run --concurrency 2 --metrics-addr 0.0.0.0:9090
+  worker run --token-for gitlab.com=GITLAB_TOKEN --token-for github.com=/run/secrets/github --host-rate 5")]
 pub struct RunConfig {
     /// Print the limits that memory, disk and time settings must respect, as JSON, and exit.
     #[arg(long)]
@@ -158,8 +159,8 @@ impl RunConfig {
         if worker.slots.policy().tokens.is_empty() {
             info!(
                 operation = "token",
-                "no token for any host; github.com limits anonymous downloads: large runs need {}",
-                remedy("github.com")
+                "no token for any host; {GITHUB} limits anonymous downloads: large runs need {}",
+                remedy(GITHUB)
             );
         }
         let gate = Arc::new(InfraGate::default());

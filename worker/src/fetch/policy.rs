@@ -28,11 +28,11 @@ pub struct FetchConfig {
     /// Always allowed: github.com, gitlab.com, bitbucket.org, codeberg.org.
     #[arg(long, env = "ALLOW_HOST", value_name = "HOST", value_delimiter = ',')]
     pub allow_host: Vec<AllowedHost>,
-    /// A token for a host: the name of a variable that holds one, or a file with one a line; repeatable.
+    /// Tokens for a host: the name of a variable that holds one, or a file with one a line; repeatable.
     ///
-    /// A variable's name is in capital letters; a file begins with / or ./. GITHUB_TOKEN is for github.com
-    /// without this. Several tokens for one host are used in turn; one that is used up, or refused, is left
-    /// out for as long. In the environment, separate several values by commas.
+    /// gitlab.com=GITLAB_TOKEN names a variable, in capital letters; github.com=/run/secrets/github a file, which
+    /// begins with / or ./. GITHUB_TOKEN is for github.com without this. Several for one host are used in turn,
+    /// except those that it limits or refuses. In the environment, separate values by commas.
     #[arg(
         long,
         env = "TOKEN_FOR",

@@ -13,7 +13,8 @@ use super::host::{AllowedHost, authority, literal_address};
 
 /// The variable of a token for [`GITHUB`].
 const VARIABLE: &str = "GITHUB_TOKEN";
-const GITHUB: &str = "github.com";
+/// The host that most repositories are on.
+pub const GITHUB: &str = "github.com";
 /// Most bytes of a file of tokens that are read.
 const MAX_FILE: u64 = 64 << 10;
 
