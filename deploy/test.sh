@@ -4,6 +4,7 @@
 # Usage: deploy/test.sh [ARGUMENTS OF cargo test]    e.g. deploy/test.sh parity
 #        deploy/test.sh prepare                      installs only
 #        deploy/test.sh faults [ROUNDS [SEED]]       runs the fault suite only, ROUNDS (1) times from SEED on
+#        deploy/test.sh limits                       has a host limit a fleet for five minutes, in each of two forms
 #
 # Needs Rust, and Debian or Ubuntu; on other systems, install what it names.
 set -euo pipefail
@@ -83,6 +84,11 @@ if [ "${1:-}" = faults ]; then
     export REPOFLEET_FAULT_ROUNDS="${2:-1}" REPOFLEET_FAULT_SEED="${3:-$RANDOM}"
     echo "fault suite: $REPOFLEET_FAULT_ROUNDS rounds from seed $REPOFLEET_FAULT_SEED"
     exec cargo test --locked --workspace --test it faults:: -- --nocapture --test-threads 1
+fi
+
+if [ "${1:-}" = limits ]; then
+    export REPOFLEET_LIMIT_REPOSITORIES=1000 REPOFLEET_LIMIT_SECONDS=300
+    exec cargo test --locked --workspace --test it limits:: -- --nocapture
 fi
 
 cargo test --locked --workspace "$@"

@@ -72,6 +72,9 @@ pub trait Broker: fmt::Debug + Send + Sync {
     /// Counts the waiting jobs, without those on loan.
     async fn waiting(&self) -> Result<Waiting, Fault>;
 
+    /// Looks at the jobs queue alone: cheap enough for every worker to do every other second.
+    async fn backlog(&self) -> Result<Backlog, Fault>;
+
     /// The dead letters, each taken when the stream is polled for it, and then on loan: nobody else
     /// sees it. Those that are not removed go back once the stream and all letters are dropped.
     async fn dead_letters(&self) -> Result<BoxStream<'static, Result<DeadLetter, Fault>>, Fault>;
@@ -86,9 +89,6 @@ pub trait Broker: fmt::Debug + Send + Sync {
     /// How long a delivery may stay unsettled before the broker takes it back; `None` if it does not
     /// while the consumer lives.
     fn loan_limit(&self) -> Option<Duration>;
-
-    /// How long a job settled as [`Settlement::Again`] after `wish` really waits.
-    fn retry_after(&self, wish: Duration) -> Duration;
 
     /// Checks that the broker can be reached now.
     async fn probe(&self) -> Result<(), Fault>;
@@ -142,6 +142,15 @@ pub struct Waiting {
     pub workers: u64,
 }
 
+/// What the jobs queue looks like, see [`Broker::backlog`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// [`Waiting::ready`].
+    pub ready: u64,
+    /// [`Waiting::workers`].
+    pub workers: u64,
+}
+
 /// A message from one process to all others, see [`Broker::announce`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -172,6 +181,9 @@ pub struct InHand {
     pub worker: String,
     /// [`Job::id`] of each.
     pub jobs: Vec<String>,
+    /// The hosts that it has a token for; `None` from a worker that does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<Vec<String>>,
 }
 
 /// A host that rate-limited a worker.

@@ -142,6 +142,17 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     number.checked_mul(factor).ok_or_else(invalid)
 }
 
+/// Says why `value`, of the variable or option `name`, cannot be meant as it stands. Never repeats it.
+pub fn unsubstituted(name: &str, value: &str) -> Option<String> {
+    let (_, rest) = value.split_once("${")?;
+    rest.contains('}').then(|| {
+        format!(
+            "{name} is a literal ${{…}}: Docker does not substitute variables in env files; write the \
+             value itself there, or pass the variable on by its name alone"
+        )
+    })
+}
+
 /// Escapes control characters. Parts of messages come from strangers, and must neither break a line
 /// nor control a terminal.
 pub fn printable(text: &str) -> String {

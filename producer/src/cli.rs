@@ -34,9 +34,10 @@ pub struct Cli {
 const GRACE: Duration = Duration::from_secs(3);
 
 const AFTER_HELP: &str = "\
-Environment: GITHUB_TOKEN is sent to github.com, and to no other host. AWS_* or R2_* variables
-say how to reach a store in a bucket; .env.example lists them. A proxy (HTTPS_PROXY, ALL_PROXY) is
-for the feed, the cache API and a bucket: repositories are fetched directly.
+Environment: GITHUB_TOKEN is sent to github.com, and to no other host; --token-for names more tokens.
+AWS_* or R2_* variables say how to reach a store in a bucket; .env.example lists them. A proxy
+(HTTPS_PROXY, ALL_PROXY) is for the feed, the cache API and a bucket: repositories are fetched
+directly.
 
 Exit codes:
   0    the run closed, and no more repositories failed than --max-failures allows
@@ -60,7 +61,9 @@ Examples:
   producer run --limit 20                       20 repositories of the UK government's feed
   producer run --feed deploy/sample/repos.json  this checkout, without a network
   producer run --only 'alphagov/*' --dry-run --explain
-                                                what would be done, and why")]
+                                                what would be done, and why
+  producer run --token-for gitlab.com=GITLAB_TOKEN --host-rate 5
+                                                with the token of a variable, and gently")]
     Run(Box<RunConfig>),
     /// Show how far a run has got, from any machine that reaches store and broker.
     #[command(after_long_help = STATUS_HELP)]

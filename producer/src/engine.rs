@@ -13,24 +13,24 @@ use common::exit::{self, ExitError};
 use common::fault::Fault;
 use common::shutdown::Shutdown;
 use common::store::SharedStore;
-use common::text::thousands;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 use worker::consume::{Worker, own_name};
 use worker::digest::DigestLimits;
 use worker::fetch::policy::FetchConfig;
+use worker::host_rate::HostRateConfig;
 use worker::metrics::Metrics;
 use worker::run::{DrainConfig, probe_at_start};
 use worker::slot::SlotConfig;
 use worker::slot::slots::Slots;
 
 use crate::feed::LocalPaths;
+use crate::token_warning::BusyHosts;
 
 /// How long the store's probe may still take once all jobs have ended.
 const LAST_PROBE: Duration = Duration::from_secs(5);
-/// More repositories than this are many to fetch from a host without a token.
-const MANY: usize = 500;
 /// Variables that name a proxy.
 const PROXY_VARIABLES: [&str; 6] = [
     "HTTPS_PROXY",
@@ -50,6 +50,8 @@ pub struct EngineConfig {
     slot: SlotConfig,
     #[command(flatten)]
     fetch: FetchConfig,
+    #[command(flatten)]
+    rate: HostRateConfig,
     #[command(flatten)]
     drain: DrainConfig,
 }
@@ -119,12 +121,13 @@ impl EngineConfig {
                     store: Arc::clone(store),
                     slots: Slots::new(
                         self.slot.clone(),
-                        fetch.policy(std::env::var_os("GITHUB_TOKEN"))?,
+                        fetch.policy(|name| std::env::var_os(name))?,
                         DigestLimits::default(),
                         metrics.clone(),
                     )?,
                     metrics: metrics.clone(),
                     drain: self.drain.duration(),
+                    host_rate: self.rate.host_rate,
                     patience: Some(patience),
                 };
                 (broker, Some((worker, self.slot.slots())))
@@ -159,22 +162,23 @@ impl Engine {
         self.lock.lost.is_cancelled()
     }
 
-    /// Warns if this process is about to fetch many repositories from github.com without a token. A
-    /// fleet's workers know themselves whether they have one.
-    pub fn warn_without_token<'a>(&self, urls: impl Iterator<Item = &'a str>) {
-        let Some((worker, _)) = &self.worker else {
-            return;
-        };
-        let policy = worker.slots.policy();
-        let count = urls.filter(|url| policy.lacks_token(url)).count();
-        if count > MANY {
-            warn!(
-                operation = "token",
-                repositories = count,
-                "{} repositories to fetch from github.com without a token: it limits anonymous \
-                 downloads, and this run may wait for it for hours; give a token in GITHUB_TOKEN",
-                thousands(count as u64)
-            );
+    /// Warns if many repositories are about to be fetched from a host without a token for it. Workers
+    /// elsewhere are asked which tokens they have, until the result is dropped.
+    pub fn warn_without_token<'a>(
+        &self,
+        urls: impl Iterator<Item = &'a str>,
+    ) -> Option<AbortOnDropHandle<()>> {
+        let hosts = BusyHosts::of(urls);
+        match &self.worker {
+            _ if hosts.is_empty() => None,
+            Some((worker, _)) => {
+                hosts.warn(worker.slots.policy());
+                None
+            }
+            None => {
+                let asking = hosts.warn_for_fleet(SharedBroker::clone(&self.broker));
+                Some(AbortOnDropHandle::new(tokio::spawn(asking)))
+            }
         }
     }
 

@@ -4,7 +4,7 @@
 //!
 //! In reading order: [`run`] goes from the [`feed`] through the [`cache`] (with its [index](cache::index)) to
 //! [`publish`] and [`follow`], and [`report`]s. Its [`engine`] is one process or a fleet, and the
-//! [`watchdog`] looks after what is followed. [`status`] shows how far a run has got, [`observe`]
+//! [`watchdog`] looks after what is followed; it asks workers by [`roll_call`], as does [`token_warning`]. [`status`] shows how far a run has got, [`observe`]
 //! serves the same as metrics, and [`dead`] handles dead letters. [`terminal`] draws.
 
 pub mod run;
@@ -22,6 +22,10 @@ pub mod report;
 pub mod engine;
 
 pub mod watchdog;
+
+pub mod roll_call;
+
+pub mod token_warning;
 
 pub mod folder_lock;
 

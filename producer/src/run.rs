@@ -292,7 +292,7 @@ impl RunConfig {
             return Ok(shutdown.unfinished());
         };
         let urls = plan.checked.iter().filter(|checked| checked.has_job());
-        engine.warn_without_token(urls.map(|checked| checked.entry.url.as_str()));
+        let _asking = engine.warn_without_token(urls.map(|checked| checked.entry.url.as_str()));
         let begun = self.begin(engine, start, store, plan, adopted, bar);
         let Some(mut begun) = unless_stopped(begun, shutdown).await? else {
             return Ok(shutdown.unfinished());

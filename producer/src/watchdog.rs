@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use common::broker::{Notice, RollCall, SharedBroker, Waiting};
+use common::broker::{InHand, SharedBroker, Waiting};
 use common::fault::Fault;
 use common::ids::{JobKey, RunId};
 use common::job::Job;
@@ -13,19 +13,18 @@ use common::run::documents::pauses;
 use common::run::view::RunView;
 use common::store::SharedStore;
 use common::text::{counted, duration_within, format_duration, parse_duration, thousands};
+use futures::FutureExt;
 use futures::future::BoxFuture;
-use futures::{FutureExt, StreamExt};
 use time::OffsetDateTime;
 use tracing::{info, warn};
 
 use crate::publish::Adopted;
+use crate::roll_call::{bounded, roll_call};
 
 /// How often the watchdog looks.
 const LOOK_EVERY: Duration = Duration::from_secs(20);
 /// How long broker and store may take to answer a look.
 const LOOK_LIMIT: Duration = Duration::from_secs(15);
-/// How long workers may take to say what they hold.
-const ANSWERS: Duration = Duration::from_secs(5);
 /// How long nothing happens before that is worth a line, and how often it is.
 const SAY_EVERY: Duration = Duration::from_secs(60);
 
@@ -125,7 +124,9 @@ impl Watchdog {
             );
             let held = match &waiting {
                 Ok(waiting) if waits(waiting) == 0 => {
-                    roll_call(&broker, waiting.workers).await.ok().flatten()
+                    let answers = roll_call(&broker, waiting.workers).await;
+                    let answers = answers.ok();
+                    answers.and_then(|answers| in_hand(&answers, waiting.workers))
                 }
                 _ => None,
             };
@@ -270,6 +271,13 @@ impl Watchdog {
     }
 }
 
+/// Returns the jobs in workers' hands; `None` if not every worker has answered.
+fn in_hand(answers: &[InHand], workers: u64) -> Option<HashSet<(RunId, JobKey)>> {
+    let ids = answers.iter().flat_map(|answer| &answer.jobs);
+    let held = ids.filter_map(|id| Job::parse_id(id)).collect();
+    (answers.len() as u64 >= workers).then_some(held)
+}
+
 /// For how long something has been away, if it is.
 fn away(since: &mut Option<Instant>, fault: Option<&Fault>, now: Instant) -> Option<Duration> {
     *since = fault.map(|_| since.unwrap_or(now));
@@ -278,54 +286,6 @@ fn away(since: &mut Option<Instant>, fault: Option<&Fault>, now: Instant) -> Opt
 
 fn waits(waiting: &Waiting) -> u64 {
     waiting.ready + waiting.retry
-}
-
-async fn bounded<T>(
-    limit: Duration,
-    what: &str,
-    call: impl Future<Output = Result<T, Fault>>,
-) -> Result<T, Fault> {
-    let answer = tokio::time::timeout(limit, call).await;
-    answer.unwrap_or_else(|_| {
-        let limit = format_duration(limit);
-        Err(Fault::infra(format!(
-            "the {what} did not answer within {limit}"
-        )))
-    })
-}
-
-/// Asks workers which jobs they hold; `None` if fewer than `workers` answer.
-async fn roll_call(
-    broker: &SharedBroker,
-    workers: u64,
-) -> Result<Option<HashSet<(RunId, JobKey)>>, Fault> {
-    let asking = async {
-        let answers = broker.announcements().await?;
-        let roll_call = format!("{:016x}", fastrand::u64(..));
-        let call = RollCall {
-            roll_call: roll_call.clone(),
-        };
-        broker.announce(&Notice::RollCall(call)).await?;
-        Ok((answers, roll_call))
-    };
-    let (mut answers, roll_call) = bounded(ANSWERS, "broker", asking).await?;
-    let (mut answered, mut held) = (HashSet::new(), HashSet::new());
-    let collecting = async {
-        // Workers that drain are not counted as connected, but may answer.
-        while workers == 0 || (answered.len() as u64) < workers {
-            match answers.next().await {
-                Some(Notice::InHand(answer)) if answer.answers == roll_call => {
-                    held.extend(answer.jobs.iter().filter_map(|id| Job::parse_id(id)));
-                    answered.insert(answer.worker);
-                }
-                Some(_) => {}
-                None => return,
-            }
-        }
-    };
-    // Whether they were too few is seen below.
-    _ = tokio::time::timeout(ANSWERS, collecting).await;
-    Ok((answered.len() as u64 >= workers).then_some(held))
 }
 
 #[cfg(test)]

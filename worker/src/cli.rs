@@ -42,8 +42,8 @@ pub struct Cli {
 }
 
 const AFTER_HELP: &str = "\
-Environment: GITHUB_TOKEN is sent to github.com, and to no other host. AWS_* or R2_* variables
-say how to reach a store in a bucket; .env.example lists them.
+Environment: GITHUB_TOKEN is sent to github.com, and to no other host; --token-for names more tokens.
+AWS_* or R2_* variables say how to reach a store in a bucket; .env.example lists them.
 
 Exit codes:
   0    done; or, of `worker run`, stopped by SIGTERM
@@ -199,7 +199,7 @@ impl DigestCommand {
             false => DigestLimits::default().max_text_bytes,
         };
         self.slot.concurrency = Some(1);
-        let policy = self.fetch.policy(std::env::var_os("GITHUB_TOKEN"))?;
+        let policy = self.fetch.policy(|name| std::env::var_os(name))?;
         let max_text_bytes = limits.max_text_bytes;
         let slots = Slots::new(self.slot, policy, limits, Metrics::new())
             .map_err(|fault| exit_error(&fault))?;

@@ -17,11 +17,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, error, error_span, info, warn};
 use url::Url;
 
-use crate::fetch::policy::authority;
+use crate::backlog::{BacklogWatch, FRESH, place_for};
+use crate::fetch::host::authority;
+use crate::host_rate::HostRate;
 use crate::host_throttle::{HostPermit, HostThrottle, stretch};
 use crate::infra_gate::InfraGate;
 use crate::job::{Attempt, Kept, attempt};
-use crate::metrics::Metrics;
+use crate::metrics::{HandedBack, Metrics};
 use crate::notices::{Notices, Taken};
 use crate::resolver::Resolver;
 use crate::slot::SlotError;
@@ -47,6 +49,8 @@ pub struct Worker {
     pub metrics: Metrics,
     /// How long jobs in hand may go on after a stop was asked for.
     pub drain: Duration,
+    /// Most fetches that the whole fleet begins in a second, from one host.
+    pub host_rate: Option<f64>,
     /// How long machine and store may be at fault before the worker gives up; `None` is for ever.
     pub patience: Option<Duration>,
 }
@@ -106,7 +110,7 @@ impl Worker {
         shutdown: &Shutdown,
     ) -> Result<(), Fault> {
         self.slots.tell_walls();
-        let shift = Arc::new(Shift::new(self, gate, shutdown));
+        let shift = Arc::new(Shift::new(self, gate, slots, shutdown));
         self.metrics.show(&shift.throttle, &shift.gate);
         let mut beside = JoinSet::new();
         let notices = Arc::clone(&shift.notices);
@@ -119,7 +123,7 @@ impl Worker {
             this.gate.look_after(patience, || this.probe()).await;
         });
         let mut jobs = JoinSet::new();
-        let consumed = shift.consume(slots, &mut jobs).await;
+        let consumed = shift.consume(&mut jobs).await;
         tokio::select! {
             () = finished(&mut jobs) => {}
             () = sleep(self.drain) => {}
@@ -146,6 +150,10 @@ struct Shift {
     worker: Worker,
     gate: Arc<InfraGate>,
     throttle: Arc<HostThrottle>,
+    rate: Option<HostRate>,
+    backlog: BacklogWatch,
+    /// How many jobs it may have in hand.
+    slots: u16,
     resolver: Resolver,
     loan: Loan,
     notices: Arc<Notices>,
@@ -170,12 +178,22 @@ struct Held {
     infra_failures: u32,
     /// Its last attempt closed the gate.
     closed_gate: bool,
+    /// Its host is asked by it before others.
+    probes: bool,
     last_fault: Option<Fault>,
     /// Of its last attempt.
     bytes: Option<Attempt>,
     /// What its last attempt made and the store did not take. At most half a megabyte, and as many
     /// of them as there are slots.
     kept: Option<Kept>,
+}
+
+/// Why a job's host is not asked now.
+enum Busy {
+    /// So much time has to pass, unless something changes.
+    Wait(Duration, HandedBack),
+    /// It has rate-limited everybody for too long to wait for it.
+    GiveUp(Fault),
 }
 
 impl Held {
@@ -191,10 +209,17 @@ impl Held {
 }
 
 impl Shift {
-    fn new(worker: &Worker, gate: Arc<InfraGate>, shutdown: &Shutdown) -> Self {
+    fn new(worker: &Worker, gate: Arc<InfraGate>, slots: u16, shutdown: &Shutdown) -> Self {
         let throttle = Arc::default();
+        let tokens = worker.slots.policy().tokens.iter();
+        let tokens = tokens.map(|token| token.host.to_string()).collect();
         Self {
-            notices: Notices::new(&worker.name, &worker.broker, &gate, &throttle),
+            rate: worker
+                .host_rate
+                .map(|rate| HostRate::new(rate, Instant::now())),
+            backlog: BacklogWatch::new(&worker.broker),
+            slots,
+            notices: Notices::new(&worker.name, &worker.broker, &gate, &throttle, tokens),
             gate,
             throttle,
             resolver: Resolver::new(worker.slots.policy().names()),
@@ -210,7 +235,7 @@ impl Shift {
     ///
     /// A job that came back unsettled may have killed the worker that had it. It is worked on
     /// alone, so that its neighbours are not charged if it does so again.
-    async fn consume(self: &Arc<Self>, slots: u16, jobs: &mut JoinSet<()>) -> Result<(), Fault> {
+    async fn consume(self: &Arc<Self>, jobs: &mut JoinSet<()>) -> Result<(), Fault> {
         let ended = async {
             tokio::select! {
                 () = self.soft.cancelled() => {}
@@ -221,7 +246,10 @@ impl Shift {
         tokio::pin!(ended);
         loop {
             let until = CancellationToken::new();
-            let deliveries = self.worker.broker.deliveries_until(slots, until.clone());
+            let deliveries = self
+                .worker
+                .broker
+                .deliveries_until(self.slots, until.clone());
             let mut deliveries = tokio::select! {
                 deliveries = deliveries => deliveries?,
                 () = &mut ended => return Ok(()),
@@ -293,6 +321,7 @@ impl Shift {
             waited: Duration::ZERO,
             infra_failures: 0,
             closed_gate: false,
+            probes: false,
             last_fault: None,
             bytes: None,
             kept: None,
@@ -322,23 +351,10 @@ impl Shift {
                 delivery.returns
             )));
         }
-        let host = &held.host;
-        match self.throttle.permit(host, Instant::now()) {
-            HostPermit::Granted => {}
-            HostPermit::Wait(rest) => {
-                debug!(host, "waits for its host");
-                // Those who wait don't come back all at once.
-                return Progress::HostPaused(self.piece_of(rest.mul_f64(stretch())));
-            }
-            HostPermit::GiveUp(since) => {
-                let since = format_duration(since);
-                return Progress::HostGivenUp(Fault::throttled(
-                    format!("not fetched: {host} has rate-limited everybody for {since}"),
-                    None,
-                ));
-            }
-        }
         if let Some(ended) = self.wait_at_gate(held).await {
+            return ended;
+        }
+        if let Some(ended) = self.wait_for_host(held).await {
             return ended;
         }
         held.attempted = Instant::now();
@@ -363,17 +379,11 @@ impl Shift {
     /// Waits until jobs may start; `Some` if that won't be in time.
     async fn wait_at_gate(&self, held: &mut Held) -> Option<Progress> {
         let since = Instant::now();
-        let held_too_long = async {
-            match self.loan.hold {
-                Some(hold) => sleep_until(held.start + hold).await,
-                None => std::future::pending().await,
-            }
-        };
         let opened = tokio::select! {
             biased;
             () = self.soft.cancelled() => Some(false),
             () = self.stop.cancelled() => Some(false),
-            () = held_too_long => None,
+            () = self.held_too_long(held) => None,
             opened = self.gate.opened() => Some(opened),
         };
         held.waited += since.elapsed();
@@ -389,6 +399,81 @@ impl Shift {
                 Some(Progress::HeldTooLong(fault))
             }
         }
+    }
+
+    /// Returns once a job must go back before another attempt begins.
+    async fn held_too_long(&self, held: &Held) {
+        match self.loan.hold {
+            Some(hold) => sleep_until(held.start + hold).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Waits until the job's host may be asked; `Some` if the job gives up its place before.
+    async fn wait_for_host(&self, held: &mut Held) -> Option<Progress> {
+        let since = Instant::now();
+        let mut changes = self.throttle.watch();
+        loop {
+            changes.mark_unchanged();
+            let (wait, why) = match self.ask_host(held).await {
+                Ok(()) => return None,
+                Err(Busy::Wait(wait, why)) => (wait, why),
+                Err(Busy::GiveUp(fault)) => return Some(Progress::HostGivenUp(fault)),
+            };
+            let backlog = self.backlog.look().await;
+            let place = backlog.and_then(|backlog| place_for(backlog, self.slots));
+            let now = Instant::now();
+            let left = place.map(|place| (since + place).saturating_duration_since(now));
+            if left == Some(Duration::ZERO) {
+                return Some(Progress::HostBusy(why));
+            }
+            tokio::select! {
+                biased;
+                () = self.soft.cancelled() => return Some(Progress::Stopping),
+                () = self.stop.cancelled() => return Some(Progress::Stopping),
+                () = self.held_too_long(held) => return Some(Progress::HeldTooLong(None)),
+                _ = changes.changed() => {}
+                // Others may need the place later.
+                () = sleep(wait.min(left.unwrap_or(FRESH)).min(FRESH)) => {}
+            }
+        }
+    }
+
+    /// Takes the permit to ask a job's host, if there is one now.
+    async fn ask_host(&self, held: &mut Held) -> Result<(), Busy> {
+        let host = &held.host;
+        // Before the host's permit, since it may take a while.
+        let backlog = match &self.rate {
+            Some(_) => self.backlog.look().await,
+            None => None,
+        };
+        let now = Instant::now();
+        let permit = self.throttle.permit(host, now);
+        match permit {
+            HostPermit::Granted | HostPermit::Probe => {}
+            HostPermit::Wait(wait) => return Err(Busy::Wait(wait, HandedBack::Host)),
+            HostPermit::GiveUp(since) => {
+                let since = format_duration(since);
+                let why = format!("not fetched: {host} has rate-limited everybody for {since}");
+                return Err(Busy::GiveUp(Fault::throttled(why, None)));
+            }
+        }
+        let is_probe = permit == HostPermit::Probe;
+        // A path has no host.
+        if let Some(rate) = self.rate.as_ref().filter(|_| !host.is_empty()) {
+            let begun = match backlog {
+                Some(backlog) => rate.begin(host, backlog.workers, now),
+                None => Err(FRESH),
+            };
+            if let Err(wait) = begun {
+                if is_probe {
+                    self.throttle.probed(host);
+                }
+                return Err(Busy::Wait(wait, HandedBack::Rate));
+            }
+        }
+        held.probes = is_probe;
+        Ok(())
     }
 
     /// Charges this machine instead of a repository if no name at all can be resolved.
@@ -436,6 +521,9 @@ impl Shift {
             }
             None => self.note_answer(&progress, &held.host),
         }
+        if std::mem::take(&mut held.probes) {
+            self.throttle.probed(&held.host);
+        }
         let Some(settlement) = verdict.settle else {
             return Some((delivery, held));
         };
@@ -453,15 +541,19 @@ impl Shift {
         None
     }
 
-    /// Takes note of a host that served somebody.
+    /// Takes note of what a host did for a job.
     fn note_answer(&self, progress: &Progress, host: &str) {
-        let answered = match progress {
-            Progress::Done(outcome) => outcome.is_processed(),
-            Progress::Failed(fault) => matches!(fault.kind, FaultKind::Gone | FaultKind::TooLarge),
-            _ => false,
-        };
-        if answered {
-            self.throttle.answered(host);
+        match progress {
+            Progress::Done(outcome) if outcome.is_processed() => {
+                self.throttle.served(host, Instant::now());
+            }
+            Progress::Failed(fault) if fault.kind == FaultKind::TooLarge => {
+                self.throttle.served(host, Instant::now());
+            }
+            Progress::Failed(fault) if fault.kind == FaultKind::Gone => {
+                self.throttle.answered(host);
+            }
+            _ => {}
         }
     }
 
@@ -601,12 +693,6 @@ impl Shift {
             } => {}
         }
     }
-
-    /// How long a job waits now, of a host's pause of which `rest` is left: the broker may have
-    /// only much longer pauses next to it, which would hold up a run's last jobs.
-    fn piece_of(&self, rest: Duration) -> Duration {
-        piece(rest, |wish| self.worker.broker.retry_after(wish))
-    }
 }
 
 fn log_outcome(record: &OutcomeRecord) {
@@ -637,15 +723,6 @@ fn host_of(url: &str) -> String {
         .unwrap_or_default()
 }
 
-/// Halves a wait until the broker's pause for it is less than four times as long as the whole.
-fn piece(rest: Duration, pause_for: impl Fn(Duration) -> Duration) -> Duration {
-    let mut piece = rest;
-    while pause_for(piece) >= rest * 4 && piece > Duration::from_secs(1) {
-        piece /= 2;
-    }
-    piece
-}
-
 /// Returns when all jobs have ended.
 async fn finished(jobs: &mut JoinSet<()>) {
     while let Some(ended) = jobs.join_next().await {
@@ -662,24 +739,7 @@ fn log_panic(ended: Result<(), tokio::task::JoinError>) {
 
 #[cfg(test)]
 mod tests {
-    use common::broker::amqp::AmqpBroker;
-
     use super::*;
-
-    #[test]
-    fn the_last_seconds_of_a_pause_do_not_cost_a_minute() {
-        for (rest, waits) in [(1, 1), (4, 4), (5, 4), (15, 4), (17, 60), (60, 60)] {
-            let piece = piece(Duration::from_secs(rest), AmqpBroker::pause_for);
-            let waited = AmqpBroker::pause_for(piece);
-            assert_eq!(waited, Duration::from_secs(waits), "{rest}");
-        }
-        let rest = Duration::from_secs(15);
-        assert_eq!(
-            piece(rest, |wish| wish),
-            rest,
-            "this broker has every pause"
-        );
-    }
 
     #[test]
     fn a_broker_without_a_loan_limit_cuts_nothing_short() {

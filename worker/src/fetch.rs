@@ -24,6 +24,10 @@ use crate::source::{ObjectId, Source};
 
 pub mod policy;
 
+pub mod host;
+
+pub mod token;
+
 pub mod address;
 
 pub mod http;
@@ -66,6 +70,8 @@ pub enum FetchResult {
     Unmoved {
         /// Bytes received over the network.
         bytes: u64,
+        /// As [`Fetched::renamed_to`].
+        renamed_to: Option<String>,
     },
 }
 
@@ -96,7 +102,10 @@ pub fn fetch(
             let source = Objects::open(&path)?.report_to(sink);
             let head = source.head()?.map(|head| head.commit);
             if wanted.known.is_some() && head == wanted.known {
-                return Ok(FetchResult::Unmoved { bytes: 0 });
+                return Ok(FetchResult::Unmoved {
+                    bytes: 0,
+                    renamed_to: None,
+                });
             }
             Ok(FetchResult::Repository(Fetched {
                 source: Box::new(source),
@@ -114,14 +123,14 @@ pub fn fetch(
                 sink,
             };
             let source = remote.fetch(policy.mode)?;
-            let bytes = session.received();
+            let (bytes, renamed_to) = (session.received(), session.renamed_to());
             Ok(match source {
                 Some(source) => FetchResult::Repository(Fetched {
                     source,
                     bytes,
-                    renamed_to: session.renamed_to(),
+                    renamed_to,
                 }),
-                None => FetchResult::Unmoved { bytes },
+                None => FetchResult::Unmoved { bytes, renamed_to },
             })
         }
     }

@@ -8,8 +8,12 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// How long to pause a host that rate-limits without saying for how long.
-pub const THROTTLE_PAUSE: Duration = Duration::from_secs(60);
+/// How long to pause a host that rate-limits without saying for how long. After it the fleet asks with one
+/// job, so this is how often a host that goes on is bothered, and how late its end is noticed.
+pub const THROTTLE_PAUSE: Duration = Duration::from_secs(30);
+/// How long the first job after a pause may go without a refusal until others may ask too: it may be a
+/// large repository.
+const PROBE: Duration = Duration::from_secs(10);
 /// How long a host may rate-limit everybody before its jobs fail without asking it; after each
 /// pause one of them still asks. The run then ends, and the next one tries again.
 const HOST_PATIENCE: Duration = Duration::from_secs(3600);
@@ -20,6 +24,8 @@ const SUSPICION: u32 = 3;
 const STALE: Duration = Duration::from_secs(600);
 
 /// See the module. Knows only hosts that have rate-limited somebody.
+///
+/// After a pause one job asks first; the others wait until the host has served somebody.
 #[derive(Debug, Default)]
 pub struct HostThrottle {
     hosts: watch::Sender<HashMap<String, Host>>,
@@ -28,7 +34,10 @@ pub struct HostThrottle {
 /// What is known of a host.
 #[derive(Debug, Default)]
 pub struct Host {
+    /// The last one, with nobody served since its end.
     pause: Option<Pause>,
+    /// When a job began to ask after it.
+    probed: Option<Instant>,
     /// When it first rate-limited somebody, with nobody served since.
     refusing_since: Option<Instant>,
     /// When it last did.
@@ -50,9 +59,34 @@ impl Host {
     fn forget_if_stale(&mut self, now: Instant) {
         let last = self.pause.map(|pause| pause.until).max(self.refused);
         if last.is_none_or(|last| now.saturating_duration_since(last) > STALE) {
+            self.pause = None;
             self.refusing_since = None;
             self.suspicion = 0;
             self.barred.clear();
+        }
+    }
+
+    fn permit(&mut self, now: Instant) -> HostPermit {
+        let Some(pause) = self.pause else {
+            return HostPermit::Granted;
+        };
+        let left = pause.until.saturating_duration_since(now);
+        if left > Duration::ZERO {
+            let refusing = self.refusing_since.map(|since| now.duration_since(since));
+            return match refusing {
+                Some(refusing) if refusing >= HOST_PATIENCE => HostPermit::GiveUp(refusing),
+                _ => HostPermit::Wait(left),
+            };
+        }
+        let next = self
+            .probed
+            .map(|probed| (probed + PROBE).saturating_duration_since(now));
+        match next {
+            None | Some(Duration::ZERO) => {
+                self.probed = Some(now);
+                HostPermit::Probe
+            }
+            Some(left) => HostPermit::Wait(left),
         }
     }
 
@@ -83,6 +117,8 @@ impl Host {
 pub enum HostPermit {
     /// Yes.
     Granted,
+    /// Yes, by this job first; [`HostThrottle::probed`] is to be called when it has asked.
+    Probe,
     /// Not before this much time has passed.
     Wait(Duration),
     /// No; and it has rate-limited everybody for this long, so don't wait for it.
@@ -92,20 +128,22 @@ pub enum HostPermit {
 impl HostThrottle {
     /// Whether `host` may be asked `now`.
     pub fn permit(&self, host: &str, now: Instant) -> HostPermit {
-        let hosts = self.hosts.borrow();
-        let Some(known) = hosts.get(host) else {
-            return HostPermit::Granted;
-        };
-        let left = known
-            .pause
-            .and_then(|pause| pause.until.checked_duration_since(now));
-        let since = known.refusing_since;
-        let refusing = since.map_or(Duration::ZERO, |since| now.duration_since(since));
-        match left {
-            None | Some(Duration::ZERO) => HostPermit::Granted,
-            Some(_) if refusing >= HOST_PATIENCE => HostPermit::GiveUp(refusing),
-            Some(left) => HostPermit::Wait(left),
-        }
+        let mut permit = HostPermit::Granted;
+        self.hosts.send_if_modified(|hosts| {
+            if let Some(known) = hosts.get_mut(host) {
+                permit = known.permit(now);
+            }
+            false
+        });
+        permit
+    }
+
+    /// Notes that a job that had [`HostPermit::Probe`] has asked, or will not.
+    pub fn probed(&self, host: &str) {
+        self.hosts.send_if_modified(|hosts| {
+            let known = hosts.get_mut(host);
+            known.is_some_and(|known| known.probed.take().is_some())
+        });
     }
 
     /// Notes that `host` refused `repo`; returns whether the whole host is paused now.
@@ -138,15 +176,24 @@ impl HostThrottle {
         pause > Duration::ZERO && self.update(host, now, |known| known.pause(pause, now))
     }
 
-    /// Notes that `host` served somebody, or said that a repository is gone.
+    /// Notes that `host` answered without limiting anybody, such as that a repository is gone.
     pub fn answered(&self, host: &str) {
         self.hosts.send_if_modified(|hosts| {
             if let Some(known) = hosts.get_mut(host) {
                 known.refusing_since = None;
                 known.suspicion = 0;
             }
-            // No pause has changed.
+            // Whether it serves anybody is not known by that.
             false
+        });
+    }
+
+    /// Notes that `host` served somebody.
+    pub fn served(&self, host: &str, now: Instant) {
+        self.answered(host);
+        self.hosts.send_if_modified(|hosts| {
+            let over = |known: &mut Host| known.pause.take_if(|pause| pause.until <= now);
+            hosts.get_mut(host).and_then(over).is_some()
         });
     }
 
@@ -167,7 +214,7 @@ impl HostThrottle {
         ends.filter(|until| *until > now).min()
     }
 
-    /// Changes when a pause begins or is extended.
+    /// Changes when a pause begins or is extended, and when those who wait after one may ask.
     pub fn watch(&self) -> watch::Receiver<HashMap<String, Host>> {
         self.hosts.subscribe()
     }
@@ -207,8 +254,40 @@ mod tests {
             hosts.permit("a", start + MINUTE / 3),
             HostPermit::Wait(MINUTE * 2 / 3)
         );
-        assert_eq!(hosts.permit("a", start + MINUTE), HostPermit::Granted);
+        assert_eq!(hosts.permit("a", start + MINUTE), HostPermit::Probe);
         assert_eq!(hosts.permit("b", start), HostPermit::Granted);
+    }
+
+    #[test]
+    fn after_a_pause_one_job_asks_first() {
+        let (hosts, start) = (HostThrottle::default(), Instant::now());
+        let (end, second) = (start + MINUTE, Duration::from_secs(1));
+        hosts.heard("a", MINUTE, start);
+        assert_eq!(hosts.permit("a", end), HostPermit::Probe);
+        assert_eq!(
+            hosts.permit("a", end + second),
+            HostPermit::Wait(PROBE - second)
+        );
+        // It has not been refused for long.
+        assert_eq!(hosts.permit("a", end + PROBE), HostPermit::Probe);
+        // It could not tell.
+        hosts.probed("a");
+        assert_eq!(hosts.permit("a", end + PROBE), HostPermit::Probe);
+        hosts.rate_limited("a", &repo("x"), true, MINUTE, end + PROBE);
+        hosts.probed("a");
+        assert_eq!(hosts.permit("a", end + PROBE), HostPermit::Wait(MINUTE));
+
+        let end = end + PROBE + MINUTE;
+        assert_eq!(hosts.permit("a", end), HostPermit::Probe);
+        let mut changes = hosts.watch();
+        changes.mark_unchanged();
+        hosts.answered("a");
+        assert_eq!(hosts.permit("a", end), HostPermit::Wait(PROBE));
+        hosts.served("a", end);
+        assert!(changes.has_changed().unwrap(), "those who wait are woken");
+        for _ in 0..2 {
+            assert_eq!(hosts.permit("a", end), HostPermit::Granted);
+        }
     }
 
     #[test]
@@ -253,16 +332,14 @@ mod tests {
         let (hosts, start) = (HostThrottle::default(), Instant::now());
         for minute in 0..=60 {
             let now = start + MINUTE * minute;
-            assert_eq!(
-                hosts.permit("a", now),
-                HostPermit::Granted,
-                "one asks after each pause"
-            );
+            let first = [HostPermit::Granted, HostPermit::Probe][usize::from(minute > 0)];
+            assert_eq!(hosts.permit("a", now), first, "one asks after each pause");
             hosts.rate_limited("a", &repo("x"), true, MINUTE, now);
+            hosts.probed("a");
         }
         let now = start + HOST_PATIENCE;
         assert_eq!(hosts.permit("a", now), HostPermit::GiveUp(HOST_PATIENCE));
-        hosts.answered("a");
+        hosts.served("a", now);
         assert_eq!(hosts.permit("a", now), HostPermit::Wait(MINUTE));
     }
 

@@ -102,14 +102,17 @@ pub async fn attempt(
     failpoint::hit("before-fetch");
     let (mut made, found, fetched_bytes) = match work.fetch(known_commit(job, &found)).await? {
         SlotResult::Digest(made) => (made, found, 0),
-        SlotResult::Unmoved { fetched_bytes } => {
+        SlotResult::Unmoved {
+            fetched_bytes,
+            renamed_to,
+        } => {
             if let Some(digest) = work.renew(&found).await? {
                 return Ok(Attempt {
                     outcome: Outcome::Unmoved,
                     fetched_bytes,
                     stored_bytes: 0,
                     digest: Some(digest),
-                    renamed_to: None,
+                    renamed_to,
                 });
             }
             let found = work.look().await?;
@@ -169,7 +172,7 @@ impl Work<'_> {
                 self.metrics.digested_in(made.digest);
                 made.fetched_bytes
             }
-            SlotResult::Unmoved { fetched_bytes } => *fetched_bytes,
+            SlotResult::Unmoved { fetched_bytes, .. } => *fetched_bytes,
         };
         self.metrics.fetched_bytes.inc_by(fetched_bytes);
         Ok(result)

@@ -4,8 +4,8 @@
 //!
 //! In reading order: [`run`] is a worker of a fleet. [`consume`] takes a delivery, [`job`] makes one
 //! attempt at it in one of the [`slot`]s, where [`fetch`] makes a [`source`] of the repository and
-//! [`digest`] its text; [`verdict`] decides what to record and how to settle. [`infra_gate`] and
-//! [`host_throttle`] decide when jobs may start.
+//! [`digest`] its text; [`verdict`] decides what to record and how to settle. [`infra_gate`],
+//! [`host_throttle`] and [`host_rate`] decide when jobs may start.
 
 pub mod consume;
 
@@ -14,6 +14,10 @@ pub mod verdict;
 pub mod infra_gate;
 
 pub mod host_throttle;
+
+pub mod host_rate;
+
+mod backlog;
 
 mod notices;
 

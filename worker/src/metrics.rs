@@ -18,9 +18,11 @@ use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use crate::fetch::policy::FetchWay;
+use crate::fetch::token::GITHUB;
 use crate::host_throttle::HostThrottle;
 use crate::infra_gate::InfraGate;
 use crate::slot::confine::Wall;
+use crate::slot::token::{TokenPool, TokenState};
 
 /// What decides whether this process works: its hosts and its machine.
 type Paused = (Arc<HostThrottle>, Arc<InfraGate>);
@@ -58,6 +60,8 @@ pub struct Metrics {
     scratch_free: Gauge,
     scratch_size: Gauge,
     scratch: Arc<OnceLock<PathBuf>>,
+    token_states: IntGaugeVec,
+    tokens: Arc<OnceLock<Arc<TokenPool>>>,
 }
 
 /// Why a slot is ended before its time: the values of a metric's label.
@@ -71,6 +75,8 @@ pub enum HandedBack {
     Stopping,
     /// Its host is paused.
     Host,
+    /// The fleet begins as many fetches from its host as it may.
+    Rate,
     /// Machine or store were at fault for as long as a job may be held.
     Infra,
     /// Another job, which may have killed its worker, is worked on alone.
@@ -120,7 +126,7 @@ impl Metrics {
             ),
             handed_back: family(
                 "handed_back_total",
-                "Jobs that went back to the queue although nothing is wrong with them: their worker stops (`stopping`), their host is paused (`host`), machine or store were at fault for long (`infra`), another job is worked on alone (`suspect`)",
+                "Jobs that went back to the queue although nothing is wrong with them: their worker stops (`stopping`), their host is paused (`host`) or at --host-rate (`rate`), and others need their place, machine or store were at fault for long (`infra`), another job is worked on alone (`suspect`)",
                 &["reason"],
             ),
             throttled_hosts: register(
@@ -187,6 +193,17 @@ impl Metrics {
             ),
             scratch_size: gauge("scratch_size_bytes", "Size of the scratch folder's disk"),
             scratch: Arc::default(),
+            token_states: register(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "tokens",
+                        "Tokens of a host by state: `usable`, `resting` until the host's limit on it begins anew, `refused` by the host",
+                    ),
+                    &["host", "state"],
+                ),
+            ),
+            tokens: Arc::default(),
             registry,
         };
         // An absent series reads as "no data" in an alert; a zero reads as zero.
@@ -220,6 +237,11 @@ impl Metrics {
         metrics.set_walls(&[]);
         for &reason in HandedBack::VARIANTS {
             metrics.handed_back.with_label_values(&[reason]);
+        }
+        for state in TokenState::VARIANTS {
+            metrics
+                .token_states
+                .with_label_values(&[GITHUB, state.as_ref()]);
         }
         metrics
     }
@@ -306,6 +328,28 @@ impl Metrics {
         // The first one counts: the programs have no other.
         _ = self.scratch.set(folder.to_owned());
     }
+
+    /// Says which tokens there are.
+    pub fn set_tokens(&self, tokens: &Arc<TokenPool>) {
+        // As above.
+        _ = self.tokens.set(Arc::clone(tokens));
+    }
+
+    fn show_tokens(&self) {
+        let Some(tokens) = self.tokens.get() else {
+            return;
+        };
+        let counts = tokens.count(std::time::Instant::now());
+        for host in counts.keys().map(|(host, _)| host) {
+            for state in TokenState::VARIANTS {
+                let count = counts.get(&(host.clone(), *state));
+                let gauge = self
+                    .token_states
+                    .with_label_values(&[host.as_str(), state.as_ref()]);
+                gauge.set(count.copied().unwrap_or_default());
+            }
+        }
+    }
 }
 
 impl Expose for Metrics {
@@ -318,6 +362,7 @@ impl Expose for Metrics {
                 .set(i64::try_from(hosts).unwrap_or(i64::MAX));
             self.infra_paused.set(gate.is_closed().into());
         }
+        self.show_tokens();
         if let Some(seconds) = children_cpu_seconds() {
             self.slots_cpu
                 .inc_by((seconds - self.slots_cpu.get()).max(0.0));
@@ -380,6 +425,7 @@ mod tests {
             "repofleet_slots_busy 0",
             r#"repofleet_slots_killed_total{reason="stall"} 0"#,
             r#"repofleet_handed_back_total{reason="host"} 0"#,
+            r#"repofleet_tokens{host="github.com",state="usable"} 0"#,
         ] {
             assert!(text.contains(line), "{line} in\n{text}");
         }

@@ -33,6 +33,8 @@ pub(crate) struct Notices {
     broker: SharedBroker,
     gate: Arc<InfraGate>,
     throttle: Arc<HostThrottle>,
+    /// The hosts that this worker has a token for.
+    tokens: Vec<String>,
     /// [`Job::id`](common::job::Job::id) of each delivery that is not settled yet.
     in_hand: Mutex<Vec<String>>,
     /// What was last recorded, if anything, says that the worker waits.
@@ -62,12 +64,14 @@ impl Notices {
         broker: &SharedBroker,
         gate: &Arc<InfraGate>,
         throttle: &Arc<HostThrottle>,
+        tokens: Vec<String>,
     ) -> Arc<Self> {
         Arc::new(Self {
             name: name.to_owned(),
             broker: Arc::clone(broker),
             gate: Arc::clone(gate),
             throttle: Arc::clone(throttle),
+            tokens,
             in_hand: Mutex::default(),
             told_waiting: AtomicBool::new(false),
         })
@@ -131,6 +135,7 @@ impl Notices {
                     answers,
                     worker,
                     jobs,
+                    tokens: Some(self.tokens.clone()),
                 };
                 self.announce(Notice::InHand(answer)).await;
             }

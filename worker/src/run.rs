@@ -24,6 +24,8 @@ use tracing::{info, warn};
 use crate::consume::{LAST_WORDS, Loan, Worker, own_name};
 use crate::digest::DigestLimits;
 use crate::fetch::policy::FetchConfig;
+use crate::fetch::token::{GITHUB, remedy};
+use crate::host_rate::HostRateConfig;
 use crate::infra_gate::InfraGate;
 use crate::metrics::Metrics;
 use crate::slot::slots::{INDEX_BYTES, Slots};
@@ -49,7 +51,8 @@ const WORKER_BYTES: u64 = 256 << 20;
 #[command(after_long_help = "\
 Examples:
   BROKER_URL=amqp://guest:guest@localhost worker run --store ./digests
-  BROKER_URL=amqp://rabbit STORE_URL=s3://digests worker run --concurrency 2 --metrics-addr 0.0.0.0:9090")]
+  BROKER_URL=amqp://rabbit STORE_URL=s3://digests worker run --concurrency 2 --metrics-addr 0.0.0.0:9090
+  worker run --token-for gitlab.com=GITLAB_TOKEN --token-for github.com=/run/secrets/github --host-rate 5")]
 pub struct RunConfig {
     /// Print the limits that memory, disk and time settings must respect, as JSON, and exit.
     #[arg(long)]
@@ -62,6 +65,8 @@ pub struct RunConfig {
     slot: SlotConfig,
     #[command(flatten)]
     fetch: FetchConfig,
+    #[command(flatten)]
+    rate: HostRateConfig,
     #[command(flatten)]
     drain: DrainConfig,
     #[command(flatten)]
@@ -108,7 +113,7 @@ impl RunConfig {
         let _server = self.metrics.serve(&metrics, &readiness).await?;
         let slots = Slots::new(
             self.slot.clone(),
-            self.fetch.policy(std::env::var_os("GITHUB_TOKEN"))?,
+            self.fetch.policy(|name| std::env::var_os(name))?,
             DigestLimits::default(),
             metrics.clone(),
         )
@@ -128,6 +133,7 @@ impl RunConfig {
             slots,
             metrics,
             drain: self.drain.duration(),
+            host_rate: self.rate.host_rate,
             patience: None,
         };
         self.work(&worker, ready, shutdown).await?;
@@ -150,10 +156,11 @@ impl RunConfig {
             worker.name,
             worker.store.location()
         );
-        if worker.slots.policy().token.is_none() {
+        if worker.slots.policy().tokens.is_empty() {
             info!(
                 operation = "token",
-                "no token for github.com, which limits anonymous downloads: large runs need one in GITHUB_TOKEN"
+                "no token for any host; {GITHUB} limits anonymous downloads: large runs need {}",
+                remedy(GITHUB)
             );
         }
         let gate = Arc::new(InfraGate::default());

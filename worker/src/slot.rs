@@ -27,7 +27,7 @@ pub mod confine;
 
 mod scratch;
 
-mod token;
+pub mod token;
 
 /// Address space beyond the pack, which libgit2 maps: programs, threads' stacks, one file of the
 /// repository, the digest. The largest of 29 real repositories needs 128 MiB.
@@ -95,6 +95,8 @@ pub enum SlotResult {
     Unmoved {
         /// Bytes received over the network: the refs.
         fetched_bytes: u64,
+        /// As [`SlotOutput::renamed_to`].
+        renamed_to: Option<String>,
     },
 }
 

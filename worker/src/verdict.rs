@@ -12,7 +12,7 @@ use crate::metrics::HandedBack;
 /// Attempts after the first one at a job that fails with a transient fault: after 1, 2 and 4 s.
 pub const RETRIES: u32 = 3;
 /// How often a job waits for a host that asks for it (429, Retry-After) before it fails as
-/// `throttled`: a quarter of an hour, with a minute each.
+/// `throttled`.
 pub const WAITS: u32 = 15;
 /// The same for a bare 403, which most likely concerns this repository alone, and for good: GitHub
 /// answers so for what its staff disabled.
@@ -53,8 +53,8 @@ pub enum Progress {
     Failed(Fault),
     /// Nowhere: it came back unsettled too often, with whatever worker had it.
     KillsWorkers(Fault),
-    /// Its host is paused for this much longer.
-    HostPaused(Duration),
+    /// Its host may not be asked yet, for this reason, and others need its place.
+    HostBusy(HandedBack),
     /// Its host has rate-limited everybody for too long to wait for it.
     HostGivenUp(Fault),
     /// It was held as long as the broker's loan allows. The fault is that of its last attempt, if
@@ -70,7 +70,7 @@ impl Progress {
     /// Why the job goes back although nothing is wrong with it.
     pub fn handed_back(&self) -> Option<HandedBack> {
         match self {
-            Self::HostPaused(_) => Some(HandedBack::Host),
+            Self::HostBusy(why) => Some(*why),
             Self::HeldTooLong(_) => Some(HandedBack::Infra),
             Self::MadeWay => Some(HandedBack::Suspect),
             Self::Stopping => Some(HandedBack::Stopping),
@@ -122,13 +122,14 @@ pub fn verdict(state: &State, progress: &Progress) -> Verdict {
         Progress::Failed(fault) => failed(state, fault),
         Progress::KillsWorkers(fault) => Verdict::dead_letter(fault),
         Progress::HostGivenUp(fault) => Verdict::end(Outcome::Failed(fault.kind)),
-        Progress::HostPaused(rest) => Verdict::untried(state, *rest),
         Progress::HeldTooLong(Some(fault)) if state.waits >= HELD_AND_FAILED => {
             Verdict::end(Outcome::Failed(fault.kind))
         }
         Progress::HeldTooLong(Some(_)) => Verdict::wait(state, HELD_TOO_LONG),
         Progress::HeldTooLong(None) => Verdict::untried(state, HELD_TOO_LONG),
-        Progress::MadeWay | Progress::Stopping => Verdict::untried(state, HANDED_BACK),
+        Progress::HostBusy(_) | Progress::MadeWay | Progress::Stopping => {
+            Verdict::untried(state, HANDED_BACK)
+        }
     }
 }
 
@@ -142,9 +143,11 @@ fn failed(state: &State, fault: &Fault) -> Verdict {
             let floor = Duration::from_secs(1 << state.waits.min(16)).min(LONGEST_FLOOR);
             let pause = fault.retry_after.unwrap_or(THROTTLE_PAUSE).max(floor);
             let pause = pause.mul_f64(state.stretch);
+            // Workers know of a host's pause, and a job waits wherever it is.
+            let after = if asked { HANDED_BACK } else { pause };
             Verdict {
                 pause: Some(Pause::Host { pause, asked }),
-                ..Verdict::wait(state, pause)
+                ..Verdict::wait(state, after)
             }
         }
         FaultKind::Infra if state.infra_failures < INFRA_FAILURES => Verdict {
@@ -236,9 +239,10 @@ mod tests {
 
     fn host(seconds: u32, asked: bool, waits: u32) -> Verdict {
         let pause = SECOND * seconds;
+        let after = if asked { HANDED_BACK } else { pause };
         Verdict {
             pause: Some(Pause::Host { pause, asked }),
-            ..Verdict::again(pause, 0, waits, 0)
+            ..Verdict::again(after, 0, waits, 0)
         }
     }
 
@@ -261,8 +265,8 @@ mod tests {
             (Transient, None, 1, 0, retry(2, 2, 0)),
             (Transient, None, 2, 9, retry(4, 3, 9)),
             (Transient, None, 3, 0, failed(Transient)),
-            (Throttled, None, 0, 0, host(60, false, 1)),
-            (Throttled, None, 0, 1, host(60, false, 2)),
+            (Throttled, None, 0, 0, host(30, false, 1)),
+            (Throttled, None, 0, 1, host(30, false, 2)),
             (Throttled, None, 0, 2, failed(Throttled)),
             (Throttled, Some(7), 0, 0, host(7, true, 1)),
             (Throttled, Some(0), 0, 0, host(1, true, 1)),
@@ -311,7 +315,8 @@ mod tests {
     #[test]
     fn what_is_handed_back_untried_is_not_charged_and_stays_a_suspect() {
         for (progress, seconds, why) in [
-            (Progress::HostPaused(SECOND * 9), 9, HandedBack::Host),
+            (Progress::HostBusy(HandedBack::Host), 1, HandedBack::Host),
+            (Progress::HostBusy(HandedBack::Rate), 1, HandedBack::Rate),
             (Progress::HeldTooLong(None), 60, HandedBack::Infra),
             (Progress::MadeWay, 1, HandedBack::Suspect),
             (Progress::Stopping, 1, HandedBack::Stopping),

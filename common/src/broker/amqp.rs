@@ -20,7 +20,8 @@ use self::session::Link;
 use self::shared::Shared;
 use self::topology::{PAUSES, key, kind};
 use super::{
-    Broker, DeadLetter, Delivery, Enqueued, Entries, Event, Notice, Position, ProducerLock, Waiting,
+    Backlog, Broker, DeadLetter, Delivery, Enqueued, Entries, Event, Notice, Position,
+    ProducerLock, Waiting,
 };
 use crate::fault::Fault;
 use crate::job::Job;
@@ -59,7 +60,7 @@ impl AmqpBroker {
     /// [`Broker::loan_limit`] unless an option says otherwise; needs no connection.
     pub const LOAN_LIMIT: Duration = topology::CONSUMER_TIMEOUT;
 
-    /// [`Broker::retry_after`], which needs no connection.
+    /// How long a job settled as [`Settlement::Again`](super::Settlement::Again) after `wish` really waits.
     pub fn pause_for(wish: Duration) -> Duration {
         topology::pause_for(wish)
     }
@@ -129,6 +130,16 @@ impl Broker for AmqpBroker {
         self.shared.waiting().await
     }
 
+    async fn backlog(&self) -> Result<Backlog, Fault> {
+        let deadline = Instant::now() + self.shared.options.call_limit;
+        let jobs = &self.shared.options.names.jobs;
+        let depth = self.shared.depth(jobs, deadline).await?;
+        Ok(Backlog {
+            ready: depth.ready,
+            workers: depth.consumers,
+        })
+    }
+
     async fn dead_letters(&self) -> Result<BoxStream<'static, Result<DeadLetter, Fault>>, Fault> {
         dead_letters::letters(Arc::clone(&self.shared)).await
     }
@@ -144,10 +155,6 @@ impl Broker for AmqpBroker {
 
     fn loan_limit(&self) -> Option<Duration> {
         Some(self.shared.options.loan_limit)
-    }
-
-    fn retry_after(&self, wish: Duration) -> Duration {
-        Self::pause_for(wish)
     }
 
     async fn probe(&self) -> Result<(), Fault> {

@@ -13,8 +13,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Broker, DELIVERY_LIMIT, DeadJob, DeadLetter, DeathCause, Delivery, Enqueued, Entries, Event,
-    LedgerEntry, Notice, Position, ProducerLock, Receipt, Settlement, Waiting,
+    Backlog, Broker, DELIVERY_LIMIT, DeadJob, DeadLetter, DeathCause, Delivery, Enqueued, Entries,
+    Event, LedgerEntry, Notice, Position, ProducerLock, Receipt, Settlement, Waiting,
 };
 use crate::fault::Fault;
 use crate::job::Job;
@@ -279,6 +279,15 @@ impl Broker for MemoryBroker {
         })
     }
 
+    async fn backlog(&self) -> Result<Backlog, Fault> {
+        self.inner.open()?;
+        let queues = self.inner.queues();
+        Ok(Backlog {
+            ready: queues.ready.len() as u64,
+            workers: queues.consumers,
+        })
+    }
+
     async fn dead_letters(&self) -> Result<BoxStream<'static, Result<DeadLetter, Fault>>, Fault> {
         self.inner.open()?;
         let count = self.inner.queues().dead.len();
@@ -313,10 +322,6 @@ impl Broker for MemoryBroker {
 
     fn loan_limit(&self) -> Option<Duration> {
         None
-    }
-
-    fn retry_after(&self, wish: Duration) -> Duration {
-        wish
     }
 
     async fn probe(&self) -> Result<(), Fault> {

@@ -9,7 +9,8 @@ use crate::exit::{self, ExitError};
 use crate::store::SharedStore;
 use crate::store::fs::FsStore;
 use crate::store::s3::S3Store;
-use crate::store::s3::config::{S3Config, unsubstituted};
+use crate::store::s3::config::S3Config;
+use crate::text::unsubstituted;
 
 /// Where digests are kept.
 #[derive(Args, Clone, Debug, Default)]

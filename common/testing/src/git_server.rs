@@ -164,6 +164,33 @@ impl GitServer {
             .read(|all| all.values().map(|repo| repo.packs).sum())
     }
 
+    /// Returns when fetches began, of whatever repository.
+    pub fn asked_at(&self) -> Vec<Instant> {
+        let stats = self.stats().into_values();
+        let mut all: Vec<_> = stats.flat_map(|stats| stats.asked_at).collect();
+        all.sort();
+        all
+    }
+
+    /// Asserts that no more than `rate` fetches a second have begun, and `burst` more, at any time.
+    ///
+    /// # Panics
+    /// If there were more.
+    pub fn assert_rate(&self, rate: f64, burst: usize) {
+        let begun = self.asked_at();
+        for (first, start) in begun.iter().enumerate() {
+            for (last, end) in begun.iter().enumerate().skip(first) {
+                let (count, seconds) = (last + 1 - first, (*end - *start).as_secs_f64());
+                let most = rate * seconds + burst as f64;
+                assert!(
+                    count as f64 <= most,
+                    "{count} fetches in {seconds} s of {}",
+                    begun.len()
+                );
+            }
+        }
+    }
+
     /// Returns the highest number of concurrent requests, hanging ones included.
     pub fn max_concurrent(&self) -> usize {
         self.server.max_concurrent()
@@ -204,12 +231,14 @@ pub struct RepoStats {
     pub packs: u64,
     /// Bytes of response bodies sent.
     pub bytes_sent: u64,
-    /// Requests that met a fault.
-    pub faulted: u64,
+    /// When each request came that met a fault.
+    pub faulted_at: Vec<Instant>,
     /// The `Authorization` of each request that had one.
     pub authorizations: Vec<String>,
     /// The `User-Agent` of each request that had one.
     pub user_agents: Vec<String>,
+    /// When each request for the advertisement came. A fetch begins with one.
+    pub asked_at: Vec<Instant>,
 }
 
 /// How a server differs from GitHub, which speaks protocol v2, and allows filters and any object.
@@ -346,6 +375,8 @@ pub enum Fault {
         /// Such as `("x-github-sso", "required")`.
         headers: Vec<(String, String)>,
     },
+    /// Adds these headers to the response, such as `("x-ratelimit-remaining", "0")`.
+    Headers(Vec<(String, String)>),
     /// A private repository: 401 without this token as basic authentication of the user
     /// `x-access-token`.
     RequireToken(String),
@@ -370,14 +401,15 @@ impl Fault {
         }
     }
 
-    /// Returns GitHub's limit on anonymous downloads as a status: 401 in place of a pack.
-    pub fn github_limit(seconds: u64) -> Rule {
+    /// Returns GitHub's limit on anonymous downloads as a status: 401 in place of a pack, with a
+    /// Retry-After if that is given.
+    pub fn github_limit(retry_after: Option<u64>) -> Rule {
         let header = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-        let headers = vec![
+        let mut headers = vec![
             header("x-github-edge-message", GITHUB_LIMIT),
             header("www-authenticate", "Basic realm=\"GitHub\""),
-            header("retry-after", &seconds.to_string()),
         ];
+        headers.extend(retry_after.map(|seconds| header("retry-after", &seconds.to_string())));
         let (code, body) = (401, String::new());
         Self::Status {
             code,
@@ -388,11 +420,12 @@ impl Fault {
     }
 
     /// Returns the same limit in band: words in place of a pack.
-    pub fn github_limit_in_band(seconds: u64) -> Rule {
+    pub fn github_limit_in_band(retry_after: Option<u64>) -> Rule {
+        let header = |seconds: u64| ("retry-after".to_owned(), seconds.to_string());
         Self::Says {
             place: Place::Err,
             words: GITHUB_LIMIT.to_owned(),
-            headers: vec![("retry-after".to_owned(), seconds.to_string())],
+            headers: retry_after.map(header).into_iter().collect(),
         }
         .on(Kind::UploadPack)
     }
@@ -434,6 +467,7 @@ impl Fault {
                 | Self::Truncate { .. }
                 | Self::Stall { .. }
                 | Self::Corrupt { .. }
+                | Self::Headers(_)
         )
     }
 
@@ -446,12 +480,16 @@ impl Fault {
             } => kind == Kind::UploadPack && (!is_v2(request) || asks_for_pack(request)),
             Self::RefuseToken { .. } => request.header("authorization").is_some(),
             Self::RequireToken(token) => {
-                let wanted = format!("Basic {}", base64(&format!("x-access-token:{token}")));
-                request.header("authorization") != Some(&wanted)
+                request.header("authorization") != Some(&authorization(token))
             }
             _ => true,
         }
     }
+}
+
+/// Returns the `Authorization` of requests with this token.
+pub fn authorization(token: &str) -> String {
+    format!("Basic {}", base64(&format!("x-access-token:{token}")))
 }
 
 /// A [`Fault`] and the requests that it applies to.
@@ -459,6 +497,7 @@ impl Fault {
 pub struct Rule {
     fault: Fault,
     kind: Option<Kind>,
+    body: &'static str,
     left: Option<u64>,
     lasts: Option<Duration>,
     since: Option<Instant>,
@@ -469,6 +508,7 @@ impl From<Fault> for Rule {
         Self {
             fault,
             kind: None,
+            body: "",
             left: None,
             lasts: None,
             since: None,
@@ -480,6 +520,12 @@ impl Rule {
     /// Limits it to one kind of request.
     pub fn on(mut self, kind: Kind) -> Self {
         self.kind = Some(kind);
+        self
+    }
+
+    /// Limits it to requests with this in their body, such as `command=fetch`.
+    pub fn asking(mut self, body: &'static str) -> Self {
+        self.body = body;
         self
     }
 
@@ -498,7 +544,8 @@ impl Rule {
     /// Uses up one of the remaining times, if it applies to this request.
     fn take(&mut self, kind: Kind, request: &Request) -> bool {
         let meant = self.kind.is_none_or(|only| only == kind) && self.left != Some(0);
-        if !meant || !self.fault.befalls(kind, request) {
+        let asks = || String::from_utf8_lossy(&request.body).contains(self.body);
+        if !meant || !self.fault.befalls(kind, request) || !asks() {
             return false;
         }
         let since = *self.since.get_or_insert_with(Instant::now);
@@ -568,10 +615,15 @@ async fn answer(shared: Arc<Shared>, request: Request) -> Response {
     };
     shared.update(&repo, |stats| {
         match kind {
-            Kind::InfoRefs => stats.info_refs += 1,
+            Kind::InfoRefs => {
+                stats.info_refs += 1;
+                stats.asked_at.push(Instant::now());
+            }
             Kind::UploadPack => stats.upload_packs += 1,
         }
-        stats.faulted += u64::from(!faults.is_empty());
+        if !faults.is_empty() {
+            stats.faulted_at.push(Instant::now());
+        }
         let header = |name| request.header(name).map(str::to_owned);
         stats.authorizations.extend(header("authorization"));
         stats.user_agents.extend(header("user-agent"));
@@ -598,6 +650,7 @@ async fn answer(shared: Arc<Shared>, request: Request) -> Response {
             Fault::Truncate { after_bytes } => response.cut(after_bytes),
             Fault::Stall { after_bytes } => response.stalled(after_bytes),
             Fault::Corrupt { at } => response.map_body(|body| corrupt(body, at)),
+            Fault::Headers(headers) => with_headers(response, &headers),
             _ => response,
         };
     }
@@ -684,7 +737,8 @@ fn instead(fault: &Fault, kind: Kind, request: &Request) -> Option<Response> {
         | Fault::Drip { .. }
         | Fault::Truncate { .. }
         | Fault::Stall { .. }
-        | Fault::Corrupt { .. } => return None,
+        | Fault::Corrupt { .. }
+        | Fault::Headers(_) => return None,
     };
     Some(response)
 }

@@ -38,7 +38,7 @@ fn git_clones_from_it() {
     }
     let stats = served.server.repo_stats(REPO);
     assert_eq!((stats.info_refs, stats.upload_packs), (4, 8));
-    assert_eq!((stats.packs, stats.faulted), (4, 0));
+    assert_eq!((stats.packs, stats.faulted_at.len()), (4, 0));
     assert_eq!(served.server.total_fetches(), 4);
     assert!(stats.bytes_sent > 4 * 300_000, "{stats:?}");
     assert_eq!(stats.user_agents.len(), 12);
@@ -122,7 +122,7 @@ fn a_status_may_befall_the_post_alone() {
     assert!(throttled.has_header("retry-after: 7"));
     let stats = served.server.repo_stats(REPO);
     assert_eq!((stats.info_refs, stats.upload_packs), (1, 1));
-    assert_eq!((stats.packs, stats.faulted), (0, 1));
+    assert_eq!((stats.packs, stats.faulted_at.len()), (0, 1));
 }
 
 #[test]

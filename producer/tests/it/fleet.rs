@@ -384,16 +384,21 @@ impl Running {
     }
 
     /// Returns when it has ended.
-    pub(crate) fn wait(mut self) -> Ended {
+    pub(crate) fn wait(self) -> Ended {
+        self.wait_within(PATIENCE)
+    }
+
+    /// Returns when it has ended, if that is soon enough.
+    pub(crate) fn wait_within(mut self, patience: Duration) -> Ended {
         let start = Instant::now();
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
             }
-            if start.elapsed() > PATIENCE {
+            if start.elapsed() > patience {
                 self.child.kill().unwrap();
                 let stdout = self.output.stdout.lock().unwrap();
-                panic!("did not end within {PATIENCE:?}:\n{stdout}");
+                panic!("did not end within {patience:?}:\n{stdout}");
             }
             thread::sleep(Duration::from_millis(2));
         };

@@ -157,7 +157,7 @@ fn hostile_repositories_cost_nobody_else_anything() {
     assert_eq!(elsewhere.request_count(), 0);
     assert_eq!(fleet.server.repo_stats("bad/silent").info_refs, 4);
     assert_eq!(fleet.server.repo_stats("bad/gone").info_refs, 1);
-    assert_eq!(busy.repo_stats("busy/now").faulted, 2);
+    assert_eq!(busy.repo_stats("busy/now").faulted_at.len(), 2);
     assert_eq!(summary["closed"], true);
     fleet.assert_nothing_left();
 }

@@ -18,6 +18,7 @@ mod fleet;
 mod full_disk;
 mod hostile;
 mod index;
+mod limits;
 mod log_lines;
 mod logs;
 mod metrics;

@@ -5,7 +5,7 @@ use std::fs;
 
 use common::store::DigestMeta;
 use serde_json::json;
-use testing::git_server::RepoStats;
+use testing::git_server::{Fault, RepoStats};
 use testing::repositories::Builder;
 use testing::s3_server::{ACCESS_KEY, S3Server, SECRET_KEY};
 
@@ -85,6 +85,19 @@ fn a_digest_is_renewed_if_head_has_not_moved() {
     let (third, asked_for) = asked(&fleet, || fleet.run(&[]).with(0));
     assert_eq!(third.summary()["cached"], 1);
     assert_eq!(asked_for, (0, 0));
+}
+
+#[test]
+fn a_renamed_repository_is_reported_though_its_head_has_not_moved() {
+    let fleet = pushed_since();
+    let to = fleet.server.repo_url("a", "new-name");
+    let git = fleet.repositories().join("a");
+    fs::rename(git.join("b.git"), git.join("new-name.git")).unwrap();
+    fleet.server.fault(REPO, Fault::Moved { to: to.clone() });
+    let run = fleet.run(&[]).with(0);
+    assert_eq!(run.summary()["unmoved"], 1);
+    let summary = fleet.document(&run.run_id(), "summary.json");
+    assert_eq!(summary["renamed"], json!([{"repo": REPO, "to": to}]));
 }
 
 #[test]

@@ -16,6 +16,8 @@ use testing::git_server::{Fault, GITHUB_LIMIT};
 use testing::rabbitmq::shared_url;
 use testing::root::as_root;
 use testing::s3_server::{Fate, S3Server};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::distributed::Distributed;
 use crate::fleet::{Fleet, PUSHED, Running, in_clean_environment, wait_until};
@@ -351,7 +353,10 @@ fn a_host_that_limits_anonymous_downloads_is_waited_for() {
     let repos: Vec<_> = (0..60).map(|i| format!("l/r{i:02}")).collect();
     let repos: Vec<_> = repos.iter().map(String::as_str).collect();
     let fleet = Fleet::of(&repos);
-    for limit in [Fault::github_limit(1), Fault::github_limit_in_band(1)] {
+    for limit in [
+        Fault::github_limit(Some(1)),
+        Fault::github_limit_in_band(Some(1)),
+    ] {
         fleet
             .server
             .fault_all(limit.lasting(Duration::from_secs(2)));
@@ -367,7 +372,7 @@ fn a_host_that_limits_anonymous_downloads_is_waited_for() {
     let host = fleet.server.authority();
     assert!(!said.is_empty());
     for message in said {
-        for part in [&format!("pausing {host} for"), GITHUB_LIMIT, "GITHUB_TOKEN"] {
+        for part in [&format!("pausing {host} for"), GITHUB_LIMIT, "--token-for"] {
             assert!(message.contains(part), "{message}");
         }
     }
@@ -388,40 +393,100 @@ fn renamed_repositories_are_counted_and_listed() {
     );
 }
 
+/// Nobody is at that address: no repository is asked for.
+const NO_PROXY: [&str; 2] = ["--fetch-proxy", "http://127.0.0.1:1"];
+
+/// What a run of `fleet` in one process says about tokens at its start, with this GITHUB_TOKEN.
+fn said_of_tokens(fleet: &Fleet, token: &str, jobs: usize) -> Vec<String> {
+    let mut command = fleet.producer(&NO_PROXY);
+    command.env("GITHUB_TOKEN", token);
+    let run = Running::start(&mut command);
+    run.wait_for_line(&format!("Jobs published: {jobs}"));
+    run.signal(Signal::TERM);
+    run.wait().with(exit::TERMINATED).messages("token")
+}
+
 #[test]
 fn many_repositories_of_github_without_a_token_are_warned_of_at_the_start() {
     let fleet = Fleet::new();
     on_github(&fleet, 501);
-    // None of them is asked for: nobody is at that address.
-    let arguments = ["--fetch-proxy", "http://127.0.0.1:1"];
-    for token in ["", "sesame"] {
-        let mut command = fleet.producer(&arguments);
+    let warned = said_of_tokens(&fleet, "", 501);
+    assert!(
+        warned[0].starts_with("501 repositories to fetch from github.com"),
+        "{warned:?}"
+    );
+    assert!(
+        warned[0].ends_with("give a token in GITHUB_TOKEN"),
+        "{warned:?}"
+    );
+    assert_eq!(warned.len(), 1);
+    assert_eq!(said_of_tokens(&fleet, "sesame", 501), [""; 0]);
+}
+
+#[test]
+fn repositories_that_are_not_fetched_need_no_token() {
+    let fleet = Fleet::new();
+    on_github(&fleet, 501);
+    let known = json!({"version": 1, "failures": [{
+        "repo": "n/r00", "pushedAt": PUSHED, "url": "https://github.com/n/r00",
+        "class": "gone", "message": "gone",
+        "failedAt": OffsetDateTime::now_utc().format(&Rfc3339).unwrap(),
+    }]});
+    let runs = fleet.store_folder().join("runs");
+    fs::create_dir_all(&runs).unwrap();
+    fs::write(runs.join("failures.json"), known.to_string()).unwrap();
+    assert_eq!(said_of_tokens(&fleet, "", 500), [""; 0]);
+}
+
+#[test]
+fn a_fleet_is_asked_which_hosts_it_has_tokens_for() {
+    let (fleet, _bucket) = fleet_of(&[]);
+    on_github(&fleet.fleet, 501);
+    let start = |token: &str| {
+        let mut command = fleet.worker(&NO_PROXY);
         command.env("GITHUB_TOKEN", token);
-        let run = Running::start(&mut command);
-        run.wait_for_line("Jobs published: 501");
-        run.signal(Signal::TERM);
-        let run = run.wait().with(exit::TERMINATED);
-        let warned = run.messages("token");
-        match token {
-            "" => {
-                assert!(warned[0].starts_with("501 repositories"), "{warned:?}");
-                assert!(warned[0].contains("GITHUB_TOKEN"), "{warned:?}");
-                assert_eq!(warned.len(), 1);
-            }
-            _ => assert_eq!(warned, [""; 0]),
-        }
-    }
+        let worker = Running::start(&mut command);
+        worker.wait_for_line("\"message\":\"ready\"");
+        worker
+    };
+    let with = start("sesame");
+    let mut command = fleet.producer(&["--log-level", "producer=debug"]);
+    let run = Running::start(&mut command);
+    run.wait_for_line("no worker lacks a token for github.com");
+    run.signal(Signal::TERM);
+    let run = run.wait().with(exit::TERMINATED);
+    assert!(!run.stdout.contains("without a token"), "{}", run.stdout);
+
+    let without = start("");
+    let run = Running::start(&mut fleet.producer(&["--force"]));
+    let said = run.wait_for_line("without a token for it on 1 of 2 workers");
+    assert!(
+        said.contains("501 repositories") && said.contains("GITHUB_TOKEN"),
+        "{said}"
+    );
+    drop((with, without, run));
 }
 
 #[test]
 fn what_cannot_be_a_token_ends_a_run_before_it_begins() {
     let fleet = Fleet::of(&["t/a"]);
-    for token in ["ghp_sesame\n", "'ghp_sesame'", "ghp sesame"] {
+    for token in [
+        "ghp_sesame\n",
+        "'ghp_sesame'",
+        "ghp sesame",
+        "${ghp_sesame}",
+    ] {
         let mut command = fleet.producer(&[]);
         command.env("GITHUB_TOKEN", token);
         let run = Running::start(&mut command).wait().with(exit::USAGE);
         let told = run.stdout + &run.stderr;
-        assert!(told.contains("GITHUB_TOKEN is not a token"), "{told}");
+        assert!(told.contains("GITHUB_TOKEN is"), "{told}");
+        assert!(!told.contains("sesame"), "{told}");
+    }
+    for value in ["gitlab.com=glpat-sesame", "gitlab.com=NOT_SET"] {
+        let run = fleet.run(&["--token-for", value]).with(exit::USAGE);
+        let told = run.stdout + &run.stderr;
+        assert!(told.contains("--token-for"), "{told}");
         assert!(!told.contains("sesame"), "{told}");
     }
     assert_eq!(fleet.requests(), 0);

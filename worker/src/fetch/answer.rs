@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
 
+use super::token::remedy;
 use crate::host_throttle::THROTTLE_PAUSE;
 
 /// Bytes of a refusal's body that are read for the host's words.
@@ -64,8 +65,8 @@ pub(super) enum Asked {
 pub(super) struct Context<'a> {
     /// The request.
     pub(super) asked: Asked,
-    /// Whether it was sent without a token.
-    pub(super) anonymous: bool,
+    /// The host, if the request was sent without a token.
+    pub(super) anonymous: Option<&'a str>,
     /// The answer's headers.
     pub(super) headers: &'a HeaderMap,
     /// When it came.
@@ -102,12 +103,9 @@ pub(super) fn refusal(status: StatusCode, body: &[u8], context: Context<'_>) -> 
     let edge = headers.get(EDGE_MESSAGE).map(|value| value.as_bytes());
     let words = edge.and_then(quote).or_else(|| quote(body));
     let said = Said(edge.into_iter().chain([body]).map(lower_case).collect());
-    let asked = retry_after(headers, context.now);
-    let exhausted = headers
-        .get("x-ratelimit-remaining")
-        .is_some_and(|left| left == "0");
+    let asked = retry_after(headers, context.now).or_else(|| used_up(headers, context.now));
     let limits = edge.is_some() || said.limits();
-    let pause = asked.or_else(|| (exhausted || limits).then_some(THROTTLE_PAUSE));
+    let pause = asked.or_else(|| limits.then_some(THROTTLE_PAUSE));
     let message = with_words(format!("HTTP status {status}"), words);
     let limited = |pause| Fault::throttled(with_remedy(&message, &said, edge, context), pause);
     match (status.as_u16(), pause) {
@@ -131,7 +129,9 @@ pub(super) fn said(words: &[u8], context: Context<'_>) -> Fault {
     if !said.limits() {
         return Fault::transient(message);
     }
-    let pause = retry_after(context.headers, context.now).unwrap_or(THROTTLE_PAUSE);
+    let asked = retry_after(context.headers, context.now);
+    let pause = asked.or_else(|| used_up(context.headers, context.now));
+    let pause = pause.unwrap_or(THROTTLE_PAUSE);
     Fault::throttled(with_remedy(&message, &said, None, context), Some(pause))
 }
 
@@ -239,11 +239,12 @@ fn with_words(message: String, words: Option<String>) -> String {
 /// Adds what helps against a limit on those who don't say who they are.
 fn with_remedy(message: &str, said: &Said, edge: Option<&[u8]>, context: Context<'_>) -> String {
     let about_anonymous = edge.is_some() || said.mentions("authenticate");
-    match context.anonymous && about_anonymous {
-        true => {
-            format!("{message}; the limit is on anonymous downloads: give a token in GITHUB_TOKEN")
+    match context.anonymous.filter(|_| about_anonymous) {
+        Some(host) => {
+            let remedy = remedy(host);
+            format!("{message}; the limit is on anonymous downloads: give {remedy}")
         }
-        false => message.to_owned(),
+        None => message.to_owned(),
     }
 }
 
@@ -269,6 +270,21 @@ impl Said {
 
 fn lower_case(words: &[u8]) -> String {
     String::from_utf8_lossy(words).to_lowercase()
+}
+
+/// Returns for how long the limit of whoever asked is used up, if it is. GitHub names the time at which it
+/// begins anew, in seconds of Unix time.
+pub(super) fn used_up(headers: &HeaderMap, now: OffsetDateTime) -> Option<Duration> {
+    headers
+        .get("x-ratelimit-remaining")
+        .filter(|left| *left == "0")?;
+    let reset = headers.get("x-ratelimit-reset");
+    let reset = reset.and_then(|reset| reset.to_str().ok()?.trim().parse().ok());
+    let Some(reset) = reset.and_then(|reset| OffsetDateTime::from_unix_timestamp(reset).ok())
+    else {
+        return Some(THROTTLE_PAUSE);
+    };
+    Some(Duration::try_from(reset - now).unwrap_or_default())
 }
 
 /// Parses Retry-After: seconds, or a date.
@@ -306,7 +322,7 @@ mod tests {
     fn context(headers: &HeaderMap, asked: Asked) -> Context<'_> {
         Context {
             asked,
-            anonymous: true,
+            anonymous: Some("github.com"),
             headers,
             now: now(),
         }
@@ -332,16 +348,16 @@ mod tests {
         (Refs, 401, &[], "", Gone, None),
         (Refs, 401, &[], "Repository not found.", Gone, None),
         (Refs, 401, &[AFTER], "", Gone, None),
-        (Refs, 401, &[EDGE], "", Throttled, Some(60)),
-        (Refs, 401, &[], GITHUB, Throttled, Some(60)),
-        (Pack, 401, &[EDGE], "", Throttled, Some(60)),
+        (Refs, 401, &[EDGE], "", Throttled, Some(30)),
+        (Refs, 401, &[], GITHUB, Throttled, Some(30)),
+        (Pack, 401, &[EDGE], "", Throttled, Some(30)),
         (Pack, 401, &[EDGE, AFTER], "", Throttled, Some(7)),
-        (Pack, 401, &[], GITHUB, Throttled, Some(60)),
+        (Pack, 401, &[], GITHUB, Throttled, Some(30)),
         (Pack, 401, &[], "", Throttled, None),
         (Refs, 403, &[], "", Throttled, None),
         (Refs, 403, &[], "Forbidden", Throttled, None),
         (Refs, 403, &[AFTER], "", Throttled, Some(7)),
-        (Refs, 403, &[SPENT], "", Throttled, Some(60)),
+        (Refs, 403, &[SPENT], "", Throttled, Some(30)),
         (
             Refs,
             403,
@@ -350,14 +366,14 @@ mod tests {
             Gone,
             None,
         ),
-        (Refs, 403, &[EDGE], "", Throttled, Some(60)),
+        (Refs, 403, &[EDGE], "", Throttled, Some(30)),
         (
             Refs,
             403,
             &[],
             "You have exceeded a secondary rate limit.",
             Throttled,
-            Some(60),
+            Some(30),
         ),
         (Refs, 403, &[], DISABLED, Gone, None),
         (Pack, 403, &[], DISABLED, Gone, None),
@@ -401,7 +417,7 @@ mod tests {
         (Refs, 410, &[], "", Gone, None),
         (Refs, 418, &[], "", Gone, None),
         (Refs, 451, &[], "Repository unavailable", Gone, None),
-        (Refs, 429, &[], "", Throttled, Some(60)),
+        (Refs, 429, &[], "", Throttled, Some(30)),
         (Pack, 429, &[AFTER], "", Throttled, Some(7)),
         (Refs, 408, &[], "", Transient, None),
         (Refs, 425, &[], "", Transient, None),
@@ -435,7 +451,12 @@ mod tests {
         let none = HeaderMap::new();
         let code = StatusCode::UNAUTHORIZED;
         let mut context = context(&edge, Asked::Pack);
-        for (anonymous, remedy) in [(true, true), (false, false)] {
+        let elsewhere = "--token-for git.example.org=VARIABLE";
+        for (anonymous, remedy) in [
+            (Some("github.com"), Some("a token in GITHUB_TOKEN")),
+            (Some("git.example.org"), Some(elsewhere)),
+            (None, None),
+        ] {
             context.anonymous = anonymous;
             let in_band = Context {
                 headers: &none,
@@ -446,11 +467,17 @@ mod tests {
                 said(GITHUB.as_bytes(), in_band),
             ] {
                 assert_eq!(fault.kind, Throttled);
-                assert_eq!(fault.message.contains("GITHUB_TOKEN"), remedy, "{fault}");
+                let expected = remedy.map(|remedy| fault.message.ends_with(remedy));
+                assert_ne!(expected, Some(false), "{fault}");
+                assert_eq!(
+                    fault.message.contains("anonymous"),
+                    remedy.is_some(),
+                    "{fault}"
+                );
             }
         }
         let fault = refusal(StatusCode::TOO_MANY_REQUESTS, b"slow down", context);
-        assert!(!fault.message.contains("GITHUB_TOKEN"), "{fault}");
+        assert!(!fault.message.contains("anonymous"), "{fault}");
     }
 
     #[test]
@@ -458,9 +485,9 @@ mod tests {
         let none = HeaderMap::new();
         let after = headers(&[("retry-after", "3")]);
         for (words, headers, kind, pause) in [
-            (GITHUB, &none, Throttled, Some(60)),
+            (GITHUB, &none, Throttled, Some(30)),
             (GITHUB, &after, Throttled, Some(3)),
-            ("too many requests", &none, Throttled, Some(60)),
+            ("too many requests", &none, Throttled, Some(30)),
             ("No space left on device", &none, Transient, None),
             ("File too large", &after, Transient, None),
             ("Cannot allocate memory", &none, Transient, None),
@@ -586,6 +613,30 @@ mod tests {
         ] {
             let status = StatusCode::from_u16(status).unwrap();
             assert_eq!(TokenRefusal::of(status, headers), expected);
+        }
+    }
+
+    #[test]
+    fn a_limit_that_is_used_up_begins_anew_when_the_host_says() {
+        let reset = (now().unix_timestamp() + 90).to_string();
+        let past = (now().unix_timestamp() - 90).to_string();
+        for (left, reset, expected) in [
+            (Some("0"), Some(reset.as_str()), Some(90)),
+            (Some("0"), Some(&past), Some(0)),
+            (Some("0"), Some("soon"), Some(30)),
+            (Some("0"), None, Some(30)),
+            (Some("1"), Some(&reset), None),
+            (None, Some(&reset), None),
+        ] {
+            let left = left.map(|left| ("x-ratelimit-remaining", left));
+            let reset = reset.map(|reset| ("x-ratelimit-reset", reset));
+            let headers = headers(&left.into_iter().chain(reset).collect::<Vec<_>>());
+            let expected = expected.map(Duration::from_secs);
+            assert_eq!(used_up(&headers, now()), expected, "{left:?} {reset:?}");
+            if expected.is_some() {
+                let fault = refusal(StatusCode::FORBIDDEN, b"", context(&headers, Refs));
+                assert_eq!((fault.kind, fault.retry_after), (Throttled, expected));
+            }
         }
     }
 

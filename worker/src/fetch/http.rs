@@ -14,14 +14,15 @@ use common::tls;
 use git2::transport::{Service, SmartSubtransport, SmartSubtransportStream, Transport};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, LOCATION};
-use reqwest::{Client, Method, RequestBuilder, Response};
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use time::OffsetDateTime;
 use tokio::runtime::Runtime;
 use url::Url;
 
 use super::answer::{self, Asked, Context, TokenRefusal};
+use super::host::{authority, is_public, literal_address};
 use super::packets::PacketScan;
-use super::policy::{FetchPolicy, FetchSource, FetchWay, authority, is_public, literal_address};
+use super::policy::{FetchPolicy, FetchSource, FetchWay};
 use crate::resolver::lookup;
 
 /// For connecting, TLS included.
@@ -50,6 +51,8 @@ pub trait ProgressSink: Send + Sync {
     fn alive(&self);
     /// The host refused the token, so it is asked without.
     fn token_refused(&self, why: TokenRefusal);
+    /// The host answered, and said that it will refuse the token for this long.
+    fn token_used_up(&self, rest: Duration);
 }
 
 /// What the requests of one fetch share.
@@ -75,6 +78,8 @@ struct SessionState {
     refs: [Vec<String>; 2],
     /// Whether the host refused the token, which is not sent again.
     token_refused: bool,
+    /// Whether the last response was the status 500.
+    broke: bool,
 }
 
 /// The version of git's protocol that a request asks for.
@@ -180,6 +185,7 @@ impl HttpSession {
                 fault: None,
                 refs: Default::default(),
                 token_refused: false,
+                broke: false,
             }),
         }))
     }
@@ -224,6 +230,12 @@ impl HttpSession {
         let state = self.state();
         let renamed = !plain_path(&state.base).eq_ignore_ascii_case(&self.path);
         renamed.then(|| state.base.to_string())
+    }
+
+    /// Whether the last request made the server fail on its own account: not one that is overloaded or away,
+    /// which another request would not help.
+    pub(super) fn broke_server(&self) -> bool {
+        self.state().broke
     }
 
     /// Takes the first fault that this session met.
@@ -322,28 +334,37 @@ impl HttpSession {
             .policy
             .token_for(url)
             .filter(|_| !self.state().token_refused);
-        let reply = |response, anonymous| Reply {
+        let anonymous = |response| Reply {
             response,
             asked,
-            anonymous,
+            anonymous: Some(authority(url)),
         };
         let (Some(token), Some(with_token)) = (token, request.try_clone()) else {
-            return Ok(reply(self.exchange(request)?, true));
+            return Ok(anonymous(self.exchange(request)?));
         };
-        let response = self.exchange(with_token.basic_auth("x-access-token", Some(token)))?;
+        let with_token = with_token.basic_auth(token.user(), Some(token.secret.as_str()));
+        let response = self.exchange(with_token)?;
+        if let Some(rest) = answer::used_up(response.headers(), OffsetDateTime::now_utc()) {
+            self.sink.token_used_up(rest);
+        }
         let Some(why) = TokenRefusal::of(response.status(), response.headers()) else {
-            return Ok(reply(response, false));
+            return Ok(Reply {
+                response,
+                asked,
+                anonymous: None,
+            });
         };
         self.state().token_refused = true;
         self.sink.token_refused(why);
         self.drain(response);
-        Ok(reply(self.exchange(request)?, true))
+        Ok(anonymous(self.exchange(request)?))
     }
 
     /// Waits without a time limit: the parent ends a slot that makes no progress.
     fn exchange(&self, request: RequestBuilder) -> Result<Response, Fault> {
         let response = self.runtime.block_on(request.send());
         let response = response.map_err(transport_fault)?;
+        self.state().broke = response.status() == StatusCode::INTERNAL_SERVER_ERROR;
         self.sink.alive();
         Ok(response)
     }
@@ -420,7 +441,7 @@ impl HttpSession {
 
     /// Removes the token from a host's words: a host may repeat what it was sent.
     fn without_token(&self, words: &[u8]) -> Vec<u8> {
-        match &self.policy.token {
+        match self.policy.tokens.first() {
             Some(token) => String::from_utf8_lossy(words)
                 .replace(token.secret.as_str(), "…")
                 .into_bytes(),
@@ -520,14 +541,15 @@ impl SmartSubtransport for Subtransport {
 struct Reply {
     response: Response,
     asked: Asked,
-    anonymous: bool,
+    /// The host, if the request was sent without a token.
+    anonymous: Option<String>,
 }
 
 impl Reply {
     fn context(&self) -> Context<'_> {
         Context {
             asked: self.asked,
-            anonymous: self.anonymous,
+            anonymous: self.anonymous.as_deref(),
             headers: self.response.headers(),
             now: OffsetDateTime::now_utc(),
         }
@@ -676,7 +698,7 @@ mod tests {
                 http: false,
                 local: false,
                 max_bytes: 0,
-                token: None,
+                tokens: Vec::new(),
                 proxy: None,
                 mode: FetchMode::Auto,
             };

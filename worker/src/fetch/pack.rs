@@ -461,6 +461,7 @@ mod tests {
         fn received(&self, _: u64) {}
         fn alive(&self) {}
         fn token_refused(&self, _: TokenRefusal) {}
+        fn token_used_up(&self, _: std::time::Duration) {}
     }
 
     /// Writes a pack.

@@ -1,8 +1,7 @@
-//! Which sources may be fetched from: schemes, hosts, addresses.
+//! Which sources may be fetched from: schemes and hosts.
 
 use std::ffi::OsString;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -12,14 +11,13 @@ use common::fault::Fault;
 use common::text::parse_size;
 use serde::{Deserialize, Serialize};
 use strum::{AsRefStr, VariantArray};
-use url::{Host, Url};
-use zeroize::Zeroizing;
+use url::Url;
+
+use super::host::{AllowedHost, authority, literal_address};
+use super::token::{self, HostToken, TokenOption};
 
 /// Hosts that are always allowed.
 pub const DEFAULT_HOSTS: [&str; 4] = ["github.com", "gitlab.com", "bitbucket.org", "codeberg.org"];
-
-/// The host that GITHUB_TOKEN is for.
-const TOKEN_HOST: &str = "github.com";
 
 /// Options of fetching.
 #[derive(Args, Clone, Debug)]
@@ -30,6 +28,19 @@ pub struct FetchConfig {
     /// Always allowed: github.com, gitlab.com, bitbucket.org, codeberg.org.
     #[arg(long, env = "ALLOW_HOST", value_name = "HOST", value_delimiter = ',')]
     pub allow_host: Vec<AllowedHost>,
+    /// Tokens for a host: the name of a variable that holds one, or a file with one a line; repeatable.
+    ///
+    /// gitlab.com=GITLAB_TOKEN names a variable, in capital letters; github.com=/run/secrets/github a file, which
+    /// begins with / or ./. GITHUB_TOKEN is for github.com without this. Several for one host are used in turn,
+    /// except those that it limits or refuses. In the environment, separate values by commas.
+    #[arg(
+        long,
+        env = "TOKEN_FOR",
+        value_name = "HOST=ENV|FILE",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
+    pub token_for: Vec<TokenOption>,
     /// Also fetch over plain http.
     #[arg(long, env = "ALLOW_HTTP")]
     pub allow_http: bool,
@@ -77,45 +88,34 @@ pub enum FetchWay {
 }
 
 impl FetchConfig {
-    /// Returns the policy of these options, with the value of GITHUB_TOKEN as token for github.com.
+    /// Returns the policy of these options, with the tokens of these variables.
     ///
     /// # Errors
-    /// [`exit::USAGE`] if that cannot be a token.
-    pub fn policy(&self, token: Option<OsString>) -> Result<FetchPolicy, ExitError> {
-        let token = checked_token(token).map_err(|why| ExitError::new(exit::USAGE, why))?;
+    /// [`exit::USAGE`] if a token is missing, cannot be one, or could never be sent.
+    pub fn policy(
+        &self,
+        variable: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<FetchPolicy, ExitError> {
+        let usage = |why| ExitError::new(exit::USAGE, why);
+        let tokens = token::read(&self.token_for, variable).map_err(usage)?;
+        let unknown = tokens.iter().map(|token| &token.host).find(|host| {
+            let is_known = host.port.is_none() && DEFAULT_HOSTS.contains(&host.host.as_str());
+            !is_known && !self.allow_host.contains(host)
+        });
+        if let Some(host) = unknown {
+            let why =
+                format!("--token-for {host}: the host is not allowed; add --allow-host {host}");
+            return Err(usage(why));
+        }
         Ok(FetchPolicy {
             hosts: self.allow_host.clone(),
             http: self.allow_http,
             local: self.allow_local,
             max_bytes: self.max_fetch_bytes,
             mode: self.fetch,
-            token: token.map(|token| HostToken {
-                host: TOKEN_HOST.to_owned(),
-                secret: Zeroizing::new(token),
-            }),
+            tokens,
             proxy: self.fetch_proxy.clone(),
         })
-    }
-}
-
-/// Checks the form of a token; empty is none. Never repeats it.
-fn checked_token(token: Option<OsString>) -> Result<Option<String>, String> {
-    let Some(token) = token.filter(|token| !token.is_empty()) else {
-        return Ok(None);
-    };
-    let token = token.to_str().unwrap_or("\u{fffd}");
-    let wrong = token.chars().find_map(|c| match c {
-        '\n' | '\r' => Some("a line break"),
-        '"' | '\'' | '`' => Some("a quote"),
-        c if c.is_whitespace() => Some("a blank"),
-        c if c.is_ascii_graphic() => None,
-        _ => Some("a character that no token has"),
-    });
-    match wrong {
-        Some(what) => Err(format!(
-            "GITHUB_TOKEN is not a token: it contains {what}; give the token alone, or leave the variable empty"
-        )),
-        None => Ok(Some(token.to_owned())),
     }
 }
 
@@ -163,49 +163,6 @@ impl fmt::Debug for FetchProxy {
     }
 }
 
-/// A host that the operator named.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AllowedHost {
-    /// Lower case; an IPv6 address in brackets.
-    pub host: String,
-    /// `None` for the scheme's default port only.
-    pub port: Option<u16>,
-}
-
-impl AllowedHost {
-    fn allows(&self, url: &Url) -> bool {
-        // `Url::port` leaves out the scheme's default.
-        let port = match self.port {
-            Some(_) => url.port_or_known_default(),
-            None => url.port(),
-        };
-        port == self.port && url.host_str() == Some(&self.host)
-    }
-}
-
-impl FromStr for AllowedHost {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is not HOST or HOST:PORT");
-        if text.contains(['*', '?']) {
-            return Err(format!(
-                "{text:?}: a host is named in full, without wildcards"
-            ));
-        }
-        // Any scheme will do.
-        let url = Url::parse(&format!("allow://{text}")).map_err(|_| wrong())?;
-        let plain = url.path().is_empty() && url.username().is_empty() && url.query().is_none();
-        match url.host_str() {
-            Some(host) if plain && !host.is_empty() => Ok(Self {
-                host: host.to_ascii_lowercase(),
-                port: url.port(),
-            }),
-            _ => Err(wrong()),
-        }
-    }
-}
-
 /// [`FetchConfig`] as it is sent to a slot.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct FetchPolicy {
@@ -217,28 +174,12 @@ pub struct FetchPolicy {
     pub local: bool,
     /// Byte budget of one fetch.
     pub max_bytes: u64,
-    /// Sent to its host only.
-    pub token: Option<HostToken>,
+    /// Each is sent to its host only. A slot gets one at most.
+    pub tokens: Vec<HostToken>,
     /// Decides about addresses in place of this process.
     pub proxy: Option<FetchProxy>,
     /// How to fetch.
     pub mode: FetchMode,
-}
-
-/// A token and the one host that receives it.
-#[derive(Clone, Serialize, Deserialize)]
-pub struct HostToken {
-    /// Host, with its port unless that is the scheme's default.
-    pub host: String,
-    /// The token. Never printed.
-    pub secret: Zeroizing<String>,
-}
-
-impl fmt::Debug for HostToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut token = f.debug_struct("HostToken");
-        token.field("host", &self.host).finish_non_exhaustive()
-    }
 }
 
 /// A source that the policy allows.
@@ -331,78 +272,9 @@ impl FetchPolicy {
         named.chain(DEFAULT_HOSTS).map(str::to_owned).collect()
     }
 
-    /// Whether there could be a token for the host of `url`, but is none.
-    pub fn lacks_token(&self, url: &str) -> bool {
-        let on_host = |url: Url| url.scheme() == "https" && authority(&url) == TOKEN_HOST;
-        self.token.is_none() && Url::parse(url).is_ok_and(on_host)
-    }
-
-    /// Returns the token if it belongs to the host of `url`, and the connection is encrypted or local.
-    pub fn token_for(&self, url: &Url) -> Option<&str> {
-        let token = self.token.as_ref()?;
-        let private = url.scheme() == "https"
-            || literal_address(url).is_some_and(|address| address.is_loopback());
-        (private && token.host == authority(url)).then_some(token.secret.as_str())
-    }
-}
-
-/// Returns a URL's host, with its port unless that is the scheme's default.
-pub fn authority(url: &Url) -> String {
-    let port = url.port().map(|port| format!(":{port}"));
-    url.host_str().unwrap_or_default().to_owned() + &port.unwrap_or_default()
-}
-
-/// Returns the address of a URL that names one instead of a host.
-pub fn literal_address(url: &Url) -> Option<IpAddr> {
-    match url.host()? {
-        Host::Ipv4(address) => Some(address.into()),
-        Host::Ipv6(address) => Some(address.into()),
-        Host::Domain(_) => None,
-    }
-}
-
-/// Whether an address can belong to a public host, by IANA's special-purpose address registries. An
-/// IPv6 form of an IPv4 address counts as that. `IpAddr::is_global` is not stable yet.
-pub fn is_public(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => is_public_v4(address),
-        IpAddr::V6(address) => is_public_v6(address),
-    }
-}
-
-fn is_public_v4(address: Ipv4Addr) -> bool {
-    let [a, b, c, _] = address.octets();
-    !(address.is_private()
-        || address.is_loopback()
-        || address.is_link_local()
-        || address.is_broadcast()
-        || address.is_documentation()
-        || address.is_multicast()
-        || a == 0
-        || (a == 100 && (64..128).contains(&b))
-        || (a == 192 && b == 0 && c == 0)
-        || (a == 198 && (b == 18 || b == 19))
-        || a >= 240)
-}
-
-fn is_public_v6(address: Ipv6Addr) -> bool {
-    let s = address.segments();
-    let embedded = |high: u16, low: u16| {
-        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
-        is_public_v4(Ipv4Addr::new(a, b, c, d))
-    };
-    match s {
-        // ::ffff:a.b.c.d, and 64:ff9b::a.b.c.d of NAT64
-        [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => {
-            embedded(high, low)
-        }
-        // 6to4
-        [0x2002, high, low, ..] => embedded(high, low),
-        // Teredo and the rest of 2001::/23, documentation
-        [0x2001, second, ..] if second < 0x200 || second == 0xdb8 => false,
-        [0x3fff, second, ..] if second < 0x1000 => false,
-        // Only 2000::/3 is public.
-        [first, ..] => (0x2000..0x4000).contains(&first),
+    /// Returns the first token that may be sent to `url`.
+    pub fn token_for(&self, url: &Url) -> Option<&HostToken> {
+        self.tokens.iter().find(|token| token.is_for(url))
     }
 }
 
@@ -423,10 +295,11 @@ mod tests {
             local: false,
             max_bytes: 1,
             mode: FetchMode::Auto,
-            token: Some(HostToken {
-                host: "github.com".to_owned(),
+            tokens: vec![HostToken {
+                host: "github.com".parse().unwrap(),
                 secret: "sesame".to_owned().into(),
-            }),
+                source: String::new(),
+            }],
             proxy: None,
         }
     }
@@ -489,35 +362,34 @@ mod tests {
     }
 
     #[test]
-    fn the_token_goes_to_its_host_only_and_is_never_shown() {
-        let policy = policy();
-        let for_url = |url: &str| policy.token_for(&Url::parse(url).unwrap()).is_some();
-        assert!(for_url("https://github.com/a/b"));
-        assert!(!for_url("http://github.com/a/b"));
-        assert!(!for_url("https://github.com:8443/a/b"));
-        assert!(!for_url("https://gitlab.com/a/b"));
-        assert!(!for_url("https://git.example.org/github.com"));
-        assert!(!format!("{policy:?}").contains("sesame"));
-    }
-
-    #[test]
-    fn a_token_has_the_form_of_one() {
-        let check = |text: &str| checked_token(Some(text.into()));
-        assert_eq!(checked_token(None), Ok(None));
-        assert_eq!(check(""), Ok(None));
-        assert_eq!(check("ghp_aZ09"), Ok(Some("ghp_aZ09".to_owned())));
-        for (text, what) in [
-            ("ghp_sesame\n", "a line break"),
-            ("\"ghp_sesame\"", "a quote"),
-            ("'ghp_sesame'", "a quote"),
-            (" ghp_sesame", "a blank"),
-            ("ghp_sesame\t", "a blank"),
-            (" ", "a blank"),
-            ("ghp_sesäme", "a character"),
+    fn a_token_is_for_a_host_that_may_be_fetched_from() {
+        #[derive(Debug, clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            fetch: FetchConfig,
+        }
+        let policy = |arguments: &[&str]| {
+            let line = [&["x"], arguments].concat();
+            let config = <Line as clap::Parser>::parse_from(line).fetch;
+            config.policy(|name| (name == "MINE").then(|| "sesame".into()))
+        };
+        let allowed = ["--allow-host", "git.example.org:8443"];
+        for (option, allow, expected) in [
+            ("gitlab.com=MINE", &[][..], 1),
+            (
+                "git.example.org:8443=MINE,codeberg.org=MINE",
+                &allowed[..],
+                2,
+            ),
         ] {
-            let error = check(text).unwrap_err();
-            assert!(error.contains(what), "{error}");
-            assert!(!error.contains("ghp_"), "{error}");
+            let tokens = policy(&[&["--token-for", option], allow].concat())
+                .unwrap()
+                .tokens;
+            assert_eq!(tokens.len(), expected);
+        }
+        for option in ["git.example.org=MINE", "gitlab.com:8443=MINE"] {
+            let error = policy(&[&["--token-for", option], &allowed[..]].concat()).unwrap_err();
+            assert!(error.to_string().contains("--allow-host"), "{error}");
         }
     }
 
@@ -550,54 +422,5 @@ mod tests {
         for text in ["", "proxy", "proxy:3128", "socks5://proxy:1", "ftp://proxy"] {
             assert!(text.parse::<FetchProxy>().is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn addresses() {
-        for address in [
-            "140.82.121.4",
-            "8.8.8.8",
-            "2606:50c0:8000::153",
-            "64:ff9b::8.8.8.8",
-        ] {
-            assert!(is_public(address.parse().unwrap()), "{address}");
-        }
-        for address in [
-            "127.0.0.1",
-            "10.1.2.3",
-            "172.16.0.1",
-            "192.168.1.1",
-            "169.254.169.254",
-            "0.0.0.0",
-            "100.64.0.1",
-            "192.0.0.1",
-            "198.18.0.1",
-            "224.0.0.1",
-            "240.0.0.1",
-            "255.255.255.255",
-            "::1",
-            "::",
-            "fe80::1",
-            "fc00::1",
-            "fd00::1",
-            "ff02::1",
-            "::ffff:127.0.0.1",
-            "::ffff:169.254.169.254",
-            "64:ff9b::10.0.0.1",
-            "2002:7f00:1::",
-            "2001:db8::1",
-            "2001::1",
-        ] {
-            assert!(!is_public(address.parse().unwrap()), "{address}");
-        }
-    }
-
-    #[test]
-    fn allowed_hosts_are_hosts() {
-        for text in ["", "a/b", "user@host", "https://host", "host:99999", "a b"] {
-            assert!(text.parse::<AllowedHost>().is_err(), "{text:?}");
-        }
-        let v6: AllowedHost = "[::1]:80".parse().unwrap();
-        assert_eq!((v6.host.as_str(), v6.port), ("[::1]", Some(80)));
     }
 }

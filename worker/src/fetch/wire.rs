@@ -44,7 +44,14 @@ pub(super) fn fetch(
         return Ok(None);
     }
     let request = capabilities.fetch(head, limits.filter);
-    let mut packets = Packets::of(session.command(request)?);
+    let response = session
+        .command(request)
+        .map_err(|fault| match session.broke_server() {
+            // It may be the filter that its git cannot do.
+            true => Failure::Surprise(fault.message),
+            false => Failure::Fault(fault),
+        })?;
+    let mut packets = Packets::of(response);
     packets.skip_to_pack()?;
     let mut pieces = || packets.pack_piece();
     Pack::read(&mut pieces, head, limits, scratch.join(PACK_FILE), sink).map(Some)
@@ -430,7 +437,7 @@ mod tests {
         fn said(&self, words: &[u8]) -> Fault {
             let context = Context {
                 asked: Asked::Pack,
-                anonymous: true,
+                anonymous: None,
                 headers: &HeaderMap::new(),
                 now: OffsetDateTime::UNIX_EPOCH,
             };

@@ -147,9 +147,10 @@ fn work(request: ChildRequest, scratch: &Path, frames: &Arc<FrameWriter>) -> Res
     drop(policy);
     let fetched = match fetched {
         FetchResult::Repository(fetched) => fetched,
-        FetchResult::Unmoved { bytes } => {
+        FetchResult::Unmoved { bytes, renamed_to } => {
             return Ok(Frame::Unmoved {
                 fetched_bytes: bytes,
+                renamed_to,
             });
         }
     };
@@ -252,6 +253,12 @@ impl ProgressSink for FrameWriter {
     fn token_refused(&self, why: TokenRefusal) {
         // As above.
         self.write(&Frame::TokenRefused { why }, b"").ok();
+    }
+
+    fn token_used_up(&self, rest: Duration) {
+        let seconds = rest.as_secs();
+        // As above.
+        self.write(&Frame::TokenUsedUp { seconds }, b"").ok();
     }
 }
 

@@ -25,6 +25,14 @@ const MAX_MESSAGE: usize = 1000;
 /// Longest pause that a host may ask for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
+/// What a host said of the child's token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TokenNews {
+    Refused(TokenRefusal),
+    /// For this long.
+    UsedUp(Duration),
+}
+
 /// Collects a child's frames into its output.
 pub(super) struct FrameDecoder {
     input: BufReader<ChildStdout>,
@@ -35,7 +43,7 @@ pub(super) struct FrameDecoder {
     fetched_bytes: u64,
     max_fetched_bytes: u64,
     renamed_to: Option<String>,
-    token_refusal: Option<TokenRefusal>,
+    token_news: Option<TokenNews>,
     /// Whether the child was told a commit, without which it cannot find HEAD unmoved.
     knows_commit: bool,
     /// How long the fetch took, once it is done.
@@ -55,7 +63,7 @@ impl FrameDecoder {
             fetched_bytes: 0,
             max_fetched_bytes: request.policy.max_bytes,
             renamed_to: None,
-            token_refusal: None,
+            token_news: None,
             knows_commit: request.known.is_some(),
             fetch: None,
             // Tree and content may each exceed the limit by one piece.
@@ -76,7 +84,11 @@ impl FrameDecoder {
         }
         match serde_json::from_slice(&line)? {
             Frame::Progress { fetched_bytes } => self.fetched(fetched_bytes)?,
-            Frame::TokenRefused { why } => self.token_refusal = Some(why),
+            Frame::TokenRefused { why } => self.token_news = Some(TokenNews::Refused(why)),
+            Frame::TokenUsedUp { seconds } => {
+                let rest = Duration::from_secs(seconds).min(MAX_RETRY_AFTER);
+                self.token_news = Some(TokenNews::UsedUp(rest));
+            }
             Frame::Way { way, why } => self.way = Some((way, shown(&why))),
             Frame::Fetched {
                 fetched_bytes,
@@ -104,12 +116,18 @@ impl FrameDecoder {
                     digest: Duration::from_millis(millis),
                 })))));
             }
-            Frame::Unmoved { fetched_bytes } => {
+            Frame::Unmoved {
+                fetched_bytes,
+                renamed_to,
+            } => {
                 self.fetched(fetched_bytes)?;
                 if !self.knows_commit {
                     return Err(invalid("HEAD is unmoved, though no commit was known"));
                 }
-                return Ok(Some(Ok(SlotResult::Unmoved { fetched_bytes })));
+                return Ok(Some(Ok(SlotResult::Unmoved {
+                    fetched_bytes,
+                    renamed_to: renamed_to.as_deref().map(shown),
+                })));
             }
             Frame::Failed(fault) => return checked(fault).map(|fault| Some(Err(fault))),
         }
@@ -117,8 +135,8 @@ impl FrameDecoder {
     }
 
     /// Takes what the last frame said about the token.
-    pub(super) fn token_refusal(&mut self) -> Option<TokenRefusal> {
-        self.token_refusal.take()
+    pub(super) fn token_news(&mut self) -> Option<TokenNews> {
+        self.token_news.take()
     }
 
     /// Returns how the repository was fetched, and why if it was a fallback; `None` if it is local, or

@@ -43,6 +43,10 @@ pub(super) enum Frame {
     TokenRefused {
         why: TokenRefusal,
     },
+    /// The host said that the token's limit is used up for so long.
+    TokenUsedUp {
+        seconds: u64,
+    },
     /// How the repository is fetched, and why if it is a fallback.
     Way {
         way: FetchWay,
@@ -66,6 +70,7 @@ pub(super) enum Frame {
     /// HEAD is the known commit. The last frame.
     Unmoved {
         fetched_bytes: u64,
+        renamed_to: Option<String>,
     },
     Failed(Fault),
 }

@@ -24,14 +24,14 @@ use tracing::{info, warn};
 use zeroize::Zeroizing;
 
 use super::confine::{self, Wall};
-use super::decoder::{FrameDecoder, shown};
+use super::decoder::{FrameDecoder, TokenNews, shown};
 use super::protocol::{ARGUMENT, ChildRequest};
 use super::scratch::Scratch;
-use super::token::TokenWatch;
+use super::token::{TokenPool, TokenTurn};
 use super::{SlotConfig, SlotError, SlotResult};
 use crate::digest::{DigestLimits, Subject};
-use crate::fetch::answer::TokenRefusal;
 use crate::fetch::policy::{FetchPolicy, FetchSource, FetchWay};
+use crate::fetch::token::HostToken;
 use crate::source::ObjectId;
 
 /// For a local repository: its packs are mapped, and the operator chose it.
@@ -54,7 +54,7 @@ pub struct Slots {
     scratch: Scratch,
     free: Semaphore,
     spawner: Spawner,
-    token: TokenWatch,
+    tokens: Arc<TokenPool>,
     /// Variables that tell a child which certificates to trust.
     certificates: Vec<(&'static str, OsString)>,
     metrics: Metrics,
@@ -81,11 +81,13 @@ impl Slots {
         metrics.set_scratch(&parent);
         let walls = confine::tried();
         metrics.set_walls(&walls);
+        let tokens = Arc::new(TokenPool::new(policy.tokens.clone()));
+        metrics.set_tokens(&tokens);
         Ok(Arc::new(Self {
             scratch,
             free: Semaphore::new(config.slots().into()),
             spawner: Spawner::start().map_err(Fault::infra)?,
-            token: TokenWatch::default(),
+            tokens,
             certificates: certificates(
                 |name| std::env::var_os(name),
                 || openssl_probe::probe().cert_file,
@@ -165,26 +167,53 @@ impl Slots {
         let _slot = slot.ok_or(SlotError::Stopped)?.map_err(Fault::infra)?;
         let _busy = Busy::new(&self.metrics);
 
-        // Removed when dropped, whatever happens.
-        let scratch = self.scratch.folder()?;
-        let request = self.request(url, &source, &subject, known);
-        let start = ChildProcess::start(&self.spawner, self.command(scratch.path()), &request);
+        let url_of_source = match &source {
+            FetchSource::Remote { url, .. } => Some(url),
+            FetchSource::Local(_) => None,
+        };
+        let mut tokens = self.tokens.turn(url_of_source, now())?;
+        loop {
+            // Removed when dropped, whatever happens.
+            let scratch = self.scratch.folder()?;
+            let request = self.request(url, &source, &subject, known, tokens.token());
+            match self
+                .attempt(&request, scratch.path(), &mut tokens, stop)
+                .await
+            {
+                Ok(mut result) => {
+                    tokens.worked();
+                    if let SlotResult::Digest(output) = &mut result {
+                        // Not for the child to say.
+                        output.facts.subject = subject;
+                    }
+                    return Ok(result);
+                }
+                Err(SlotError::Fault(fault)) => tokens.after(fault, now())?,
+                Err(SlotError::Stopped) => return Err(SlotError::Stopped),
+            }
+        }
+    }
+
+    /// Has a child do what is requested, in `scratch`.
+    async fn attempt(
+        &self,
+        request: &ChildRequest,
+        scratch: &Path,
+        tokens: &mut TokenTurn<'_>,
+        stop: &CancellationToken,
+    ) -> Result<SlotResult, SlotError> {
+        let start = ChildProcess::start(&self.spawner, self.command(scratch), request);
         let child = stop.run_until_cancelled(start).await;
         let mut child = child.ok_or(SlotError::Stopped)??;
         let result = stop
-            .run_until_cancelled(self.attend(&mut child, &request))
+            .run_until_cancelled(self.attend(&mut child, request, tokens))
             .await;
         child.kill().await;
         let Some(result) = result else {
             self.metrics.slot_killed("stopped");
             return Err(SlotError::Stopped);
         };
-        let mut result = result?;
-        if let SlotResult::Digest(output) = &mut result {
-            // Not for the child to say.
-            output.facts.subject = subject;
-        }
-        Ok(result)
+        Ok(result?)
     }
 
     fn request(
@@ -193,21 +222,16 @@ impl Slots {
         source: &FetchSource,
         subject: &Subject,
         known: Option<ObjectId>,
+        token: Option<HostToken>,
     ) -> ChildRequest {
         let child = &self.config.child;
-        let mut policy = self.policy.clone();
+        let policy = FetchPolicy {
+            tokens: token.into_iter().collect(),
+            ..self.policy.clone()
+        };
         let address_space = match source {
-            FetchSource::Local(_) => {
-                policy.token = None;
-                LOCAL_ADDRESS_SPACE
-            }
-            FetchSource::Remote { url, .. } => {
-                let now = std::time::Instant::now();
-                if policy.token_for(url).is_none() || !self.token.is_usable(now) {
-                    policy.token = None;
-                }
-                policy.max_bytes.saturating_add(child.address_space)
-            }
+            FetchSource::Local(_) => LOCAL_ADDRESS_SPACE,
+            FetchSource::Remote { .. } => policy.max_bytes.saturating_add(child.address_space),
         };
         let pack_and_index = policy.max_bytes.saturating_add(INDEX_BYTES);
         ChildRequest {
@@ -229,10 +253,11 @@ impl Slots {
         &self,
         child: &mut ChildProcess,
         request: &ChildRequest,
+        tokens: &mut TokenTurn<'_>,
     ) -> Result<SlotResult, Fault> {
         let stdout = child.process.stdout.take().expect("it is piped");
         let mut decoder = FrameDecoder::new(stdout, request);
-        let result = self.follow(child, &mut decoder, request).await;
+        let result = self.follow(child, &mut decoder, tokens).await;
         if let Some((way, why)) = decoder.way() {
             self.metrics.fetched_by(way);
             if way == FetchWay::Fallback && !self.fell_back.swap(true, Ordering::Relaxed) {
@@ -252,7 +277,7 @@ impl Slots {
         &self,
         child: &mut ChildProcess,
         decoder: &mut FrameDecoder,
-        request: &ChildRequest,
+        tokens: &mut TokenTurn<'_>,
     ) -> Result<SlotResult, Fault> {
         let SlotConfig { timeout, stall, .. } = self.config;
         let mut alive = Instant::now();
@@ -262,7 +287,12 @@ impl Slots {
                 frame = decoder.next() => match frame {
                     Ok(None) => {
                         alive = Instant::now();
-                        self.note_token(decoder.token_refusal(), request);
+                        // Believed: a child knows no token but its own.
+                        match decoder.token_news() {
+                            Some(TokenNews::Refused(why)) => tokens.refused(why, now()),
+                            Some(TokenNews::UsedUp(rest)) => tokens.used_up(rest, now()),
+                            None => {}
+                        }
                         failpoint::hit("during-fetch");
                     }
                     Ok(Some(result)) => return result,
@@ -280,14 +310,6 @@ impl Slots {
         };
         self.metrics.slot_killed(reason);
         Err(fault)
-    }
-
-    /// Believes a child that had a token.
-    fn note_token(&self, refusal: Option<TokenRefusal>, request: &ChildRequest) {
-        if let (Some(why), Some(token)) = (refusal, &request.policy.token) {
-            let now = std::time::Instant::now();
-            self.token.refused(&token.host, why, now);
-        }
     }
 
     /// Returns a child to start in `scratch`, with as little of this process's environment as it
@@ -325,6 +347,10 @@ fn certificates(
         named.extend(bundle().map(|bundle| (ENV_CERT_FILE, bundle.into())));
     }
     named
+}
+
+fn now() -> std::time::Instant {
+    std::time::Instant::now()
 }
 
 /// A slot at work, counted as such until dropped.

@@ -55,6 +55,7 @@ struct Work {
 struct Choice {
     drain: Duration,
     patience: Duration,
+    host_rate: Option<f64>,
     /// What stands before the store of each test's own.
     store: fn(SharedStore) -> SharedStore,
 }
@@ -64,6 +65,7 @@ impl Default for Choice {
         Self {
             drain: Duration::from_secs(30),
             patience: Duration::from_secs(300),
+            host_rate: None,
             store: |store| store,
         }
     }
@@ -83,6 +85,7 @@ impl Work {
             slots,
             metrics: metrics.clone(),
             drain: choice.drain,
+            host_rate: choice.host_rate,
             patience: Some(choice.patience),
         };
         let shutdown = Shutdown::default();
@@ -241,7 +244,7 @@ async fn a_host_that_asks_for_patience_gets_it_for_all_of_its_repositories() {
         .push(other.authority().parse().unwrap());
     fixture
         .server
-        .fault("owner/a", Trouble::retry_after(429, 2).times(1));
+        .fault("owner/a", Trouble::retry_after(429, 3).times(1));
 
     let work = Work::start(&fixture, &Choice::default());
     let mut urls = names.map(|name| fixture.url(name)).to_vec();
@@ -257,10 +260,52 @@ async fn a_host_that_asks_for_patience_gets_it_for_all_of_its_repositories() {
     let outcomes = work.named_outcomes(4).await;
     let expected = ["a", "b", "c", "other"].map(|name| done(name, 0));
     assert_eq!(outcomes, expected);
-    assert!(work.start.elapsed() >= Duration::from_secs(2));
+    assert!(work.start.elapsed() >= Duration::from_secs(3));
     assert!(!work.shows(r#"repofleet_handed_back_total{reason="host"} 0"#));
     assert!(work.shows("repofleet_queue_to_stored_seconds_count 4"));
     assert!(!work.shows(r#"repofleet_queue_to_stored_seconds_bucket{le="1"} 4"#));
+    work.stop(&fixture).await;
+}
+
+/// While it has more jobs in hand than slots.
+#[tokio::test]
+async fn a_hosts_rate_is_kept_and_holds_up_no_other_host() {
+    const RATE: f64 = 4.0;
+    let mut fixture = Fixture::new();
+    fixture.config.concurrency = Some(2);
+    let names: Vec<String> = (0..24).map(|i| format!("repo-{i:02}")).collect();
+    for name in &names {
+        good(fixture.root.path(), name);
+    }
+    let elsewhere = tempfile::tempdir().unwrap();
+    good(elsewhere.path(), "other");
+    let other = GitServer::start(elsewhere.path());
+    let host = other.authority().parse().unwrap();
+    fixture.policy.hosts.push(host);
+    let choice = Choice {
+        host_rate: Some(RATE),
+        ..Choice::default()
+    };
+    let work = Work::start(&fixture, &choice);
+    let urls = names.iter().map(|name| fixture.url(name));
+    work.enqueue(urls.chain([other.repo_url("owner", "other")]))
+        .await;
+    let outcomes = work.outcomes(25).await;
+    let took = work.start.elapsed();
+    assert!(
+        outcomes
+            .iter()
+            .all(|o| (o.outcome, o.attempt) == (Outcome::Processed, 0))
+    );
+    fixture.server.assert_rate(RATE, 3);
+    let fair = Duration::from_secs_f64(names.len() as f64 / RATE);
+    assert!(took < fair * 3 / 2, "{took:?} instead of {fair:?}");
+    // Of 25 jobs before it, some were fetched meanwhile.
+    let place = outcomes
+        .iter()
+        .position(|o| o.repo.name() == "other")
+        .unwrap();
+    assert!(place < 12, "at {place}");
     work.stop(&fixture).await;
 }
 
@@ -324,7 +369,10 @@ async fn githubs_limit_on_anonymous_downloads_costs_no_repository_anything() {
     for name in &names {
         good(fixture.root.path(), name);
     }
-    for limit in [Trouble::github_limit(1), Trouble::github_limit_in_band(1)] {
+    for limit in [
+        Trouble::github_limit(Some(1)),
+        Trouble::github_limit_in_band(Some(1)),
+    ] {
         fixture
             .server
             .fault_all(limit.lasting(Duration::from_secs(2)));
@@ -343,8 +391,8 @@ async fn githubs_limit_on_anonymous_downloads_costs_no_repository_anything() {
         .server
         .stats()
         .values()
-        .map(|s| s.faulted)
-        .sum::<u64>();
+        .map(|s| s.faulted_at.len())
+        .sum::<usize>();
     assert!(faulted < 60, "{faulted} requests met the limit");
     work.stop(&fixture).await;
 }
@@ -798,6 +846,7 @@ async fn why_a_worker_waits_is_recorded_when_it_changes() {
 async fn a_roll_call_is_answered_with_every_job_in_hand_also_while_the_worker_stops() {
     let mut fixture = Fixture::new();
     fixture.config.concurrency = Some(2);
+    fixture.add_token("sesame");
     fixture.server.fault("owner/bad", Trouble::Hang);
     let choice = Choice {
         drain: Duration::from_secs(60),
@@ -821,6 +870,7 @@ async fn a_roll_call_is_answered_with_every_job_in_hand_also_while_the_worker_st
             answers: roll_call,
             worker: "tested".to_owned(),
             jobs: vec![job(fixture.url("bad")).id()],
+            tokens: Some(vec![fixture.server.authority()]),
         };
         assert_eq!(notices.next().await, Some(Notice::InHand(expected)));
     }

@@ -4,12 +4,17 @@ use std::path::Path;
 use std::time::Duration;
 
 use common::fault::{Fault, FaultKind};
+use common::telemetry::registry::Expose;
 use common::text::printable;
 use futures::future::join_all;
-use testing::git_server::{Dialect, Fault as Trouble, GITHUB_LIMIT, GitServer, Kind, Place, Rule};
+use testing::git_server::{
+    Dialect, Fault as Trouble, GITHUB_LIMIT, GitServer, Kind, Place, Rule, authorization,
+};
 use testing::http_server::{HttpServer, Response};
 use testing::repositories::{Builder, empty};
-use worker::fetch::policy::{FetchMode, HostToken};
+use time::OffsetDateTime;
+use worker::fetch::policy::FetchMode;
+use worker::metrics::Metrics;
 use worker::slot::SlotResult;
 
 use crate::fixture::{Fixture, TEXT, git, good, noise, work, work_unless_at};
@@ -261,7 +266,7 @@ async fn statuses_have_their_class_at_either_request() {
         ),
         (Trouble::status(404), Gone, None),
         (Trouble::status(410), Gone, None),
-        (Trouble::status(429), Throttled, seconds(60)),
+        (Trouble::status(429), Throttled, seconds(30)),
         (Trouble::retry_after(429, 7), Throttled, seconds(7)),
         // No host can pause a worker for days.
         (
@@ -278,7 +283,7 @@ async fn statuses_have_their_class_at_either_request() {
         (
             Trouble::says(Place::Err, GITHUB_LIMIT),
             Throttled,
-            seconds(60),
+            seconds(30),
         ),
         (
             Trouble::says(Place::Err, "No space left on device"),
@@ -334,14 +339,14 @@ async fn a_limit_on_anonymous_downloads_is_the_hosts_and_asks_for_a_token() {
     let with_body = Trouble::with_body(401, GITHUB_LIMIT);
     // Each form, the pause, and how many POSTs there are on either way.
     let limits = [
-        (Trouble::github_limit(7), 7, [1, 1]),
-        (Trouble::github_limit_in_band(7), 7, [1, 1]),
-        (with_body.clone().on(Kind::InfoRefs), 60, [0, 0]),
-        (with_body.on(Kind::UploadPack), 60, [1, 1]),
-        (says(Place::Err).on(Kind::InfoRefs), 60, [0, 0]),
-        (says(Place::Err).on(Kind::UploadPack), 60, [1, 1]),
+        (Trouble::github_limit(Some(7)), 7, [1, 1]),
+        (Trouble::github_limit_in_band(Some(7)), 7, [1, 1]),
+        (with_body.clone().on(Kind::InfoRefs), 30, [0, 0]),
+        (with_body.on(Kind::UploadPack), 30, [1, 1]),
+        (says(Place::Err).on(Kind::InfoRefs), 30, [0, 0]),
+        (says(Place::Err).on(Kind::UploadPack), 30, [1, 1]),
         // Protocol v2 asks for refs before.
-        (Rule::from(says(Place::SideBand3)), 60, [2, 1]),
+        (Rule::from(says(Place::SideBand3)), 30, [2, 1]),
     ];
     for mode in [FetchMode::Auto, FetchMode::V2, FetchMode::Git2] {
         fixture.policy.mode = mode;
@@ -350,7 +355,7 @@ async fn a_limit_on_anonymous_downloads_is_the_hosts_and_asks_for_a_token() {
             let fault = fixture.fault_of(trouble.clone(), Throttled).await;
             let pause = Some(Duration::from_secs(*pause));
             assert_eq!(fault.retry_after, pause, "{trouble:?}");
-            for part in [GITHUB_LIMIT, "GITHUB_TOKEN"] {
+            for part in [GITHUB_LIMIT, "--token-for"] {
                 assert!(fault.message.contains(part), "{trouble:?}: {fault}");
             }
             let after = fixture.server.repo_stats("owner/bad");
@@ -576,10 +581,7 @@ const TOKEN: &str = "sesame-open";
 impl Fixture {
     fn with_token() -> Self {
         let mut fixture = Self::new();
-        fixture.policy.token = Some(HostToken {
-            host: fixture.server.authority(),
-            secret: TOKEN.to_owned().into(),
-        });
+        fixture.add_token(TOKEN);
         fixture
     }
 }
@@ -652,8 +654,13 @@ async fn a_token_without_single_sign_on_is_not_needed_for_what_is_public() {
 #[tokio::test]
 async fn a_limit_on_a_token_is_not_its_refusal() {
     let fixture = Fixture::with_token();
-    let fault = fixture.fault_of(Trouble::github_limit(7), Throttled).await;
-    assert!(!fault.message.contains("GITHUB_TOKEN"), "{fault}");
+    fixture
+        .server
+        .fault("owner/bad", Trouble::github_limit(Some(7)));
+    let slots = fixture.slots();
+    let fault = work(&slots, &fixture.url("bad")).await.unwrap_err();
+    assert_eq!(fault.kind, Throttled, "{fault}");
+    assert!(!fault.message.contains("anonymous"), "{fault}");
     let sent = fixture.server.repo_stats("owner/bad").authorizations;
     assert_eq!(sent.len(), 2, "one for each request: {sent:?}");
 }
@@ -673,6 +680,114 @@ async fn a_host_that_repeats_the_token_does_not_get_it_logged() {
         assert!(fault.message.contains("is not allowed"), "{fault}");
         assert!(!fault.message.contains(TOKEN), "{fault}");
     }
+}
+
+/// The tokens that came with requests for `repo`, one after another.
+fn sent(fixture: &Fixture, repo: &str) -> Vec<String> {
+    let sent = fixture.server.repo_stats(repo).authorizations;
+    let tokens = ["first-token", "second-token"];
+    let shown = |header: &String| {
+        let mut tokens = tokens.into_iter();
+        tokens.find(|token| *header == authorization(token))
+    };
+    let mut tokens: Vec<_> = sent
+        .iter()
+        .map(|h| shown(h).unwrap_or(h).to_owned())
+        .collect();
+    tokens.dedup();
+    tokens
+}
+
+fn with_two_tokens() -> Fixture {
+    let mut fixture = Fixture::new();
+    fixture.add_token("first-token");
+    fixture.add_token("second-token");
+    fixture
+}
+
+fn shows(fixture: &Fixture, metrics: &Metrics, state: &str, count: u32) {
+    let text = String::from_utf8(metrics.render()).unwrap();
+    let host = fixture.server.authority();
+    let line = format!("repofleet_tokens{{host=\"{host}\",state=\"{state}\"}} {count}");
+    assert!(text.lines().any(|shown| shown == line), "{line} in {text}");
+}
+
+#[tokio::test]
+async fn a_limited_token_rests_while_the_other_is_sent() {
+    let fixture = with_two_tokens();
+    let metrics = Metrics::new();
+    let slots = fixture.slots_counted(&metrics);
+    let limited = Trouble::RefuseToken {
+        code: 429,
+        headers: vec![("retry-after".to_owned(), "500".to_owned())],
+    };
+    fixture.server.fault("owner/bad", limited.clone().times(1));
+    work(&slots, &fixture.url("bad")).await.unwrap();
+    assert_eq!(sent(&fixture, "owner/bad"), ["first-token", "second-token"]);
+    work(&slots, &fixture.url("good")).await.unwrap();
+    assert_eq!(sent(&fixture, "owner/good"), ["second-token"]);
+    shows(&fixture, &metrics, "resting", 1);
+    shows(&fixture, &metrics, "usable", 1);
+
+    fixture.server.clear_faults();
+    fixture.server.fault("owner/bad", limited);
+    let fault = work(&slots, &fixture.url("bad")).await.unwrap_err();
+    assert_eq!(fault.kind, Throttled);
+    shows(&fixture, &metrics, "resting", 2);
+    let before = fixture.server.repo_stats("owner/good").info_refs;
+    let fault = work(&slots, &fixture.url("good")).await.unwrap_err();
+    let pause = fault.retry_after.unwrap();
+    assert!(
+        (Duration::from_secs(400)..Duration::from_secs(500)).contains(&pause),
+        "{pause:?}"
+    );
+    assert_eq!(
+        fixture.server.repo_stats("owner/good").info_refs,
+        before,
+        "nobody asks"
+    );
+}
+
+#[tokio::test]
+async fn a_token_whose_limit_is_used_up_rests_until_it_begins_anew() {
+    let fixture = with_two_tokens();
+    let metrics = Metrics::new();
+    let slots = fixture.slots_counted(&metrics);
+    let reset = OffsetDateTime::now_utc().unix_timestamp() + 1000;
+    let headers = [
+        ("x-ratelimit-remaining", "0"),
+        ("x-ratelimit-reset", &reset.to_string()),
+    ];
+    let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let last = Trouble::Headers(headers.to_vec());
+    fixture
+        .server
+        .fault("owner/bad", last.on(Kind::UploadPack).times(2));
+    for _ in 0..2 {
+        work(&slots, &fixture.url("bad")).await.unwrap();
+    }
+    assert_eq!(sent(&fixture, "owner/bad"), ["first-token", "second-token"]);
+    work(&slots, &fixture.url("good")).await.unwrap();
+    assert_eq!(sent(&fixture, "owner/good"), ["second-token"]);
+    shows(&fixture, &metrics, "resting", 1);
+}
+
+/// Without a token it is not there, which the token says nothing about.
+#[tokio::test]
+async fn a_private_repository_is_opened_by_the_token_that_is_not_refused() {
+    let fixture = with_two_tokens();
+    let metrics = Metrics::new();
+    let slots = fixture.slots_counted(&metrics);
+    let private = Trouble::RequireToken("second-token".to_owned());
+    fixture.server.fault("owner/bad", private);
+    for _ in 0..2 {
+        let made = work(&slots, &fixture.url("bad")).await.unwrap();
+        assert!(made.content.contains(TEXT));
+    }
+    assert_eq!(sent(&fixture, "owner/bad"), ["first-token", "second-token"]);
+    shows(&fixture, &metrics, "refused", 1);
+    shows(&fixture, &metrics, "usable", 1);
+    shows(&fixture, &metrics, "resting", 0);
 }
 
 /// Names are for the proxy to resolve, and addresses for it to judge.

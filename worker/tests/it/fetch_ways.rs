@@ -210,6 +210,37 @@ async fn what_a_host_refuses_is_not_tried_on_the_other_way() {
     }
 }
 
+/// But not one that is overloaded, or whose git is away.
+#[tokio::test]
+async fn a_server_that_breaks_over_the_filter_is_asked_again_without() {
+    let fixture = Fixture::new();
+    let metrics = Metrics::new();
+    let slots = fixture.slots_counted(&metrics);
+    for (code, fallbacks) in [(500, 1), (502, 0), (503, 0), (504, 0)] {
+        fixture.server.clear_faults();
+        let breaks = Trouble::status(code).on(Kind::UploadPack);
+        fixture.server.fault("owner/bad", breaks.asking("filter "));
+        let before = fixture.server.repo_stats("owner/bad").info_refs;
+        let made = work(&slots, &fixture.url("bad")).await;
+        let asked = fixture.server.repo_stats("owner/bad").info_refs - before;
+        assert_eq!(
+            (made.is_ok(), asked),
+            (fallbacks == 1, 1 + fallbacks),
+            "{code}"
+        );
+        assert_eq!(counted(&metrics, "fallback"), 1);
+    }
+    // Broken altogether: each way once.
+    fixture.server.clear_faults();
+    let breaks = Trouble::status(500).on(Kind::UploadPack).asking("want ");
+    fixture.server.fault("owner/bad", breaks);
+    let before = fixture.server.repo_stats("owner/bad").upload_packs;
+    let fault = work(&slots, &fixture.url("bad")).await.unwrap_err();
+    assert_eq!(fault.kind, FaultKind::Transient, "{fault}");
+    let asked = fixture.server.repo_stats("owner/bad").upload_packs - before;
+    assert_eq!(asked, 3, "for HEAD, and for a pack on either way");
+}
+
 #[tokio::test]
 async fn a_damaged_pack_is_fetched_again_by_libgit2() {
     let fixture = Fixture::new();
@@ -293,8 +324,8 @@ async fn a_limit_in_place_of_the_pack_is_the_hosts() {
         let url = format!("{}/owner/bad", server.url());
         let fault = fixture.make_url(&url).await.unwrap_err();
         assert_eq!(fault.kind, FaultKind::Throttled, "{fault}");
-        assert_eq!(fault.retry_after, Some(Duration::from_secs(60)));
-        for part in [GITHUB_LIMIT, "GITHUB_TOKEN"] {
+        assert_eq!(fault.retry_after, Some(Duration::from_secs(30)));
+        for part in [GITHUB_LIMIT, "--token-for"] {
             assert!(fault.message.contains(part), "{fault}");
         }
         assert_eq!(server.request_count(), 3, "nobody tries the other way");

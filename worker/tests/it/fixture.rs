@@ -15,6 +15,7 @@ use testing::root;
 use tokio_util::sync::CancellationToken;
 use worker::digest::{DigestLimits, Subject};
 use worker::fetch::policy::{FetchMode, FetchPolicy};
+use worker::fetch::token::HostToken;
 use worker::metrics::Metrics;
 use worker::slot::protocol::ARGUMENT;
 use worker::slot::slots::Slots;
@@ -62,7 +63,7 @@ impl Fixture {
             local: false,
             max_bytes: 64 << 20,
             mode: FetchMode::Auto,
-            token: None,
+            tokens: Vec::new(),
             proxy: None,
         };
         Self {
@@ -73,6 +74,15 @@ impl Fixture {
             policy,
             limits: DigestLimits::default(),
         }
+    }
+
+    /// Has slots send this token to the server.
+    pub(crate) fn add_token(&mut self, secret: &str) {
+        self.policy.tokens.push(HostToken {
+            host: self.server.authority().parse().unwrap(),
+            secret: secret.to_owned().into(),
+            source: String::new(),
+        });
     }
 
     /// Returns slots as configured.

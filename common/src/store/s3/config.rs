@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use hyper::Uri;
 
+use crate::text::unsubstituted;
+
 /// A bucket, how to reach it, and what it takes to be let in.
 #[derive(Clone)]
 pub struct S3Config {
@@ -234,24 +236,11 @@ impl fmt::Debug for S3Config {
     }
 }
 
-/// Why `value`, of the variable or option `name`, cannot be meant as it stands.
-pub fn unsubstituted(name: &str, value: &str) -> Option<String> {
-    let (_, rest) = value.split_once("${")?;
-    rest.contains('}').then(|| unsubstituted_message(name))
-}
-
 /// [`unsubstituted`] for values in which `${` may well stand.
 fn unsubstituted_whole(name: &str, value: &str) -> Option<String> {
     let variable = value.strip_prefix("${")?.strip_suffix('}')?;
     let named = variable.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
-    (named && !variable.contains(['{', '}'])).then(|| unsubstituted_message(name))
-}
-
-fn unsubstituted_message(name: &str) -> String {
-    format!(
-        "{name} is a literal ${{…}}: Docker does not substitute variables in env files; write the \
-         value itself there, or pass the variable on by its name alone"
-    )
+    unsubstituted(name, value).filter(|_| named && !variable.contains(['{', '}']))
 }
 
 /// The variables of a process.
