@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import ssl
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 RELEASE = REPOSITORY / "target" / "release"
+NOWHERE = subprocess.DEVNULL
 BUILD = "cargo build --release --locked --workspace --bins --example git-server"
 
 # Prints what a command took on its own. It is small, since a process counts the memory of the one that
@@ -69,37 +71,50 @@ class GitServer:
             self.stop()
 
 
-def serve_together(corpora, root):
-    """Links repositories CORPUS/OWNER/NAME.git into one folder, and returns their names.
+def serve_together(corpora, root, spelled=str):
+    """Links repositories CORPUS/OWNER/NAME.git into one folder, and returns their names as `spelled`.
 
     A repository of one commit says that it is shallow, which libgit2 does not fetch from: not here.
     """
     names = set()
     for repository in sorted(path for corpus in corpora for path in corpus.resolve().glob("*/*.git")):
-        served = root / repository.parent.name / repository.name
+        name = spelled(f"{repository.parent.name}/{repository.stem}")
+        served = root / f"{name}.git"
         served.mkdir(parents=True)
         for part in repository.iterdir():
-            if part.name != "shallow":
+            if part.is_dir():
                 (served / part.name).symlink_to(part)
-        names.add(f"{repository.parent.name}/{repository.stem}")
+            elif part.name != "shallow":
+                # git takes no link for HEAD.
+                shutil.copyfile(part, served / part.name)
+        names.add(name)
     if not names:
         sys.exit(f"no repositories {corpora[0]}/OWNER/NAME.git")
     return sorted(names)
 
 
 class Certificate:
-    """A certificate for 127.0.0.1, and of the authority that vouches for it: the same one."""
+    """A certificate for 127.0.0.1, and the authority that vouches for it."""
 
     def __init__(self, folder):
-        self.file, self.key = Path(folder) / "certificate.pem", Path(folder) / "key.pem"
-        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-        command += ["-subj", "/CN=repofleet benchmark", "-addext", "subjectAltName=IP:127.0.0.1"]
-        command += ["-keyout", self.key, "-out", self.file]
+        self.folder = Path(folder)
+        self.file = self.folder / "authority.pem"
+        self.make("authority", "CA:TRUE")
+        signed = ["-CA", self.file, "-CAkey", self.folder / "authority.key"]
+        self.make("server", "CA:FALSE", "-addext", "subjectAltName=IP:127.0.0.1", *signed)
+        # Reading all that a system trusts is part of what TLS costs.
+        system = Path(ssl.get_default_verify_paths().cafile or os.devnull).read_bytes()
+        self.file.write_bytes(system + b"\n" + self.file.read_bytes())
+
+    def make(self, name, constraints, *options):
+        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc", "-days", "2", *options]
+        command += ["-subj", f"/CN=repofleet {name}", "-addext", f"basicConstraints=critical,{constraints}"]
+        command += ["-keyout", self.folder / f"{name}.key", "-out", self.folder / f"{name}.pem"]
         subprocess.run(command, check=True, capture_output=True)
 
     def context(self):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.file, self.key)
+        context.load_cert_chain(self.folder / "server.pem", self.folder / "server.key")
         return context
 
 

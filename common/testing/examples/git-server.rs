@@ -92,7 +92,7 @@ async fn main() -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let server = GitServer::start_at(&arguments.root, arguments.listen)?;
-    let stats = arguments.stats.then(|| &server);
+    let stats = arguments.stats.then_some(&server);
     arguments.apply(&server);
     {
         let mut stdout = io::stdout().lock();
