@@ -54,6 +54,7 @@ impl Writer {
         (start, object_name(kind, bytes))
     }
 
+    #[cfg(test)]
     pub(super) fn blob(&mut self, bytes: &[u8]) -> ObjectId {
         self.object(EntryKind::Blob, bytes).1
     }
@@ -135,6 +136,7 @@ pub(super) fn varint(mut value: u64) -> Vec<u8> {
 }
 
 /// A delta that appends `new` to a base of `base` bytes.
+#[cfg(test)]
 pub(super) fn appending(base: usize, new: &[u8]) -> Vec<u8> {
     let [low, high, ..] = base.to_le_bytes();
     let sizes = [varint(base as u64), varint((base + new.len()) as u64)].concat();
