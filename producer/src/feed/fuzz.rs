@@ -11,7 +11,7 @@ use super::*;
 const GOOD: &str =
     r#"{"owner":"good","name":"one","url":"https://h/x","pushedAt":"2026-01-01T00:00:00Z"}"#;
 /// More characters than any reason has.
-const REASON: usize = 400;
+const REASON: usize = 800;
 
 /// Reads a feed, from a server or with absolute paths.
 pub fn feed(input: &[u8]) {

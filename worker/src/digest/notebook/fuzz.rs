@@ -92,14 +92,19 @@ fn is_same(value: &JsonValue<'_>, other: &serde_json::Value) -> bool {
         }
         (JsonValue::Str(text), Value::String(other)) => text == other,
         (JsonValue::Int(digits), Value::Number(other)) => {
-            // Beyond 64 bits it is rounded.
-            *digits == other.to_string() || digits.parse().ok() == other.as_f64()
+            // Beyond 64 bits it is a float.
+            *digits == other.to_string()
+                || digits.parse().is_ok_and(|number| is_near(number, other))
         }
-        (JsonValue::Float(number), Value::Number(other)) => other
-            .as_f64()
-            .is_some_and(|other| (other - number).abs() <= number.abs() * 1e-15),
+        (JsonValue::Float(number), Value::Number(other)) => is_near(*number, other),
         (JsonValue::Bool(truth), Value::Bool(other)) => truth == other,
         (JsonValue::None, Value::Null) => true,
         _ => false,
     }
+}
+
+/// Whether it is the same number, as far as serde_json reads it.
+fn is_near(number: f64, other: &serde_json::Number) -> bool {
+    let difference = other.as_f64().map(|other| (other - number).abs());
+    difference.is_some_and(|difference| difference <= number.abs() * 1e-15)
 }

@@ -364,7 +364,9 @@ fn is_complete(known: &[Known], root: ObjectId, filter: u64) -> bool {
 fn seen(pack: &Result<Pack, Failure>, made: &Made) -> String {
     let pack = match pack {
         Ok(pack) => pack,
-        Err(failure) => return format!("{failure:?}"),
+        // Of several things that are wrong, how it comes decides which is met first.
+        Err(Failure::Fault(fault)) => return format!("{:?}", fault.kind),
+        Err(Failure::Surprise(_)) => return String::new(),
     };
     let mut seen = format!("{:?}", pack.head());
     for known in &made.known {
