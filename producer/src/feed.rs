@@ -23,6 +23,9 @@ pub mod fetch;
 
 pub mod filter;
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
+
 /// How many reasons an error lists if no entry is usable.
 const REASONS_LISTED: usize = 3;
 

@@ -44,6 +44,9 @@ mod wire;
 
 mod pack;
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
+
 /// The ref in the scratch repository that holds the remote's HEAD.
 const HEAD: &str = "refs/repofleet/head";
 /// The scratch repository's folder in the scratch folder, where there may be a pack already.
