@@ -133,7 +133,7 @@ pub struct StoredDigest {
     pub bytes: u64,
     /// Its record; `None` from a worker from before this was recorded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub meta: Option<DigestMeta>,
+    pub meta: Option<Box<DigestMeta>>,
 }
 
 impl OutcomeRecord {

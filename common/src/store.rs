@@ -322,6 +322,10 @@ pub struct Listed {
 
 /// What [`DigestStore::head`] found.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "most are of the large variant, and short-lived"
+)]
 pub enum Found {
     /// Nothing.
     Absent,

@@ -293,7 +293,7 @@ fn stored(version: &Version, meta: &DigestMeta) -> StoredDigest {
         etag: version.etag().to_owned(),
         format: meta.format.clone(),
         bytes: meta.bytes,
-        meta: Some(meta.clone()),
+        meta: Some(Box::new(meta.clone())),
     }
 }
 

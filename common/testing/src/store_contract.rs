@@ -466,7 +466,7 @@ async fn only_what_was_expected_is_removed(store: &dyn DigestStore) {
     assert_eq!(store.get(a).await.expect("get"), None);
     let listed: Vec<_> = store.list("").try_collect().await.expect("list");
     let listed: Vec<_> = listed.into_iter().map(|l: Listed| l.repo).collect();
-    assert_eq!(listed, [b.clone()]);
+    assert_eq!(listed, std::slice::from_ref(b));
     let again = put(store, a, &digest("y", "1"), &Expected::Absent).await;
     assert!(again.is_stored(), "as if there had never been one");
 }
@@ -479,7 +479,7 @@ async fn withdrawn_digests_are_apart(store: &dyn DigestStore) {
     for (store, here, there) in [(store, a, b), (&*withdrawn, b, a)] {
         let listed: Vec<_> = store.list("").try_collect().await.expect("list");
         let listed: Vec<_> = listed.into_iter().map(|l: Listed| l.repo).collect();
-        assert_eq!(listed, [here.clone()]);
+        assert_eq!(listed, std::slice::from_ref(here));
         assert_eq!(store.head(there).await.expect("head"), Found::Absent);
         let version = version(store, here).await;
         assert!(store.remove(here, &version).await.expect("remove"));

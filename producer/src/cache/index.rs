@@ -223,7 +223,7 @@ impl Learned {
         let entry = Entry {
             etag: digest.etag.clone(),
             modified_millis: None,
-            meta: meta.clone(),
+            meta: DigestMeta::clone(meta),
         };
         self.index.insert(record.repo.clone(), entry);
     }

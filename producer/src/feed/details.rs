@@ -65,7 +65,7 @@ impl Details {
             found
         };
         let details = Self {
-            description: first(&["description"]).and_then(text),
+            description: first(&["description"]).and_then(|value| text(&value)),
             licence: first(&["license", "licenseInfo", "licence"]).and_then(licence),
             language: first(&["language", "primaryLanguage"]).and_then(named),
             topics: topics(first(&["topics", "repositoryTopics", "tag_list"])),
@@ -92,7 +92,7 @@ impl Details {
     }
 }
 
-fn text(value: Value) -> Option<String> {
+fn text(value: &Value) -> Option<String> {
     let text = value.as_str()?.trim();
     (!text.is_empty()).then(|| text.chars().take(MAX_TEXT).collect())
 }
@@ -100,20 +100,18 @@ fn text(value: Value) -> Option<String> {
 /// A text, or the name of an object.
 fn named(value: Value) -> Option<String> {
     match value {
-        Value::Object(mut fields) => text(fields.remove("name")?),
-        value => text(value),
+        Value::Object(fields) => text(fields.get("name")?),
+        value => text(&value),
     }
 }
 
 fn licence(value: Value) -> Option<String> {
-    let Value::Object(mut fields) = value else {
-        return text(value);
+    let Value::Object(fields) = value else {
+        return text(&value);
     };
     // GitHub says NOASSERTION of a licence that it does not recognize.
     let names = ["spdxId", "spdx_id", "key", "name"];
-    let mut names = names
-        .into_iter()
-        .filter_map(|name| text(fields.remove(name)?));
+    let mut names = names.into_iter().filter_map(|name| text(fields.get(name)?));
     names.find(|name| name != "NOASSERTION")
 }
 

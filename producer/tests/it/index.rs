@@ -383,10 +383,10 @@ async fn what_a_run_stored_is_not_read_by_the_next() {
                 etag: version.etag().to_owned(),
                 format: DIGEST_FORMAT.to_owned(),
                 bytes: digest.meta.bytes,
-                meta: Some(DigestMeta {
+                meta: Some(Box::new(DigestMeta {
                     url: entry.url.clone(),
                     ..digest.meta.clone()
-                }),
+                })),
             }),
             ..processed
         });
@@ -459,7 +459,7 @@ async fn what_a_run_renewed_is_not_read_by_the_next() {
                 etag: version.etag().to_owned(),
                 format: meta.format.clone(),
                 bytes: meta.bytes,
-                meta: Some(meta),
+                meta: Some(Box::new(meta)),
             }),
             ..unmoved
         });

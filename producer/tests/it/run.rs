@@ -601,13 +601,12 @@ fn secrets_are_not_told() {
     let mut told = run.stdout + &run.stderr;
     for file in files_below(&fleet.store_folder()) {
         let bytes = fs::read(fleet.store_folder().join(&file)).unwrap();
-        match file.extension().is_some_and(|extension| extension == "gz") {
-            true => {
-                _ = GzDecoder::new(&bytes[..])
-                    .read_to_string(&mut told)
-                    .unwrap()
-            }
-            false => told += &String::from_utf8(bytes).unwrap(),
+        if file.extension().is_some_and(|extension| extension == "gz") {
+            GzDecoder::new(&bytes[..])
+                .read_to_string(&mut told)
+                .unwrap();
+        } else {
+            told += &String::from_utf8(bytes).unwrap();
         }
     }
     for secret in ["sesame", "hunter2", "pa55word", "k3y"] {
