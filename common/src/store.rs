@@ -96,7 +96,7 @@ pub trait DigestStore: fmt::Debug + Send + Sync {
     /// Reads a document and which copy it is; `None` if there is none.
     ///
     /// # Errors
-    /// [`FaultKind::TooLarge`](crate::fault::FaultKind::TooLarge) if it is longer than
+    /// [`FaultKind::TooLarge`] if it is longer than
     /// [`DocumentKey::max_bytes`]: whatever lies in a store, it is not read beyond that.
     async fn read_document(&self, key: &DocumentKey) -> Result<Option<(Vec<u8>, Version)>, Fault>;
 

@@ -1,7 +1,7 @@
 //! Walls around a slot's child: what the kernel refuses it from then on.
 //!
 //! Landlock lets it use its job's folder, its host's port, and the few files that name resolution and
-//! TLS read. A filter of system calls ([`filter`]) refuses what it has no use for, and what Landlock
+//! TLS read. A filter of system calls (`filter`) refuses what it has no use for, and what Landlock
 //! does not see. Neither takes any privilege. A wall that the kernel lacks is left out.
 
 use std::fs;
