@@ -8,7 +8,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +15,7 @@ use crate::fault::{Fault, FaultKind};
 use crate::ids::RunId;
 use crate::job::Job;
 use crate::outcome::{Outcome, OutcomeRecord};
+use crate::text::sha256;
 
 pub mod memory;
 
@@ -409,12 +409,7 @@ impl DeadLetter {
 
     /// The id of a message that came without one, the same each time it is read.
     pub fn payload_id(payload: &[u8]) -> String {
-        let digest = Sha256::digest(payload);
-        let hex: String = digest[..6]
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        format!("payload-{hex}")
+        format!("payload-{}", &sha256(payload)[..12])
     }
 
     /// Removes it for good.

@@ -6,6 +6,10 @@ use clap::builder::BoolishValueParser;
 use clap::error::{ContextKind, ContextValue};
 use clap::{Arg, ArgAction, Command, Error, Parser};
 
+/// Most threads for blocking work, such as files and name lookups, of which hundreds may be asked for at
+/// once: a container may allow few processes, and a thread that cannot start is a panic.
+pub const BLOCKING_THREADS: usize = 48;
+
 /// Parses this process's command line; ends the process with a message if it is invalid.
 ///
 /// Unlike clap alone, it ignores empty environment variables, and takes `1`, `yes`, `on` and their

@@ -15,6 +15,8 @@ pub const INTERNAL: u8 = 1;
 pub const USAGE: u8 = 2;
 /// The run closed, but more repositories failed than `--max-failures` allows.
 pub const TOO_MANY_FAILED: u8 = 3;
+/// An audit found something.
+pub const FOUND: u8 = 4;
 /// The feed is no feed, is empty, or has no usable entry (`EX_DATAERR`).
 pub const BAD_FEED: u8 = 65;
 /// Feed, store, broker or disk cannot be used, for longer than `--patience` (`EX_UNAVAILABLE`).

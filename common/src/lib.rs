@@ -32,6 +32,8 @@ pub mod shutdown;
 
 pub mod exit;
 
+pub mod process;
+
 pub mod cli;
 
 pub mod failpoint;

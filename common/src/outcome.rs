@@ -7,6 +7,7 @@ use strum::AsRefStr;
 
 use crate::fault::FaultKind;
 use crate::ids::{JobKey, PushedAt, RepoRef, RunId};
+use crate::store::DigestMeta;
 
 /// How a job ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, AsRefStr)]
@@ -130,6 +131,9 @@ pub struct StoredDigest {
     /// Its size.
     #[serde(default)]
     pub bytes: u64,
+    /// Its record; `None` from a worker from before this was recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub meta: Option<DigestMeta>,
 }
 
 impl OutcomeRecord {

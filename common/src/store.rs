@@ -8,8 +8,9 @@ use futures::TryStreamExt;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
-use crate::fault::Fault;
+use crate::fault::{Fault, FaultKind};
 use crate::ids::{PushedAt, RepoRef, RunId};
+use crate::text::{sha256, thousands};
 
 pub mod config;
 pub mod freshness;
@@ -18,6 +19,17 @@ pub mod s3;
 
 /// A store as the programs hold it.
 pub type SharedStore = Arc<dyn DigestStore>;
+
+/// Below which digests are …
+const DIGESTS: &str = "gitingest";
+/// … and those that were withdrawn.
+const WITHDRAWN: &str = "withdrawn";
+
+/// Length of what a probe writes: that of the longest digest, with its notice.
+const PROBE_BYTES: usize = 600_000;
+
+/// Longest text that is read back, in bytes. Workers write no more than 512 KiB.
+const MAX_TEXT_BYTES: u64 = 16 << 20;
 
 /// At most one digest for each repository, always with its own metadata.
 ///
@@ -49,6 +61,15 @@ pub trait DigestStore: fmt::Debug + Send + Sync {
         version: &Version,
     ) -> Result<Renewal, Fault>;
 
+    /// Lists the keys beside digests that are no digest's key, nor anything else of this store.
+    async fn strays(&self) -> Result<Vec<String>, Fault>;
+
+    /// Removes the digest that is `version`. Returns whether it was there.
+    async fn remove(&self, repo: &RepoRef, version: &Version) -> Result<bool, Fault>;
+
+    /// Returns the digests that were withdrawn: the same store, with digests below `withdrawn/`.
+    fn withdrawn(&self) -> SharedStore;
+
     /// Lists the repositories of which the store holds something and whose `owner/name/` begins
     /// with `prefix`, in no particular order.
     fn list(&self, prefix: &str) -> BoxStream<'_, Result<Listed, Fault>>;
@@ -64,11 +85,34 @@ pub trait DigestStore: fmt::Debug + Send + Sync {
         Ok(owners)
     }
 
+    /// Stores a document, if the store still holds what `expected` says; `None` expects nothing.
+    async fn write_document(
+        &self,
+        key: &DocumentKey,
+        content: &[u8],
+        expected: Option<&Expected>,
+    ) -> Result<Put, Fault>;
+
+    /// Reads a document and which copy it is; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`FaultKind::TooLarge`](crate::fault::FaultKind::TooLarge) if it is longer than
+    /// [`DocumentKey::max_bytes`]: whatever lies in a store, it is not read beyond that.
+    async fn read_document(&self, key: &DocumentKey) -> Result<Option<(Vec<u8>, Version)>, Fault>;
+
     /// Stores a document, replacing what was there.
-    async fn put_document(&self, key: &DocumentKey, content: &[u8]) -> Result<(), Fault>;
+    async fn put_document(&self, key: &DocumentKey, content: &[u8]) -> Result<(), Fault> {
+        self.write_document(key, content, None).await.map(drop)
+    }
 
     /// Reads a document; `None` if there is none.
-    async fn document(&self, key: &DocumentKey) -> Result<Option<Vec<u8>>, Fault>;
+    ///
+    /// # Errors
+    /// As [`read_document`](Self::read_document).
+    async fn document(&self, key: &DocumentKey) -> Result<Option<Vec<u8>>, Fault> {
+        let read = self.read_document(key).await?;
+        Ok(read.map(|(content, _)| content))
+    }
 
     /// Checks with one read that the store answers.
     async fn reachable(&self) -> Result<(), Fault>;
@@ -84,7 +128,8 @@ pub trait DigestStore: fmt::Debug + Send + Sync {
     fn location(&self) -> String;
 }
 
-/// The key of a document: `runs/{run}/{name}`, or `runs/{name}` for one that belongs to no run.
+/// The key of a document: `runs/{run}/{name}`, `runs/{name}` for one that belongs to no run, and
+/// `{name}` for one that readers of the digests look for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum DocumentKey {
     /// A document of a run.
@@ -102,6 +147,63 @@ pub enum DocumentKey {
     Latest,
     /// [`LastClosed`](crate::run::documents::LastClosed), written when a run closes.
     LastClosed,
+    /// [`RunHistory`](crate::run::documents::RunHistory), written when a run closes.
+    History,
+    /// The same as a page.
+    HistoryPage,
+    /// What the producer remembers of the feed of the run begun last.
+    Feed,
+    /// Repositories whose digests were withdrawn, or may be.
+    Withdrawals,
+    /// The digests and what is known of them, a line each.
+    Catalog,
+    /// The same as a page.
+    CatalogPage,
+    /// What changed in the catalogue.
+    Changes,
+}
+
+impl DocumentKey {
+    /// Returns how long it may be: more is not read, so that nobody who can write it can take a
+    /// reader's memory. The shortest form of a job takes 70 bytes, of a digest in the index 400.
+    pub fn max_bytes(&self) -> u64 {
+        match self {
+            Self::Latest | Self::LastClosed | Self::History | Self::Feed => 64 << 10,
+            Self::OfRun {
+                document: Document::Manifest,
+                ..
+            } => 1 << 20,
+            Self::OfRun {
+                document: Document::Jobs | Document::Summary,
+                ..
+            } => 32 << 20,
+            Self::Failures | Self::Withdrawals | Self::Changes => 64 << 20,
+            Self::Catalog | Self::CatalogPage | Self::HistoryPage => 256 << 20,
+            Self::Index => 128 << 20,
+        }
+    }
+
+    /// Returns its media type.
+    fn content_type(&self) -> &'static str {
+        match self {
+            // Not as an encoding: a reader gets the file that its name says.
+            Self::Catalog => "application/gzip",
+            Self::Changes => "text/csv; charset=utf-8",
+            Self::CatalogPage | Self::HistoryPage => "text/html; charset=utf-8",
+            _ => "application/json",
+        }
+    }
+
+    /// Returns the fault of a document that is longer than that.
+    fn too_large(&self, place: &str) -> Fault {
+        Fault::new(
+            FaultKind::TooLarge,
+            format!(
+                "store {place}: {self} has more than {} bytes, which no version of this program writes; delete it",
+                thousands(self.max_bytes())
+            ),
+        )
+    }
 }
 
 /// The documents of a run.
@@ -130,6 +232,13 @@ impl fmt::Display for DocumentKey {
             Self::Failures => f.write_str("runs/failures.json"),
             Self::Latest => f.write_str("runs/latest.json"),
             Self::LastClosed => f.write_str("runs/last-closed.json"),
+            Self::History => f.write_str("runs/history.json"),
+            Self::HistoryPage => f.write_str("runs/index.html"),
+            Self::Feed => f.write_str("runs/feed.json"),
+            Self::Withdrawals => f.write_str("runs/withdrawals.json"),
+            Self::Catalog => f.write_str("catalog.jsonl.gz"),
+            Self::CatalogPage => f.write_str("index.html"),
+            Self::Changes => f.write_str("changes.csv"),
         }
     }
 }
@@ -163,6 +272,26 @@ pub struct DigestMeta {
     pub truncated: bool,
     /// The run that it was made or renewed for.
     pub run: RunId,
+    /// SHA-256 of the text, hexadecimal; this and the next two are `None` in digests from before
+    /// they were recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// Tokens of the text, as its summary estimates them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<u64>,
+    /// Files and symbolic links that it is made of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<u64>,
+}
+
+impl DigestMeta {
+    /// Whether `text` is the one that this is about, as far as it says.
+    pub fn describes(&self, text: &[u8]) -> bool {
+        let same_hash = |recorded: &String| *recorded == sha256(text);
+        self.bytes == text.len() as u64
+            && self.sha256.as_ref().is_none_or(same_hash)
+            && std::str::from_utf8(text).is_ok()
+    }
 }
 
 /// Identifies one copy of an object. Another copy has another version, even with the same text.
@@ -202,6 +331,8 @@ pub enum Found {
         version: Version,
         /// What is wrong with it.
         why: String,
+        /// Whether it has a digest's metadata, but another length than they say.
+        torn: bool,
     },
     /// A digest.
     Stored {
@@ -210,6 +341,12 @@ pub enum Found {
         /// For [`Expected::Version`].
         version: Version,
     },
+}
+
+impl From<Version> for Expected {
+    fn from(version: Version) -> Self {
+        Self::Version(version)
+    }
 }
 
 impl Found {

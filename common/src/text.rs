@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
+
 /// No duration that anybody means is longer: 100 years. Any time plus this is still a time.
 const LONGEST: u64 = 36_500 * 24 * 3600;
 
@@ -25,6 +27,12 @@ pub fn thousands(number: u64) -> String {
         text.push(digit);
     }
     text
+}
+
+/// Returns the SHA-256 of `bytes`, hexadecimal.
+pub fn sha256(bytes: impl AsRef<[u8]>) -> String {
+    let digest = Sha256::digest(bytes.as_ref());
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Prints a number with its noun: `1 entry`, `21,000 entries`.

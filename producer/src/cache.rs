@@ -11,10 +11,11 @@ use std::fmt;
 use std::time::Duration;
 
 use common::exit::{self, ExitError};
+use common::fault::FaultKind;
 use common::ids::JobKey;
 use common::retry::Policy;
 use common::run::documents::{CacheReason, Failure};
-use common::store::DigestStore;
+use common::store::{DigestMeta, DigestStore};
 use common::text::duration_within;
 use strum::VariantArray;
 use time::OffsetDateTime;
@@ -30,7 +31,7 @@ pub mod failures;
 pub mod index;
 pub mod listing;
 
-mod answer;
+pub(crate) mod answer;
 mod store;
 
 /// Where to look up cached digests.
@@ -115,6 +116,8 @@ pub struct Checked {
     pub force: bool,
     /// How it failed, for [`CacheReason::FailedBefore`].
     pub failure: Option<Failure>,
+    /// The record of its digest in the store, as far as the cache check saw it.
+    pub stored: Option<DigestMeta>,
 }
 
 impl Checked {
@@ -195,6 +198,7 @@ pub async fn check(
             detail: answer.detail,
             force: answer.force,
             failure: None,
+            stored: answer.stored,
         });
     let mut checked: Vec<_> = checked.collect();
     if !config.retry_failed {
@@ -216,7 +220,11 @@ async fn leave_out_failed(store: &dyn DigestStore, checked: &mut [Checked]) {
         .iter_mut()
         .filter(|checked| may_be_left_out(checked))
     {
-        if let Some(failure) = failures.of(&checked.entry, now) {
+        let failure = failures.of(&checked.entry, now);
+        // Whether readers keep a digest depends on it, and asking costs one request.
+        let asked_again =
+            |failure: &Failure| failure.class == FaultKind::Gone && checked.stored.is_some();
+        if let Some(failure) = failure.filter(|failure| !asked_again(failure)) {
             checked.reason = CacheReason::FailedBefore;
             checked.detail = format!("{}: {}", failure.class, failure.message);
             checked.failure = Some(failure);
@@ -251,7 +259,7 @@ pub fn counts(checked: &[Checked]) -> BTreeMap<CacheReason, u64> {
 mod tests {
     use common::ids::{PushedAt, RunId};
     use common::job::DIGEST_FORMAT;
-    use common::store::{DigestMeta, Found, Version};
+    use common::store::{Found, Version};
 
     use super::*;
 
@@ -274,6 +282,9 @@ mod tests {
                 bytes,
                 truncated: false,
                 run: RunId::new(),
+                sha256: None,
+                tokens: None,
+                files: None,
             },
             version: Version("1".to_owned()),
         }
@@ -283,6 +294,7 @@ mod tests {
     fn what_is_stored_decides() {
         const NOW: &str = "2026-01-02T03:04:05Z";
         let unreadable = Found::Unreadable {
+            torn: false,
             version: Version("1".to_owned()),
             why: "no metadata".to_owned(),
         };
@@ -330,7 +342,7 @@ mod tests {
                 repo: "a/b".parse().unwrap(),
                 url: "https://github.com/a/b".to_owned(),
                 pushed_at: pushed(NOW),
-                archived: false,
+                details: Default::default(),
             };
             let answer = Answer::of_store(&found, &entry);
             assert_eq!(answer.reason, expected, "{found:?}");
@@ -340,6 +352,7 @@ mod tests {
                 detail: answer.detail,
                 force: answer.force,
                 failure: None,
+                stored: answer.stored,
             };
             assert!(!checked.force, "the worker may look again");
             assert_eq!(checked.to_string(), line);

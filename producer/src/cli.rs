@@ -6,16 +6,19 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use common::cli::BLOCKING_THREADS;
 use common::exit;
 use common::shutdown::Shutdown;
 use common::telemetry::logs::LogConfig;
 use tracing::warn;
 
+use crate::bucket::{CatalogConfig, FailuresConfig, GetConfig, RestoreConfig, WithdrawOneConfig};
 use crate::dead::DeadConfig;
 use crate::observe::ObserveConfig;
 use crate::run::RunConfig;
 use crate::status::StatusConfig;
 use crate::terminal::bar::Bar;
+use crate::verify::VerifyConfig;
 
 /// Turns a feed of git repositories into an always-fresh store of digests.
 #[derive(Debug, Parser)]
@@ -41,9 +44,10 @@ Exit codes:
   1    a fault of this program
   2    the command line is wrong
   3    the run closed, but more repositories failed than --max-failures allows
-  65   the feed is not a JSON array, too large, empty, or without a usable entry; nothing was touched
+  65   the feed is not a JSON array, too large, empty, or without a usable entry, and nothing was
+       touched; or more digests would have been withdrawn than --withdraw-limit allows, and none was
   69   store, broker or disk could not be used for longer than --patience, the feed could not be
-       fetched, or --metrics-addr is taken
+       fetched, or --metrics-addr is taken; or the run closed, and its catalogue could not be written
   70   the run did not close
   75   another run is at work on the same folder, or another producer on the same queues
   130  SIGINT stopped the run and left jobs open
@@ -67,6 +71,24 @@ Examples:
     /// Serve the state of fleet and run as metrics, for as long as it is left to.
     #[command(after_long_help = OBSERVE_HELP)]
     Observe(Box<ObserveConfig>),
+    /// Print a repository's digest.
+    #[command(after_long_help = GET_HELP)]
+    Get(Box<GetConfig>),
+    /// Print the catalogue of the digests.
+    #[command(after_long_help = CATALOG_HELP)]
+    Catalog(Box<CatalogConfig>),
+    /// List what failed in a run, and why.
+    #[command(after_long_help = FAILURES_HELP)]
+    Failures(Box<FailuresConfig>),
+    /// Take a repository's digest down, and keep it down.
+    #[command(after_long_help = WITHDRAW_HELP)]
+    Withdraw(Box<WithdrawOneConfig>),
+    /// Undo `withdraw`.
+    #[command(after_long_help = RESTORE_HELP)]
+    Restore(Box<RestoreConfig>),
+    /// Audit the store: hold every digest against its record, the feed and the catalogue.
+    #[command(after_long_help = VERIFY_HELP)]
+    Verify(Box<VerifyConfig>),
     /// List, show, replay or remove the jobs that were given up.
     #[command(after_long_help = DEAD_HELP)]
     Dead(Box<DeadConfig>),
@@ -75,7 +97,7 @@ Examples:
 impl Command {
     /// Whether standard output is for an answer, and the log belongs elsewhere.
     fn answers(&self) -> bool {
-        matches!(self, Self::Status(_) | Self::Dead(_))
+        !matches!(self, Self::Run(_) | Self::Observe(_))
     }
 }
 
@@ -127,6 +149,84 @@ Exit codes:
   69   the address is taken, or the broker refuses
   130  stopped by SIGINT";
 
+const GET_HELP: &str = "\
+Examples:
+  producer get alphagov/whitehall | less
+  producer get alphagov/whitehall -o whitehall.txt --store s3://digests
+
+Exit codes:
+  0    printed
+  2    the command line is wrong, or there is no such digest; the message says why
+  69   the store cannot be reached, or the file not be written";
+
+const CATALOG_HELP: &str = "\
+Examples:
+  producer catalog | jq -r 'select(.state == \"stale\") | .id'
+  producer catalog --form vertex --base gs://digests > documents.jsonl
+
+It is the store's catalog.jsonl.gz, which every run that closes brings up to date.
+
+Exit codes:
+  0    printed
+  2    the command line is wrong, or there is no catalogue yet
+  69   the store cannot be reached";
+
+const FAILURES_HELP: &str = "\
+Examples:
+  producer failures                                      of the run begun last
+  producer failures 20261123T130000Z-0a1b2c --class gone
+  producer failures --json | jq -r .repo
+
+Exit codes:
+  0    listed, also where nothing failed
+  2    the command line is wrong, or there is no such run that has ended
+  69   the store cannot be reached";
+
+const WITHDRAW_HELP: &str = "\
+Examples:
+  producer withdraw example-org/secrets        out of the readers' sight; kept for a while
+  producer withdraw example-org/secrets --now  and deleted
+
+The digest leaves gitingest/ and the catalogue at once, and no run makes it again until
+`producer restore`. A job of it that is under way may still store it: the next run that closes takes
+that down as well.
+
+Exit codes:
+  0    withdrawn
+  2    the command line is wrong
+  69   the store cannot be reached";
+
+const RESTORE_HELP: &str = "\
+Example:
+  producer restore example-org/useful
+
+What is still kept of its digest is put back; otherwise the next run makes it anew.
+
+Exit codes:
+  0    restored
+  2    the command line is wrong, or the repository is not withdrawn
+  69   the store cannot be reached";
+
+const VERIFY_HELP: &str = "\
+Examples:
+  producer verify --feed repos.json                  every record
+  producer verify --feed repos.json --deep --json    every text as well
+  producer verify --feed repos.json --repair         and what is wrong is digested anew
+  producer verify --feed repos.json --prune          and what is nobody's is removed
+
+Findings: missing, stale, torn, wrong_hash (with --deep), foreign, future_dated: a digest is needed;
+--repair makes it, with the options of `producer run`. wrong_case, orphaned: nobody's; --prune removes
+them. catalog, index: a document says something else than the store; the next run that closes repairs
+the catalogue, and the cache check the index. What failed for a reason that is known is not missing.
+
+Exit codes:
+  0    nothing found; with --repair, as `producer run`
+  2    the command line is wrong
+  4    something was found
+  65   the feed is not usable
+  69   store or feed cannot be reached
+  130  stopped by SIGINT (143: by SIGTERM)";
+
 const DEAD_HELP: &str = "\
 Examples:
   producer dead list --older-than 3d               what has been lying here for long
@@ -153,6 +253,7 @@ impl Cli {
         // An answer's log goes to standard error, where the error is printed anyway.
         let programs = !self.log.is_human() && !self.command.answers();
         let result = tokio::runtime::Builder::new_multi_thread()
+            .max_blocking_threads(BLOCKING_THREADS)
             .enable_all()
             .build()
             .context("cannot start")
@@ -186,6 +287,12 @@ impl Cli {
                 Command::Status(config) => config.run(&shutdown).await,
                 Command::Observe(config) => config.run(&shutdown).await,
                 Command::Dead(config) => config.run(&shutdown).await,
+                Command::Get(config) => unless_stopped(config.run(), &shutdown).await,
+                Command::Catalog(config) => unless_stopped(config.run(), &shutdown).await,
+                Command::Failures(config) => unless_stopped(config.run(), &shutdown).await,
+                Command::Withdraw(config) => unless_stopped(config.run(), &shutdown).await,
+                Command::Verify(config) => config.run(bar, &shutdown).await,
+                Command::Restore(config) => unless_stopped(config.run(), &shutdown).await,
             }
         };
         tokio::select! {
@@ -195,6 +302,14 @@ impl Cli {
                 Ok(shutdown.unfinished())
             }
         }
+    }
+}
+
+/// Does one step that may be broken off anywhere, unless a signal comes.
+async fn unless_stopped(step: impl Future<Output = Result<u8>>, shutdown: &Shutdown) -> Result<u8> {
+    tokio::select! {
+        code = step => code,
+        () = shutdown.soft.cancelled() => Ok(shutdown.unfinished()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The feed: which repositories it lists.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -15,9 +15,16 @@ use self::fetch::{FeedConfig, FeedSource};
 
 pub mod entry;
 
+pub mod details;
+
+pub mod health;
+
 pub mod fetch;
 
 pub mod filter;
+
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 
 /// How many reasons an error lists if no entry is usable.
 const REASONS_LISTED: usize = 3;
@@ -114,6 +121,13 @@ pub fn parse(origin: String, bytes: &[u8], folder: Option<&Path>) -> Result<Feed
 }
 
 impl Feed {
+    /// Returns the repositories that it names, usable or not.
+    pub fn names(&self) -> HashSet<RepoRef> {
+        let usable = self.repositories.iter().map(|entry| &entry.repo);
+        let others = self.invalid.iter().filter_map(|entry| entry.repo.as_ref());
+        usable.chain(others).cloned().collect()
+    }
+
     /// Returns why no repository can come of it, if none can.
     fn why_unusable(&self) -> Option<String> {
         if !self.repositories.is_empty() {
@@ -213,6 +227,7 @@ fn once_each(entries: Vec<FeedRepo>) -> (Vec<FeedRepo>, Vec<Repetition>) {
 
 #[cfg(test)]
 mod tests {
+    use super::details::Details;
     use super::*;
 
     fn entry(name: &str, pushed_at: &str, archived: bool) -> FeedRepo {
@@ -221,7 +236,10 @@ mod tests {
             repo: name.parse().unwrap(),
             url: format!("https://github.com/{name}"),
             pushed_at: PushedAt::new(pushed_at).unwrap(),
-            archived,
+            details: Details {
+                archived: Some(archived),
+                ..Details::default()
+            },
         }
     }
 
@@ -249,7 +267,11 @@ mod tests {
             kept,
             expected.map(|(repo, at)| (repo.to_owned(), at.to_owned()))
         );
-        assert!(once[0].archived, "the newest entry counts as a whole");
+        assert_eq!(
+            once[0].details.archived,
+            Some(true),
+            "the newest entry counts as a whole"
+        );
         let dropped: Vec<_> = repeated.iter().map(|r| r.dropped.as_str()).collect();
         assert_eq!(
             dropped,

@@ -4,9 +4,9 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use common::broker::{Entries, Event, LedgerEntry, Position, SharedBroker};
-use common::fault::Fault;
-use common::ids::JobKey;
-use common::outcome::OutcomeRecord;
+use common::fault::{Fault, FaultKind};
+use common::ids::{JobKey, RepoRef};
+use common::outcome::{Outcome, OutcomeRecord};
 use common::run::view::RunView;
 use common::store::SharedStore;
 use common::text::{counted, thousands};
@@ -49,12 +49,14 @@ pub struct Following {
     pub store: SharedStore,
     /// What the cache said of each repository.
     pub checked: Vec<Checked>,
+    /// The feed's repositories, if the run is about all of them.
+    pub whole: Option<HashSet<RepoRef>>,
     /// Jobs that earlier runs published.
     pub adopted: Adopted,
     /// The run's numbers.
     pub view: RunView,
-    /// What its outcomes tell the store's index, if there is one.
-    pub learned: Option<Learned>,
+    /// What its outcomes tell of the store.
+    pub learned: Learned,
     /// Its progress.
     pub reporter: Reporter,
     /// What keeps watch meanwhile.
@@ -94,6 +96,21 @@ impl Following {
             thousands(published.jobs)
         );
         Ok(())
+    }
+
+    /// Returns the repositories that are gone from their hosts, and those whose digests were stored or
+    /// renewed.
+    pub fn gone_and_made(&self) -> (HashSet<RepoRef>, HashSet<RepoRef>) {
+        let (mut gone, mut made) = (HashSet::new(), HashSet::new());
+        for checked in &self.checked {
+            let key = checked.key();
+            match self.view.settled(&key).map(|settled| settled.outcome) {
+                Some(Outcome::Failed(FaultKind::Gone)) => _ = gone.insert(key.repo),
+                Some(Outcome::Failed(_)) | None => {}
+                Some(_) => _ = made.insert(key.repo),
+            }
+        }
+        (gone, made)
     }
 
     /// Follows until the run closes or is `over`. Once `stopping`, jobs in hand end, and nothing
@@ -155,11 +172,8 @@ impl Following {
     /// Returns whether the entry is news of this run.
     fn count(&mut self, entry: &LedgerEntry) -> bool {
         let counts = self.view.apply(entry);
-        if counts
-            && let Event::Outcome(record) = &entry.event
-            && let Some(learned) = &mut self.learned
-        {
-            learned.record(record);
+        if counts && let Event::Outcome(record) = &entry.event {
+            self.learned.record(record);
         }
         counts
     }

@@ -29,6 +29,16 @@ pub mod token_warning;
 
 pub mod folder_lock;
 
+pub mod withdrawals;
+
+pub mod catalog;
+
+pub mod closing;
+
+pub mod bucket;
+
+pub mod verify;
+
 pub mod status;
 
 pub mod observe;

@@ -10,5 +10,6 @@ fn main() -> ExitCode {
     if let Some(code) = child::main_if_slot() {
         return code;
     }
+    common::process::harden();
     common::cli::parse::<Cli>().main()
 }

@@ -307,6 +307,20 @@ fn show_latest(
             let count = manifest.reasons.get(&reason).unwrap_or(&0);
             metrics.set_cache(reason, *count as f64);
         }
+        let newest = manifest.feed_newest_push.as_ref();
+        let newest = newest.map_or(UNKNOWN, |push| push.time().unix_timestamp() as f64);
+        metrics.feed_newest_push.set(newest);
+        metrics.feed_entries.set(match manifest.feed_entries {
+            0 => UNKNOWN,
+            entries => entries as f64,
+        });
+        let changed = [CacheReason::Stale, CacheReason::Miss];
+        let changed = changed
+            .iter()
+            .filter_map(|reason| manifest.reasons.get(reason));
+        metrics
+            .feed_entries_changed
+            .set(changed.sum::<u64>() as f64);
     }
     let snapshot = latest.view.snapshot(now);
     if let Some(seen) = snapshot.workers_seen.filter(|_| latest.view.caught_up()) {

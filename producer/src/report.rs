@@ -6,12 +6,13 @@ use common::broker::{Event, LedgerEntry};
 use common::outcome::{Outcome, OutcomeRecord};
 use common::run::documents::{RunSummary, pauses};
 use common::run::view::RunView;
-use common::text::{percent, thousands};
+use common::text::{counted, format_duration, percent, thousands};
 use time::OffsetDateTime;
 use tracing::{error, info, warn};
 
 use crate::cache::{Checked, counts};
 use crate::terminal::bar::Bar;
+use crate::withdrawals::{Decision, WithdrawConfig};
 
 /// Settled repositories from one progress sentence to the next.
 const EVERY_REPOS: u64 = 100;
@@ -94,6 +95,48 @@ pub fn dry_run(view: &mut RunView, checked: &[Checked], now: OffsetDateTime) {
         "[DRY RUN] {}",
         summary.sentence()
     );
+}
+
+/// Logs what a closed run withdrew, and what it held back.
+pub fn withdrawn(decision: &Decision, config: &WithdrawConfig) {
+    for repo in decision.withdraw.iter().take(FAILURES_LISTED) {
+        let why = decision
+            .after
+            .get(repo)
+            .map(|known| known.reason.sentence());
+        let why = why.unwrap_or("it left");
+        info!(
+            operation = "withdraw",
+            repo = repo.to_string(),
+            "Withdrawn: {repo}: {why}; kept below withdrawn/ for {}",
+            format_duration(config.withdrawn_keep)
+        );
+    }
+    if let Some(more) = more_than(decision.withdraw.len(), FAILURES_LISTED) {
+        info!(operation = "withdraw", "Withdrawn: {more} more");
+    }
+    if !decision.delete.is_empty() {
+        info!(
+            operation = "withdraw",
+            deleted = decision.delete.len(),
+            "Deleted: {}",
+            counted(
+                decision.delete.len() as u64,
+                "withdrawn digest",
+                "withdrawn digests"
+            )
+        );
+    }
+    if let Some(too_many) = decision.too_many {
+        error!(
+            operation = "withdraw",
+            too_many,
+            "{} digests would be withdrawn at once, more than --withdraw-limit {} % allows, so none was: \
+             look whether the feed is whole, or raise the limit",
+            thousands(too_many as u64),
+            config.withdraw_limit
+        );
+    }
 }
 
 /// Logs how a run ended: its failed repositories, their classes, then the prescribed last line.
@@ -181,6 +224,11 @@ pub struct Reporter {
 }
 
 impl Reporter {
+    /// Takes the bar off the terminal.
+    pub fn clear(&self) {
+        self.bar.clear();
+    }
+
     /// Begins to report on a run, and shows the bar.
     pub fn start(view: &RunView, now: OffsetDateTime, bar: Bar) -> Self {
         bar.show();
@@ -242,7 +290,7 @@ impl Reporter {
 impl Drop for Reporter {
     /// Whatever ends the run, the terminal is left tidy.
     fn drop(&mut self) {
-        self.bar.clear();
+        self.clear();
     }
 }
 
@@ -312,12 +360,13 @@ mod tests {
                 repo: repo.parse().unwrap(),
                 url: format!("https://github.com/{repo}"),
                 pushed_at: PushedAt::new("2026-01-01T00:00:00Z").unwrap(),
-                archived: false,
+                details: Default::default(),
             },
             reason,
             detail: String::new(),
             force: false,
             failure: None,
+            stored: None,
         }
     }
 
@@ -329,6 +378,8 @@ mod tests {
             started_at: START.format(&Rfc3339).unwrap(),
             feed: String::new(),
             feed_sha256: String::new(),
+            feed_entries: 0,
+            feed_newest_push: None,
             version: String::new(),
             total: 0,
             repeated: 0,

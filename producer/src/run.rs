@@ -1,5 +1,6 @@
 //! One run, from the feed to its summary.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use common::broker::{Entries, Position, SharedBroker};
 use common::exit::{self, ExitError};
 use common::failpoint;
 use common::fault::Fault;
-use common::ids::{DIGEST_PATTERN, RunId};
+use common::ids::{DIGEST_PATTERN, RepoRef, RunId};
 use common::retry;
 use common::run::documents::{
     ClosedRun, ExpectedJob, JobList, LastClosed, LatestRun, Manifest, RunSummary,
@@ -30,9 +31,11 @@ use worker::metrics::Metrics;
 use crate::cache::failures::Failures;
 use crate::cache::index::{Index, Learned};
 use crate::cache::{self, CacheConfig, Checked};
+use crate::closing;
 use crate::engine::{Engine, EngineConfig};
 use crate::feed::fetch::{FeedConfig, FeedSource};
 use crate::feed::filter::FilterConfig;
+use crate::feed::health::FeedRecord;
 use crate::feed::{self, Feed};
 use crate::folder_lock::FolderLock;
 use crate::follow::{Ended, Following};
@@ -40,6 +43,7 @@ use crate::publish::{self, Adopted};
 use crate::report::{self, Reporter};
 use crate::terminal::bar::Bar;
 use crate::watchdog::{Watchdog, WatchdogConfig};
+use crate::withdrawals::{self, WithdrawConfig};
 
 /// How long the last writes to the store may take.
 const LAST_WRITES: Duration = Duration::from_secs(10);
@@ -65,6 +69,8 @@ pub struct RunConfig {
     engine: EngineConfig,
     #[command(flatten)]
     watchdog: WatchdogConfig,
+    #[command(flatten)]
+    withdraw: WithdrawConfig,
     #[command(flatten)]
     metrics: MetricsConfig,
     /// Fetch the feed and check the cache, say what would be done, and write nothing.
@@ -158,8 +164,12 @@ struct Start {
 struct Plan {
     feed: Feed,
     checked: Vec<Checked>,
+    /// What the next run is to know of the feed.
+    record: FeedRecord,
     /// What the cache check learned, if anything.
     index: Option<Index>,
+    /// The feed's repositories, if the run is about all of them.
+    whole: Option<HashSet<RepoRef>>,
 }
 
 impl Plan {
@@ -171,6 +181,8 @@ impl Plan {
             started_at: start.at.format(&Rfc3339)?,
             feed: self.feed.origin.clone(),
             feed_sha256: self.feed.sha256.clone(),
+            feed_entries: self.record.entries,
+            feed_newest_push: self.record.newest_push.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             total: (invalid.len() + self.checked.len()) as u64,
             repeated: self.feed.repeated.len() as u64,
@@ -195,6 +207,30 @@ impl Plan {
 }
 
 impl RunConfig {
+    /// Opens the store.
+    ///
+    /// # Errors
+    /// As [`StoreConfig::open`].
+    pub fn open_store(&self) -> Result<SharedStore, ExitError> {
+        self.store.open()
+    }
+
+    /// Reads the feed, and tells whether the run is about all of it.
+    ///
+    /// # Errors
+    /// As [`feed::load`].
+    pub async fn load_feed(&self) -> Result<(Feed, bool), ExitError> {
+        let feed = feed::load(&self.feed, self.engine.local_paths()).await?;
+        Ok((feed, self.filter.takes_all()))
+    }
+
+    /// Returns the same run over these repositories alone.
+    #[must_use]
+    pub fn over(mut self, repositories: HashSet<RepoRef>) -> Self {
+        self.filter.names = Some(repositories);
+        self
+    }
+
     /// Does the run and returns the exit code.
     ///
     /// # Errors
@@ -284,7 +320,13 @@ impl RunConfig {
         })
         .await?;
         let mut feed = feed::load(&self.feed, self.engine.local_paths()).await?;
-        let selected = self.filter.select(std::mem::take(&mut feed.repositories));
+        let record = FeedRecord::of(&feed);
+        record
+            .check(store.as_ref(), self.feed.feed_drop_limit)
+            .await?;
+        let whole = self.filter.takes_all().then(|| feed.names());
+        let mut selected = self.filter.select(std::mem::take(&mut feed.repositories));
+        withdrawals::leave_out(store.as_ref(), &mut selected).await?;
         feed.invalid
             .retain(|entry| self.filter.takes_unusable(entry, &selected));
         let (checked, index) = cache::check(&self.cache, store.as_ref(), selected).await?;
@@ -298,7 +340,9 @@ impl RunConfig {
         Ok(Plan {
             feed,
             checked,
+            record,
             index,
+            whole,
         })
     }
 
@@ -334,7 +378,8 @@ impl RunConfig {
             let written = async {
                 write(store, &of_run(&run, Document::Jobs), &jobs).await?;
                 write(store, &of_run(&run, Document::Manifest), &manifest).await?;
-                write(store, &DocumentKey::Latest, &latest).await
+                write(store, &DocumentKey::Latest, &latest).await?;
+                plan.record.save(store.as_ref()).await
             };
             in_place(store, written.await)
         })
@@ -344,10 +389,6 @@ impl RunConfig {
         {
             warn_of_index(&fault);
         }
-        let learned = self.cache.keeps_index(store.as_ref()).then(|| {
-            let jobs = plan.checked.iter().filter(|checked| checked.has_job());
-            Learned::of(jobs.map(|checked| (checked.key(), checked.entry.url.clone())))
-        });
         let view = RunView::new(run.clone(), Some(&manifest), Some(jobs));
         info!(
             operation = "run",
@@ -362,11 +403,12 @@ impl RunConfig {
             broker: SharedBroker::clone(&engine.broker),
             store: SharedStore::clone(store),
             checked: plan.checked,
+            whole: plan.whole,
             adopted,
             reporter: Reporter::start(&view, OffsetDateTime::now_utc(), bar),
             watchdog: Watchdog::new(self.watchdog.clone(), Instant::now()),
             view,
-            learned,
+            learned: Learned::default(),
         })
     }
 
@@ -395,8 +437,8 @@ impl RunConfig {
     }
 
     /// Writes the summary to store and log; returns the exit code of a run that closed.
-    async fn conclude(&self, mut begun: Following) -> Option<u8> {
-        drop(begun.reporter);
+    async fn conclude(&self, begun: Following) -> Option<u8> {
+        begun.reporter.clear();
         let (store, run) = (&begun.store, begun.view.run());
         let summary = begun.view.summary(OffsetDateTime::now_utc());
         let last_writes = Instant::now() + LAST_WRITES;
@@ -422,11 +464,15 @@ impl RunConfig {
                 "that this run closed could not be noted: {fault}"
             );
         }
-        if let Some(learned) = begun.learned.take()
-            && let Err(fault) = until(last_writes, learned.save(store.as_ref())).await
+        if self.cache.keeps_index(store.as_ref())
+            && let Err(fault) = until(last_writes, begun.learned.save(store.as_ref())).await
         {
             warn_of_index(&fault);
         }
+        let published = match summary.closed {
+            true => closing::publish(&begun, &summary, &self.withdraw).await,
+            false => exit::OK,
+        };
         if let Err(fault) = until(
             last_writes,
             remember_failures(store, &begun.checked, &begun.view),
@@ -448,7 +494,10 @@ impl RunConfig {
         );
         let code = summary
             .closed
-            .then(|| self.max_failures.exit_code(&summary));
+            .then(|| match self.max_failures.exit_code(&summary) {
+                exit::OK => published,
+                code => code,
+            });
         report::completed(&summary);
         code
     }
@@ -646,12 +695,13 @@ mod tests {
                 repo: "a/b".parse().unwrap(),
                 url: "https://github.com/a/b".to_owned(),
                 pushed_at: PushedAt::new("2026-01-01T00:00:00Z").unwrap(),
-                archived: false,
+                details: Default::default(),
             },
             reason: CacheReason::Miss,
             detail: String::new(),
             force: false,
             failure: None,
+            stored: None,
         };
         let run = RunId::new();
         let list = JobList {
@@ -674,7 +724,8 @@ mod tests {
             store: SharedStore::clone(&store),
             checked: vec![checked],
             adopted: Adopted::new(),
-            learned: None,
+            learned: Learned::default(),
+            whole: None,
             reporter: Reporter::start(&view, OffsetDateTime::now_utc(), Bar::hidden()),
             watchdog: Watchdog::new(config.watchdog.clone(), Instant::now()),
             view,

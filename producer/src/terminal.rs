@@ -45,7 +45,7 @@ pub fn is_closed(error: &io::Error) -> bool {
 }
 
 /// Makes writing to a closed pipe a success.
-fn ignore_closed(written: io::Result<()>) -> io::Result<()> {
+pub fn ignore_closed(written: io::Result<()>) -> io::Result<()> {
     match written {
         Err(error) if is_closed(&error) => Ok(()),
         written => written,

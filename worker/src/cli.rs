@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
+use common::cli::BLOCKING_THREADS;
 use common::exit::{self, ExitError};
 use common::fault::{Fault, FaultKind};
 use common::ids::RepoRef;
@@ -21,7 +22,7 @@ use crate::digest::assemble::assemble;
 use crate::digest::{DigestLimits, Subject};
 use crate::fetch::address;
 use crate::fetch::policy::FetchConfig;
-use crate::health::HealthCommand;
+use crate::health::{self, HealthCommand};
 use crate::metrics::Metrics;
 use crate::run::RunConfig;
 use crate::slot::slots::Slots;
@@ -96,9 +97,13 @@ struct DigestCommand {
 impl Cli {
     /// Does what was asked for, and prints what went wrong.
     pub fn main(self) -> ExitCode {
+        if matches!(self.command, Command::Health(_)) {
+            health::without_environment();
+        }
         // The log of the others goes to standard error, where the error is printed anyway.
         let programs = !self.log.is_human() && matches!(self.command, Command::Run(_));
         let runtime = match tokio::runtime::Builder::new_multi_thread()
+            .max_blocking_threads(BLOCKING_THREADS)
             .enable_all()
             .build()
         {

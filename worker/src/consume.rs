@@ -22,7 +22,7 @@ use crate::fetch::host::authority;
 use crate::host_rate::HostRate;
 use crate::host_throttle::{HostPermit, HostThrottle, stretch};
 use crate::infra_gate::InfraGate;
-use crate::job::{Attempt, attempt};
+use crate::job::{Attempt, Kept, attempt};
 use crate::metrics::{HandedBack, Metrics};
 use crate::notices::{Notices, Taken};
 use crate::resolver::Resolver;
@@ -109,6 +109,7 @@ impl Worker {
         slots: u16,
         shutdown: &Shutdown,
     ) -> Result<(), Fault> {
+        self.slots.tell_walls();
         let shift = Arc::new(Shift::new(self, gate, slots, shutdown));
         self.metrics.show(&shift.throttle, &shift.gate);
         let mut beside = JoinSet::new();
@@ -182,6 +183,9 @@ struct Held {
     last_fault: Option<Fault>,
     /// Of its last attempt.
     bytes: Option<Attempt>,
+    /// What its last attempt made and the store did not take. At most half a megabyte, and as many
+    /// of them as there are slots.
+    kept: Option<Kept>,
 }
 
 /// Why a job's host is not asked now.
@@ -320,6 +324,7 @@ impl Shift {
             probes: false,
             last_fault: None,
             bytes: None,
+            kept: None,
         }
     }
 
@@ -359,7 +364,8 @@ impl Shift {
             metrics,
             ..
         } = &self.worker;
-        match attempt(&delivery.job, store, slots, metrics, &self.stop).await {
+        let kept = &mut held.kept;
+        match attempt(&delivery.job, store, slots, metrics, &self.stop, kept).await {
             Ok(attempt) => {
                 let outcome = attempt.outcome;
                 held.bytes = Some(attempt);

@@ -20,6 +20,9 @@ pub mod assemble;
 
 mod tokens;
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
+
 use serde::{Deserialize, Serialize};
 
 /// The end of a text that was cut.

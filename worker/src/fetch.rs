@@ -38,9 +38,14 @@ mod packets;
 
 pub mod objects;
 
+pub mod local;
+
 mod wire;
 
 mod pack;
+
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 
 /// The ref in the scratch repository that holds the remote's HEAD.
 const HEAD: &str = "refs/repofleet/head";

@@ -1,7 +1,10 @@
 //! `worker health`: whether the worker on this machine is well, asked as a container's engine asks.
 
+use std::env;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -12,6 +15,8 @@ use common::text::{format_duration, seconds_within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+/// The variable with the address of the worker.
+const ADDRESS: &str = "METRICS_ADDR";
 /// Longest answer that is read: a status and a sentence.
 const MAX_ANSWER: u64 = 4096;
 
@@ -19,7 +24,7 @@ const MAX_ANSWER: u64 = 4096;
 #[derive(Args, Debug)]
 pub struct HealthCommand {
     /// The address that the worker was given as --metrics-addr.
-    #[arg(long, env = "METRICS_ADDR", value_name = "ADDRESS", value_parser = parse_address)]
+    #[arg(long, env = ADDRESS, value_name = "ADDRESS", value_parser = parse_address)]
     metrics_addr: SocketAddr,
     /// Ask whether it can do its work (broker, store and scratch folder are well), not only whether it is alive.
     #[arg(long)]
@@ -27,6 +32,21 @@ pub struct HealthCommand {
     /// Longest wait for the answer.
     #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = seconds_within("1s", "1m"))]
     wait: u64,
+}
+
+/// Goes on as a program without environment, if there is more in it than this command needs: a
+/// container's engine gives it all that the worker has, secrets included.
+pub fn without_environment() {
+    if env::vars_os().all(|(name, _)| name == ADDRESS) {
+        return;
+    }
+    let mut again = Command::new("/proc/self/exe");
+    again.env_clear().args(env::args_os().skip(1));
+    if let Some(address) = env::var_os(ADDRESS) {
+        again.env(ADDRESS, address);
+    }
+    // Returns only if it fails. The answer matters more.
+    _ = again.exec();
 }
 
 impl HealthCommand {

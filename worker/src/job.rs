@@ -4,11 +4,12 @@ use std::time::Instant;
 
 use crate::metrics::Metrics;
 use common::failpoint;
-use common::fault::Fault;
+use common::fault::{Fault, FaultKind};
 use common::job::{DIGEST_FORMAT, Job};
 use common::outcome::{Outcome, StoredDigest};
 use common::store::freshness::{Freshness, freshness, renewable};
 use common::store::{Digest, DigestMeta, Found, Put, Renewal, SharedStore, Version};
+use common::text::sha256;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio_util::sync::CancellationToken;
@@ -64,13 +65,25 @@ pub fn settled_by(job: &Job, found: &Found) -> Option<Outcome> {
     }
 }
 
+/// A finished digest that the store did not take for reasons of its own.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    digest: Digest,
+    fetched_bytes: u64,
+    renamed_to: Option<String>,
+}
+
 /// Works on `job` until it is done, fails, or `stop` is cancelled.
+///
+/// A digest that the store does not take is left in `kept`, and the next attempt at the same job
+/// offers it again instead of fetching.
 pub async fn attempt(
     job: &Job,
     store: &SharedStore,
     slots: &Slots,
     metrics: &Metrics,
     stop: &CancellationToken,
+    kept: &mut Option<Kept>,
 ) -> Result<Attempt, SlotError> {
     let work = Work {
         job,
@@ -82,6 +95,9 @@ pub async fn attempt(
     let found = work.look().await?;
     if let Some(outcome) = settled_by(job, &found) {
         return Ok(outcome.into());
+    }
+    if let Some(made) = kept.take() {
+        return work.offer(made, found, kept).await;
     }
     failpoint::hit("before-fetch");
     let (mut made, found, fetched_bytes) = match work.fetch(known_commit(job, &found)).await? {
@@ -114,13 +130,12 @@ pub async fn attempt(
     };
     let fetched_bytes = fetched_bytes + made.fetched_bytes;
     let renamed_to = made.renamed_to.take();
-    let digest = work.assemble(*made).await?;
-    let attempt = work.put(&digest, found).await?;
-    Ok(Attempt {
+    let made = Kept {
+        digest: work.assemble(*made).await?,
         fetched_bytes,
         renamed_to,
-        ..attempt
-    })
+    };
+    work.offer(made, found, kept).await
 }
 
 /// Returns the commit whose digest the store has, if an earlier push is all that is wrong with it.
@@ -197,7 +212,7 @@ impl Work<'_> {
     /// Counting tokens is the parent's only heavy work.
     async fn assemble(&self, made: SlotOutput) -> Result<Digest, SlotError> {
         let max_text_bytes = self.slots.limits().max_text_bytes;
-        let commit = made.facts.commit.clone();
+        let (commit, files) = (made.facts.commit.clone(), made.facts.files);
         let text = tokio::task::spawn_blocking(move || {
             assemble(&made.facts, &made.tree, &made.content, max_text_bytes)
         })
@@ -213,9 +228,33 @@ impl Work<'_> {
                 bytes: text.text.len() as u64,
                 truncated: text.truncated,
                 run: self.job.run.clone(),
+                sha256: Some(sha256(&text.text)),
+                tokens: Some(text.tokens),
+                files: Some(files),
             },
             text: text.text,
         })
+    }
+
+    /// Stores what was made, or keeps it if the store does not take it.
+    async fn offer(
+        &self,
+        made: Kept,
+        found: Found,
+        kept: &mut Option<Kept>,
+    ) -> Result<Attempt, SlotError> {
+        match self.put(&made.digest, found).await {
+            Ok(attempt) => Ok(Attempt {
+                fetched_bytes: made.fetched_bytes,
+                renamed_to: made.renamed_to,
+                ..attempt
+            }),
+            Err(error) => {
+                let of_store = matches!(&error, SlotError::Fault(f) if f.kind == FaultKind::Infra);
+                *kept = of_store.then_some(made);
+                Err(error)
+            }
+        }
     }
 
     /// Stores a digest, unless somebody else stores one meanwhile that leaves nothing to do.
@@ -254,6 +293,7 @@ fn stored(version: &Version, meta: &DigestMeta) -> StoredDigest {
         etag: version.etag().to_owned(),
         format: meta.format.clone(),
         bytes: meta.bytes,
+        meta: Some(meta.clone()),
     }
 }
 
@@ -307,6 +347,9 @@ mod tests {
                 bytes,
                 truncated: false,
                 run: RunId::try_from(run.to_owned()).unwrap(),
+                sha256: None,
+                tokens: None,
+                files: None,
             },
             version: Version("v".to_owned()),
         }

@@ -21,6 +21,7 @@ use crate::fetch::policy::FetchWay;
 use crate::fetch::token::GITHUB;
 use crate::host_throttle::HostThrottle;
 use crate::infra_gate::InfraGate;
+use crate::slot::confine::Wall;
 use crate::slot::token::{TokenPool, TokenState};
 
 /// What decides whether this process works: its hosts and its machine.
@@ -38,6 +39,7 @@ pub struct Metrics {
     cache_checks: IntCounterVec,
     slots_killed: IntCounterVec,
     fetch_ways: IntCounterVec,
+    slot_walls: IntGaugeVec,
     /// Slots that this process has.
     pub slots: IntGauge,
     /// Slots at work.
@@ -154,6 +156,16 @@ impl Metrics {
                 "Repositories of hosts by how they were fetched: `v2` without what no digest shows, `git2` by libgit2 since --fetch says so, `fallback` by libgit2 since the host or its answer was not as v2 needs it",
                 &["way"],
             ),
+            slot_walls: register(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "slot_walls",
+                        "1 where the kernel confines slots: to their files (`landlock_files`), to their hosts' ports (`landlock_network`), from signalling others (`landlock_signals`), to the system calls of their work (`seccomp`); 0 where it cannot",
+                    ),
+                    &["wall"],
+                ),
+            ),
             slots: register(&registry, IntGauge::new("slots", "Slots of this process")),
             slots_busy: register(&registry, IntGauge::new("slots_busy", "Slots at work")),
             fetched_bytes: register(
@@ -222,6 +234,7 @@ impl Metrics {
         for &way in FetchWay::VARIANTS {
             metrics.fetch_ways.with_label_values(&[way]);
         }
+        metrics.set_walls(&[]);
         for &reason in HandedBack::VARIANTS {
             metrics.handed_back.with_label_values(&[reason]);
         }
@@ -264,6 +277,14 @@ impl Metrics {
     /// Counts a repository that was fetched this way.
     pub fn fetched_by(&self, way: FetchWay) {
         self.fetch_ways.with_label_values(&[way]).inc();
+    }
+
+    /// Shows which walls stand around slots.
+    pub fn set_walls(&self, standing: &[Wall]) {
+        for wall in Wall::VARIANTS {
+            let shown = self.slot_walls.with_label_values(&[wall]);
+            shown.set(standing.contains(wall).into());
+        }
     }
 
     /// Notes how long a fetch took.

@@ -1,7 +1,8 @@
 //! Slots: places where one job at a time is worked on, each in a child process of its own.
 //!
 //! Untrusted input is parsed in the child ([`child`]): the same binary, without secrets but for the
-//! token of the host that it fetches from, and limited in address space, file size and CPU time.
+//! token of the host that it fetches from, limited in address space, file size and CPU time, and
+//! confined to its job's folder and its host ([`confine`]).
 //! [`slots`] starts it, watches its progress, kills it with all its descendants at a limit, and
 //! removes what it leaves.
 
@@ -21,6 +22,8 @@ pub mod protocol;
 mod decoder;
 
 pub mod child;
+
+pub mod confine;
 
 mod scratch;
 

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use time::macros::format_description;
 
 use crate::fault::FaultKind;
-use crate::ids::{JobKey, RunId};
+use crate::ids::{JobKey, PushedAt, RunId};
 use crate::text::{percent, thousands};
 
 /// Why a repository is, or is not, digested. Reports list reasons in this order.
@@ -74,6 +74,12 @@ pub struct Manifest {
     pub feed: String,
     /// SHA-256 of the feed's bytes, hexadecimal.
     pub feed_sha256: String,
+    /// How many repositories the feed names, and unusable entries; 0 where that was not recorded.
+    #[serde(default)]
+    pub feed_entries: u64,
+    /// The feed's newest push.
+    #[serde(default)]
+    pub feed_newest_push: Option<PushedAt>,
     /// The producer's version.
     pub version: String,
     /// Distinct repositories selected plus unusable entries.
@@ -168,6 +174,39 @@ pub struct ClosedRun {
     pub elapsed_seconds: f64,
     /// Percent, one decimal.
     pub cache_hit_rate: f64,
+}
+
+/// The runs that closed last, newest first: `runs/history.json`, from which `runs/index.html` is made.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunHistory {
+    /// At most [`RunHistory::MOST`].
+    pub runs: Vec<HistoricRun>,
+}
+
+impl RunHistory {
+    /// How many are kept.
+    pub const MOST: usize = 100;
+}
+
+/// A run that closed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HistoricRun {
+    /// Its id.
+    pub run: RunId,
+    /// When it closed.
+    #[serde(with = "time::serde::rfc3339")]
+    pub closed_at: OffsetDateTime,
+    /// How long it took, for a person.
+    pub elapsed: String,
+    /// As in [`RunSummary::total_repos`].
+    pub total: u64,
+    /// As in [`RunSummary::cached`].
+    pub cached: u64,
+    /// As in [`RunSummary::processed`].
+    pub processed: u64,
+    /// As in [`RunSummary::failed`].
+    pub failed: u64,
 }
 
 /// Failures that are facts of a push: `runs/failures.json`. The cache check believes them for a

@@ -97,6 +97,13 @@ pub struct Settled {
 }
 
 impl Settled {
+    /// Where the host says that the repository is now, if that is another path than was asked for.
+    pub fn renamed_to(&self) -> Option<&str> {
+        self.renamed_to.as_deref()
+    }
+}
+
+impl Settled {
     /// Of several the least counts.
     fn rank(&self) -> impl Ord + '_ {
         let failed = matches!(self.outcome, Outcome::Failed(_));
@@ -685,6 +692,8 @@ mod tests {
             started_at: START.format(&Rfc3339).unwrap(),
             feed: "feed.json".to_owned(),
             feed_sha256: String::new(),
+            feed_entries: 0,
+            feed_newest_push: None,
             version: String::new(),
             total: 2 + jobs.len() as u64,
             repeated: 0,

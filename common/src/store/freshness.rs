@@ -64,36 +64,12 @@ pub enum Freshness {
     Newer,
 }
 
-/// What a stored digest says about itself, as far as its freshness depends on it.
-#[derive(Clone, Copy, Debug)]
-pub struct Facts<'a> {
-    /// The push that it covers.
-    pub push: &'a PushedAt,
-    /// Where it was made from; empty where that is unknown, as in some objects of the predecessor.
-    pub url: &'a str,
-    /// The format that it was made in.
-    pub format: &'a str,
-    /// Length of its text.
-    pub bytes: u64,
-}
-
-impl<'a> From<&'a DigestMeta> for Facts<'a> {
-    fn from(meta: &'a DigestMeta) -> Self {
-        Self {
-            push: &meta.pushed_at,
-            url: &meta.url,
-            format: &meta.format,
-            bytes: meta.bytes,
-        }
-    }
-}
-
 /// Compares what a store holds with what is wanted.
 pub fn freshness(found: &Found, wanted: &Wanted<'_>) -> Freshness {
     match found {
         Found::Absent => Freshness::Absent,
         Found::Unreadable { .. } => Freshness::Unreadable,
-        Found::Stored { meta, .. } => Facts::from(meta).freshness(wanted),
+        Found::Stored { meta, .. } => meta.freshness(wanted),
     }
 }
 
@@ -110,21 +86,20 @@ pub fn renewable<'a>(
         push: &meta.pushed_at,
         ..wanted.clone()
     };
-    let facts = Facts::from(meta);
     let renewable = meta.commit.is_some()
-        && facts.freshness(wanted) == Freshness::Older
-        && facts.freshness(&of_its_push) == Freshness::Current;
+        && meta.freshness(wanted) == Freshness::Older
+        && meta.freshness(&of_its_push) == Freshness::Current;
     renewable.then_some((meta, version))
 }
 
-impl Facts<'_> {
+impl DigestMeta {
     /// Compares a stored digest with the one that is wanted: the push first, then URL and format.
     pub fn freshness(&self, wanted: &Wanted<'_>) -> Freshness {
         match () {
             // Even an empty repository's digest has text.
             () if self.bytes == 0 => Freshness::Unreadable,
-            () if self.push < wanted.push => Freshness::Older,
-            () if self.push > wanted.push => Freshness::Newer,
+            () if self.pushed_at < *wanted.push => Freshness::Older,
+            () if self.pushed_at > *wanted.push => Freshness::Newer,
             () if !self.is_from(&wanted.url) => Freshness::OtherUrl,
             () if self.format != wanted.format => Freshness::OtherFormat,
             () => Freshness::Current,
@@ -136,7 +111,7 @@ impl Facts<'_> {
     fn is_from(&self, canonical: &str) -> bool {
         match self.url.strip_suffix(ELLIPSIS) {
             Some(beginning) => canonical.starts_with(&canonical_url(beginning)),
-            None => self.url.is_empty() || canonical_url(self.url) == canonical,
+            None => self.url.is_empty() || canonical_url(&self.url) == canonical,
         }
     }
 }
@@ -191,6 +166,9 @@ mod tests {
                 bytes,
                 truncated: false,
                 run: RunId::new(),
+                sha256: None,
+                tokens: None,
+                files: None,
             },
             version: Version("1".to_owned()),
         }
@@ -200,6 +178,7 @@ mod tests {
     fn the_table_of_freshness() {
         let wanted = |pushed_at: &str| PushedAt::new(pushed_at).unwrap();
         let unreadable = Found::Unreadable {
+            torn: false,
             version: Version("1".to_owned()),
             why: "no metadata".to_owned(),
         };

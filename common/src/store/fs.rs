@@ -10,18 +10,20 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use rustix::fs::Access;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use super::{
-    Digest, DigestMeta, DigestStore, DocumentKey, Expected, Found, Listed, Put, Renewal, Version,
+    DIGESTS, Digest, DigestMeta, DigestStore, DocumentKey, Expected, Found, Listed, MAX_TEXT_BYTES,
+    PROBE_BYTES, Put, Renewal, SharedStore, Version, WITHDRAWN,
 };
 use crate::fault::Fault;
 use crate::ids::RepoRef;
+use crate::text::sha256;
 
 /// How much of a text is read to tell it from its predecessor: its first lines name the commit.
 const HEAD_BYTES: usize = 4096;
@@ -35,6 +37,10 @@ const RECORDS: &str = "summary.meta.json";
 #[derive(Clone, Debug)]
 pub struct FsStore {
     root: PathBuf,
+    /// Where its digests are.
+    shelf: &'static str,
+    /// Device and number of the root, once it was seen.
+    seen: Arc<OnceLock<(u64, u64)>>,
 }
 
 /// What `summary.meta.json` holds for one text.
@@ -45,8 +51,6 @@ struct Record {
     meta: DigestMeta,
     /// Of the text's first [`HEAD_BYTES`] bytes.
     head_sha256: String,
-    /// Of the text.
-    sha256: String,
 }
 
 impl Record {
@@ -55,11 +59,15 @@ impl Record {
         Self {
             meta: DigestMeta {
                 bytes: text.len() as u64,
+                sha256: Some(sha256(text)),
                 ..meta.clone()
             },
             head_sha256: sha256(&text[..text.len().min(HEAD_BYTES)]),
-            sha256: sha256(text),
         }
+    }
+
+    fn describes(&self, text: &[u8]) -> bool {
+        self.meta.sha256 == Some(sha256(text))
     }
 
     fn version(&self) -> Version {
@@ -71,12 +79,19 @@ impl Record {
 impl FsStore {
     /// Opens the store in `root`.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self {
+            root: root.into(),
+            shelf: DIGESTS,
+            seen: Arc::default(),
+        }
+    }
+
+    fn shelf(&self) -> PathBuf {
+        self.root.join(self.shelf)
     }
 
     fn folder(&self, repo: &RepoRef) -> PathBuf {
-        let key = self.root.join(repo.digest_key());
-        key.parent().expect("a digest's key has folders").to_owned()
+        self.shelf().join(repo.owner()).join(repo.name())
     }
 
     /// Runs blocking work on a thread of its own.
@@ -84,8 +99,12 @@ impl FsStore {
         &self,
         work: impl FnOnce(&Path) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Fault> {
-        let root = self.root.clone();
-        tokio::task::spawn_blocking(move || work(&root))
+        let (root, seen) = (self.root.clone(), Arc::clone(&self.seen));
+        let work = move || {
+            check_root(&root, &seen)?;
+            work(&root)
+        };
+        tokio::task::spawn_blocking(work)
             .await
             .unwrap_or_else(|panic| Err(Fault::infra(format!("store thread: {panic}"))))
     }
@@ -110,7 +129,7 @@ impl DigestStore for FsStore {
                 };
                 // The text may have been replaced between the two looks.
                 let records = records(&folder)?;
-                let same = |r: &Record| r.version() == version && r.sha256 == sha256(&text);
+                let same = |r: &Record| r.version() == version && r.describes(&text);
                 if records.iter().any(same)
                     && let Ok(text) = String::from_utf8(text)
                 {
@@ -169,12 +188,13 @@ impl DigestStore for FsStore {
             };
             // A look compares no more than length and beginning.
             let text = read_optional(&folder.join(TEXT))?;
-            if text.map(|text| sha256(&text)).as_ref() != Some(&record.sha256) {
+            if !text.is_some_and(|text| record.describes(&text)) {
                 return Ok(Renewal::Torn);
             }
             let record = Record {
                 meta: DigestMeta {
                     bytes: record.meta.bytes,
+                    sha256: record.meta.sha256.clone(),
                     ..meta
                 },
                 ..record
@@ -188,17 +208,18 @@ impl DigestStore for FsStore {
     }
 
     fn list(&self, prefix: &str) -> BoxStream<'_, Result<Listed, Fault>> {
-        let prefix = prefix.to_owned();
-        let listed = self.blocking(move |root| {
+        let (shelf, prefix) = (self.shelf(), prefix.to_owned());
+        let listed = self.blocking(move |_| {
             let mut listed = Vec::new();
-            for owner in names(&root.join("gitingest"))? {
-                for name in names(&root.join("gitingest").join(&owner))? {
+            for owner in names(&shelf)? {
+                for name in names(&shelf.join(&owner))? {
                     // Other files are not ours.
                     let Ok(repo) = RepoRef::new(&owner, &name) else {
                         continue;
                     };
                     if format!("{repo}/").starts_with(&prefix) {
-                        listed.extend(listed_of(root, repo)?);
+                        let folder = shelf.join(&owner).join(&name);
+                        listed.extend(listed_of(&folder, repo)?);
                     }
                 }
             }
@@ -211,26 +232,122 @@ impl DigestStore for FsStore {
     }
 
     async fn owners(&self) -> Result<Vec<String>, Fault> {
-        self.blocking(|root| names(&root.join("gitingest"))).await
+        let shelf = self.shelf();
+        self.blocking(move |_| names(&shelf)).await
     }
 
-    async fn put_document(&self, key: &DocumentKey, content: &[u8]) -> Result<(), Fault> {
-        let (key, content) = (key.to_string(), content.to_vec());
+    async fn strays(&self) -> Result<Vec<String>, Fault> {
+        let (shelf, name) = (self.shelf(), self.shelf);
+        self.blocking(move |_| {
+            let mut strays = Vec::new();
+            for owner in names(&shelf)? {
+                let repositories = names(&shelf.join(&owner))?;
+                if repositories.is_empty() && !shelf.join(&owner).is_dir() {
+                    strays.push(format!("{name}/{owner}"));
+                }
+                for repository in repositories {
+                    let key = format!("{name}/{owner}/{repository}");
+                    if RepoRef::new(&owner, &repository).is_err() {
+                        strays.push(key);
+                        continue;
+                    }
+                    let files = names(&shelf.join(&owner).join(&repository))?;
+                    let known = |file: &String| {
+                        let file = file
+                            .strip_prefix('.')
+                            .and_then(|f| f.strip_suffix(".tmp"))
+                            .unwrap_or(file);
+                        file == TEXT || file == RECORDS
+                    };
+                    let others = files.into_iter().filter(|file| !known(file));
+                    strays.extend(others.map(|file| format!("{key}/{file}")));
+                }
+            }
+            Ok(strays)
+        })
+        .await
+    }
+
+    async fn remove(&self, repo: &RepoRef, version: &Version) -> Result<bool, Fault> {
+        let (folder, version) = (self.folder(repo), version.clone());
+        self.blocking(move |_| {
+            if !folder.is_dir() {
+                return Ok(false);
+            }
+            let directory = locked(&folder)?;
+            if look(&folder)?.found().expected() != Expected::Version(version) {
+                return Ok(false);
+            }
+            // The folder stays: another writer may be waiting for its lock.
+            for name in [TEXT, RECORDS] {
+                let path = folder.join(name);
+                match fs::remove_file(&path) {
+                    Err(e) if e.kind() != ErrorKind::NotFound => {
+                        return Err(fault("remove", &path, &e));
+                    }
+                    _ => {}
+                }
+            }
+            directory
+                .sync_all()
+                .map_err(|e| fault("sync", &folder, &e))?;
+            Ok(true)
+        })
+        .await
+    }
+
+    fn withdrawn(&self) -> SharedStore {
+        Arc::new(Self {
+            shelf: WITHDRAWN,
+            ..self.clone()
+        })
+    }
+
+    async fn write_document(
+        &self,
+        key: &DocumentKey,
+        content: &[u8],
+        expected: Option<&Expected>,
+    ) -> Result<Put, Fault> {
+        let (key, content, expected) = (key.to_string(), content.to_vec(), expected.cloned());
         self.blocking(move |root| {
             let path = root.join(key);
             let folder = path.parent().expect("a document's key has folders");
             let name = path.file_name().expect("a document's key has a name");
             make_folder(folder)?;
-            let directory = File::open(folder).map_err(|e| fault("open", folder, &e))?;
-            Pending::write(folder, &name.to_string_lossy(), &content)?.put_in_place(&directory)
+            let directory = locked(folder)?;
+            if let Some(expected) = expected {
+                let now = read_up_to(&path, u64::MAX).map_err(|e| fault("read", &path, &e))?;
+                let now = now.map(|(_, now)| Version(sha256(&now)));
+                let now = now.map_or(Expected::Absent, Expected::Version);
+                if now != expected {
+                    return Ok(Put::Conflict);
+                }
+            }
+            Pending::write(folder, &name.to_string_lossy(), &content)?.put_in_place(&directory)?;
+            Ok(Put::Stored(Version(sha256(&content))))
         })
         .await
     }
 
-    async fn document(&self, key: &DocumentKey) -> Result<Option<Vec<u8>>, Fault> {
-        let key = key.to_string();
-        self.blocking(move |root| read_optional(&root.join(key)))
-            .await
+    async fn read_document(&self, key: &DocumentKey) -> Result<Option<(Vec<u8>, Version)>, Fault> {
+        let key = key.clone();
+        self.blocking(move |root| {
+            let path = root.join(key.to_string());
+            let max_bytes = key.max_bytes();
+            let read = read_up_to(&path, max_bytes).map_err(|e| fault("read", &path, &e))?;
+            match read {
+                Some((bytes, _)) if bytes > max_bytes => {
+                    Err(key.too_large(&root.display().to_string()))
+                }
+                Some((_, content)) => {
+                    let version = Version(sha256(&content));
+                    Ok(Some((content, version)))
+                }
+                None => Ok(None),
+            }
+        })
+        .await
     }
 
     async fn reachable(&self) -> Result<(), Fault> {
@@ -243,11 +360,14 @@ impl DigestStore for FsStore {
     }
 
     async fn probe(&self) -> Result<(), Fault> {
-        self.blocking(|root| {
+        let shelf = self.shelf();
+        self.blocking(move |root| {
             make_folder(root)?;
+            // Where digests go, if there are any: a folder may be of another disk or owner.
+            let place = if shelf.is_dir() { &shelf } else { root };
             // As large as a digest may be: a disk needs room for one more. Never renamed into place:
             // dropping it removes it, and the next probe overwrites what a killed process left.
-            Pending::write(root, "probe", &vec![0; 600_000])?;
+            Pending::write(place, "probe", &vec![0; PROBE_BYTES])?;
             Ok(())
         })
         .await
@@ -262,7 +382,33 @@ impl DigestStore for FsStore {
     }
 }
 
-/// Opens a repository's folder for its only writer: the lock is given back when the file is closed,
+/// Checks that a store that was there still is. A disk that was unmounted leaves an empty folder, or
+/// none, and what is written there is lost to all readers.
+fn check_root(root: &Path, seen: &OnceLock<(u64, u64)>) -> Result<(), Fault> {
+    let found = match fs::metadata(root) {
+        Ok(metadata) => {
+            let found = (metadata.dev(), metadata.ino());
+            // One in which nothing was written yet may be removed and made anew.
+            if [DIGESTS, "runs"]
+                .iter()
+                .any(|name| root.join(name).is_dir())
+            {
+                seen.get_or_init(|| found);
+            }
+            seen.get().is_none_or(|seen| *seen == found).then_some(())
+        }
+        Err(e) if e.kind() == ErrorKind::NotFound => seen.get().is_none().then_some(()),
+        Err(e) => return Err(fault("read", root, &e)),
+    };
+    found.ok_or_else(|| {
+        Fault::infra(format!(
+            "store: {} is not the folder that it was: is it unmounted? mount it again, or start anew",
+            root.display()
+        ))
+    })
+}
+
+/// Opens a folder for its only writer: the lock is given back when the file is closed,
 /// however that happens.
 fn locked(folder: &Path) -> Result<File, Fault> {
     let directory = File::open(folder).map_err(|e| fault("open", folder, &e))?;
@@ -276,6 +422,8 @@ struct Look {
     seen: Option<String>,
     /// The record that fits the text.
     record: Option<Record>,
+    /// Whether there are records, of whatever text.
+    has_records: bool,
 }
 
 impl Look {
@@ -287,6 +435,7 @@ impl Look {
                 version: record.version(),
             },
             (Some(seen), None) => Found::Unreadable {
+                torn: self.has_records,
                 version: Version(format!("unreadable-{seen}")),
                 why: format!("{RECORDS} has no record of this {TEXT}"),
             },
@@ -299,21 +448,27 @@ fn look(folder: &Path) -> Result<Look, Fault> {
     let mut look = Look {
         seen: None,
         record: None,
+        has_records: false,
     };
     for _ in 0..LOOKS {
-        let Some((bytes, head)) = read_head(&path).map_err(|e| fault("read", &path, &e))? else {
+        let Some((bytes, head)) =
+            read_up_to(&path, HEAD_BYTES as u64).map_err(|e| fault("read", &path, &e))?
+        else {
             return Ok(Look {
                 seen: None,
                 record: None,
+                has_records: false,
             });
         };
         let head_sha256 = sha256(&head);
         let fits = |r: &Record| r.meta.bytes == bytes && r.head_sha256 == head_sha256;
-        let mut fitting: Vec<_> = records(folder)?.into_iter().filter(fits).collect();
-        if fitting.len() > 1 && fitting[0].sha256 != fitting[1].sha256 {
+        let records = records(folder)?;
+        look.has_records = !records.is_empty();
+        let mut fitting: Vec<_> = records.into_iter().filter(fits).collect();
+        if fitting.len() > 1 && fitting[0].meta.sha256 != fitting[1].meta.sha256 {
             // The same length and head, yet different: only the whole text can tell.
-            let whole = read_optional(&path)?.map(|text| sha256(&text));
-            fitting.retain(|r| Some(&r.sha256) == whole.as_ref());
+            let whole = read_optional(&path)?.unwrap_or_default();
+            fitting.retain(|r| r.describes(&whole));
         }
         look.seen = Some(format!("{bytes}-{head_sha256}"));
         if !fitting.is_empty() {
@@ -325,8 +480,8 @@ fn look(folder: &Path) -> Result<Look, Fault> {
 }
 
 /// Reads what a listing shows of a repository; `None` if there is nothing.
-fn listed_of(root: &Path, repo: RepoRef) -> Result<Option<Listed>, Fault> {
-    let path = root.join(repo.digest_key());
+fn listed_of(folder: &Path, repo: RepoRef) -> Result<Option<Listed>, Fault> {
+    let path = folder.join(TEXT);
     let metadata = match fs::metadata(&path) {
         Ok(metadata) => metadata,
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
@@ -334,7 +489,6 @@ fn listed_of(root: &Path, repo: RepoRef) -> Result<Option<Listed>, Fault> {
         }
         Err(e) => return Err(fault("read", &path, &e)),
     };
-    let folder = path.parent().expect("a digest's key has folders");
     let Expected::Version(version) = look(folder)?.found().expected() else {
         return Ok(None);
     };
@@ -346,17 +500,17 @@ fn listed_of(root: &Path, repo: RepoRef) -> Result<Option<Listed>, Fault> {
     }))
 }
 
-/// Reads the length of a file and its first [`HEAD_BYTES`]; `None` if it does not exist.
-fn read_head(path: &Path) -> io::Result<Option<(u64, Vec<u8>)>> {
+/// Reads the length of a file and no more than its first `limit` bytes; `None` if it does not exist.
+fn read_up_to(path: &Path, limit: u64) -> io::Result<Option<(u64, Vec<u8>)>> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e),
     };
     let bytes = file.metadata()?.len();
-    let mut head = Vec::with_capacity(HEAD_BYTES);
-    file.take(HEAD_BYTES as u64).read_to_end(&mut head)?;
-    Ok(Some((bytes, head)))
+    let mut beginning = Vec::new();
+    file.take(limit).read_to_end(&mut beginning)?;
+    Ok(Some((bytes, beginning)))
 }
 
 /// Reads the records beside a text; none if they are absent or unreadable.
@@ -365,12 +519,10 @@ fn records(folder: &Path) -> Result<Vec<Record>, Fault> {
     Ok(serde_json::from_slice(&content).unwrap_or_default())
 }
 
+/// Reads a file, up to the length that a text may have; `None` if it does not exist.
 fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, Fault> {
-    match fs::read(path) {
-        Ok(content) => Ok(Some(content)),
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(fault("read", path, &e)),
-    }
+    let read = read_up_to(path, MAX_TEXT_BYTES).map_err(|e| fault("read", path, &e))?;
+    Ok(read.map(|(_, content)| content))
 }
 
 /// Lists the names in a folder; none if it does not exist.
@@ -467,13 +619,6 @@ impl Drop for Pending {
     }
 }
 
-fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
-}
-
 /// Names the file and the remedy.
 fn fault(verb: &str, path: &Path, error: &io::Error) -> Fault {
     let remedy = match error.kind() {
@@ -497,6 +642,32 @@ fn fault(verb: &str, path: &Path, error: &io::Error) -> Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_folder_that_was_unmounted_is_no_store() {
+        let above = tempfile::tempdir().unwrap();
+        let (root, elsewhere) = (above.path().join("root"), above.path().join("elsewhere"));
+        let store = FsStore::new(&root);
+        store
+            .put_document(&DocumentKey::Latest, b"{}")
+            .await
+            .unwrap();
+        store.reachable().await.unwrap();
+        fs::rename(&root, &elsewhere).unwrap();
+        let gone = store.put_document(&DocumentKey::Latest, b"{}").await;
+        assert!(gone.unwrap_err().message.contains("unmounted"));
+        assert!(!root.exists(), "it is not made anew");
+        fs::create_dir(&root).unwrap();
+        let empty = store.probe().await;
+        assert!(empty.unwrap_err().message.contains("unmounted"));
+        assert_eq!(names(&root).unwrap(), [""; 0]);
+        fs::remove_dir(&root).unwrap();
+        fs::rename(&elsewhere, &root).unwrap();
+        store
+            .put_document(&DocumentKey::Latest, b"{}")
+            .await
+            .unwrap();
+    }
 
     /// A file that nobody removes would take the room of a digest, and another after each crash.
     #[tokio::test]

@@ -19,22 +19,26 @@
 //! [R2's S3 API](https://developers.cloudflare.com/r2/api/s3/api/).
 
 use std::fmt;
+use std::sync::Arc;
 
 use async_trait::async_trait;
+use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
 use aws_sdk_s3::types::Object;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream, TryStreamExt};
 
 use self::client::Client;
-use self::conditions::{Conditions, Probe};
+use self::conditions::{Conditions, PROBE_NAME, Probe};
 use self::config::S3Config;
 use self::errors::is_conflict;
 use self::metadata::{millis, quoted, unquoted};
 use super::{
-    Digest, DigestMeta, DigestStore, DocumentKey, Expected, Found, Listed, Put, Renewal, Version,
+    DIGESTS, Digest, DigestMeta, DigestStore, DocumentKey, Expected, Found, Listed, MAX_TEXT_BYTES,
+    Put, Renewal, SharedStore, Version, WITHDRAWN,
 };
 use crate::fault::Fault;
 use crate::ids::RepoRef;
+use crate::text::sha256;
 
 pub mod config;
 
@@ -45,8 +49,10 @@ mod metadata;
 
 /// A [`DigestStore`] in a bucket.
 pub struct S3Store {
-    client: Client,
-    probe: Probe,
+    client: Arc<Client>,
+    probe: Arc<Probe>,
+    /// Where its digests are.
+    shelf: &'static str,
 }
 
 impl fmt::Debug for S3Store {
@@ -55,6 +61,7 @@ impl fmt::Debug for S3Store {
         f.debug_struct("S3Store")
             .field("config", &self.client.config)
             .field("probe", &self.probe)
+            .field("shelf", &self.shelf)
             .finish_non_exhaustive()
     }
 }
@@ -63,13 +70,18 @@ impl S3Store {
     /// Opens the store that `config` names. Nothing is sent yet.
     pub fn new(config: &S3Config) -> Self {
         Self {
-            client: Client::new(config),
-            probe: Probe::default(),
+            client: Arc::new(Client::new(config)),
+            probe: Arc::default(),
+            shelf: DIGESTS,
         }
     }
 
     fn key(&self, key: &str) -> String {
         self.client.config.key(key)
+    }
+
+    fn digest_key(&self, repo: &RepoRef) -> String {
+        self.key(&format!("{}/{repo}/summary.txt", self.shelf))
     }
 
     /// Stores a text if the object's ETag is still that of `expected`.
@@ -87,16 +99,19 @@ impl S3Store {
             .client
             .put(key, "text/plain", text)
             .set_metadata(Some(metadata::of(meta, &mark)));
-        let put = match (conditions, expected) {
-            (Conditions::Ignored, _) => put,
-            (Conditions::Kept, Expected::Absent) => put.if_none_match("*"),
-            (Conditions::Kept, Expected::Version(version)) => put.if_match(quoted(version.etag())),
-        };
-        match put.send().await {
-            Ok(answer) => {
+        match conditional(put, conditions, expected).send().await {
+            Ok(answer) if answer.e_tag().is_some() => {
                 let etag = unquoted(answer.e_tag());
                 Ok(Put::Stored(Version(format!("{etag} {mark}"))))
             }
+            // Some proxy's page, perhaps. What is there counts.
+            Ok(_) => match self.client.head(key).await? {
+                Some(seen) if seen.metadata.mark == mark => Ok(Put::Stored(seen.version())),
+                _ => Err(Fault::infra(format!(
+                    "store {}: the answer to writing {key} has no ETag, and what was written is not there; is that an S3 server?",
+                    self.client.config.place()
+                ))),
+            },
             // The SDK repeats a PUT that got no answer, which then meets its own earlier self.
             Err(error) if is_conflict(&error) => match self.client.head(key).await? {
                 Some(seen) if seen.metadata.mark == mark => Ok(Put::Stored(seen.version())),
@@ -108,7 +123,9 @@ impl S3Store {
 
     /// Reads a listed object; `None` for anything but a digest.
     fn listed(&self, object: &Object) -> Option<Listed> {
-        let key = object.key()?.strip_prefix(&self.key("gitingest/"))?;
+        let key = object
+            .key()?
+            .strip_prefix(&self.key(&format!("{}/", self.shelf)))?;
         let repo = key.strip_suffix("/summary.txt")?.parse().ok()?;
         Some(Listed {
             repo,
@@ -122,22 +139,36 @@ impl S3Store {
     }
 }
 
+/// Adds the condition that the object is still what is expected.
+fn conditional(
+    put: PutObjectFluentBuilder,
+    conditions: Conditions,
+    expected: &Expected,
+) -> PutObjectFluentBuilder {
+    match (conditions, expected) {
+        (Conditions::Ignored, _) => put,
+        (Conditions::Kept, Expected::Absent) => put.if_none_match("*"),
+        (Conditions::Kept, Expected::Version(version)) => put.if_match(quoted(version.etag())),
+    }
+}
+
 #[async_trait]
 impl DigestStore for S3Store {
     async fn head(&self, repo: &RepoRef) -> Result<Found, Fault> {
-        let seen = self.client.head(&self.key(&repo.digest_key())).await?;
+        let seen = self.client.head(&self.digest_key(repo)).await?;
         Ok(seen.map_or(Found::Absent, |seen| seen.found()))
     }
 
     async fn get(&self, repo: &RepoRef) -> Result<Option<Digest>, Fault> {
-        let object = self.client.get(&self.key(&repo.digest_key())).await?;
-        Ok(object.and_then(|(seen, content)| {
-            let Found::Stored { meta, .. } = seen.found() else {
-                return None;
-            };
-            let text = String::from_utf8(content).ok()?;
-            Some(Digest { text, meta })
-        }))
+        let key = &self.digest_key(repo);
+        let Some((seen, Some(content))) = self.client.get(key, MAX_TEXT_BYTES).await? else {
+            return Ok(None);
+        };
+        let Found::Stored { meta, .. } = seen.found() else {
+            return Ok(None);
+        };
+        let text = String::from_utf8(content).ok();
+        Ok(text.map(|text| Digest { text, meta }))
     }
 
     async fn put(
@@ -146,7 +177,7 @@ impl DigestStore for S3Store {
         digest: &Digest,
         expected: &Expected,
     ) -> Result<Put, Fault> {
-        let key = &self.key(&repo.digest_key());
+        let key = &self.digest_key(repo);
         let conditions = self.probe.conditions(&self.client).await?;
         // An ETag does not tell one push from another that left the text as it was.
         let look_first = match expected {
@@ -167,23 +198,24 @@ impl DigestStore for S3Store {
         meta: &DigestMeta,
         version: &Version,
     ) -> Result<Renewal, Fault> {
-        let key = &self.key(&repo.digest_key());
+        let key = &self.digest_key(repo);
         let conditions = self.probe.conditions(&self.client).await?;
-        let Some((seen, text)) = self.client.get(key).await? else {
+        let Some((seen, text)) = self.client.get(key, MAX_TEXT_BYTES).await? else {
             return Ok(Renewal::Conflict);
         };
-        let bytes = match seen.found() {
+        let stored = match seen.found() {
             Found::Stored {
                 meta,
                 version: found,
-            } if found == *version => meta.bytes,
+            } if found == *version => meta,
             _ => return Ok(Renewal::Conflict),
         };
-        if text.len() as u64 != bytes || std::str::from_utf8(&text).is_err() {
+        let Some(text) = text.filter(|text| stored.describes(text)) else {
             return Ok(Renewal::Torn);
-        }
+        };
         let meta = DigestMeta {
-            bytes,
+            bytes: stored.bytes,
+            sha256: stored.sha256.or_else(|| Some(sha256(&text))),
             ..meta.clone()
         };
         let expected = Expected::Version(version.clone());
@@ -197,7 +229,7 @@ impl DigestStore for S3Store {
     fn list(&self, prefix: &str) -> BoxStream<'_, Result<Listed, Fault>> {
         let pages = self
             .client
-            .pages(self.key(&format!("gitingest/{prefix}")), None);
+            .pages(self.key(&format!("{}/{prefix}", self.shelf)), None);
         pages
             .map_ok(|page| {
                 let listed = page
@@ -211,7 +243,7 @@ impl DigestStore for S3Store {
     }
 
     async fn owners(&self) -> Result<Vec<String>, Fault> {
-        let below = self.key("gitingest/");
+        let below = self.key(&format!("{}/", self.shelf));
         let pages: Vec<_> = self
             .client
             .pages(below.clone(), Some("/"))
@@ -224,22 +256,79 @@ impl DigestStore for S3Store {
         Ok(owners.map(str::to_owned).collect())
     }
 
-    async fn put_document(&self, key: &DocumentKey, content: &[u8]) -> Result<(), Fault> {
-        let key = &self.key(&key.to_string());
-        let put = self.client.put(key, "application/json", content.to_vec());
-        let sent = put.send().await;
-        sent.map(drop)
-            .map_err(|error| self.client.fault("write", key, &error))
+    async fn strays(&self) -> Result<Vec<String>, Fault> {
+        let below = self.key(&format!("{}/", self.shelf));
+        let root = self.key("");
+        let pages: Vec<_> = self.client.pages(below, None).try_collect().await?;
+        let objects = pages.iter().flat_map(|page| page.contents());
+        let strays = objects.filter(|object| self.listed(object).is_none());
+        let keys = strays.filter_map(|object| object.key());
+        let keys = keys.map(|key| key.strip_prefix(&root).unwrap_or(key));
+        let probe = format!("{}/{PROBE_NAME}", self.shelf);
+        Ok(keys
+            .filter(|key| !key.starts_with(&probe))
+            .map(str::to_owned)
+            .collect())
     }
 
-    async fn document(&self, key: &DocumentKey) -> Result<Option<Vec<u8>>, Fault> {
-        let object = self.client.get(&self.key(&key.to_string())).await?;
-        Ok(object.map(|(_, content)| content))
+    async fn remove(&self, repo: &RepoRef, version: &Version) -> Result<bool, Fault> {
+        // A conditional DELETE is known to Amazon alone.
+        if self.head(repo).await?.expected() != Expected::Version(version.clone()) {
+            return Ok(false);
+        }
+        self.client.remove(&self.digest_key(repo)).await?;
+        Ok(true)
+    }
+
+    fn withdrawn(&self) -> SharedStore {
+        Arc::new(Self {
+            client: Arc::clone(&self.client),
+            probe: Arc::clone(&self.probe),
+            shelf: WITHDRAWN,
+        })
+    }
+
+    async fn write_document(
+        &self,
+        key: &DocumentKey,
+        content: &[u8],
+        expected: Option<&Expected>,
+    ) -> Result<Put, Fault> {
+        let name = &self.key(&key.to_string());
+        let mut put = self.client.put(name, key.content_type(), content.to_vec());
+        if let Some(expected) = expected {
+            let conditions = self.probe.conditions(&self.client).await?;
+            if conditions == Conditions::Ignored {
+                let seen = self.client.head(name).await?;
+                let now = seen.map_or(Expected::Absent, |seen| seen.content().into());
+                if now != *expected {
+                    return Ok(Put::Conflict);
+                }
+            }
+            put = conditional(put, conditions, expected);
+        }
+        match put.send().await {
+            Ok(answer) => Ok(Put::Stored(Version(unquoted(answer.e_tag())))),
+            // A lost answer to an earlier attempt: what it wrote is written again on another copy.
+            Err(error) if is_conflict(&error) => Ok(Put::Conflict),
+            Err(error) => Err(self.client.fault("write", name, &error)),
+        }
+    }
+
+    async fn read_document(&self, key: &DocumentKey) -> Result<Option<(Vec<u8>, Version)>, Fault> {
+        let name = &self.key(&key.to_string());
+        let Some((seen, content)) = self.client.get(name, key.max_bytes()).await? else {
+            return Ok(None);
+        };
+        let place = self.client.config.place();
+        let content = content.ok_or_else(|| key.too_large(&place.to_string()))?;
+        Ok(Some((content, seen.content())))
     }
 
     async fn reachable(&self) -> Result<(), Fault> {
         // A GET of some hundred bytes: the answer to a HEAD would not say what is wrong.
-        self.document(&DocumentKey::Latest).await.map(drop)
+        let key = &self.key(&DocumentKey::Latest.to_string());
+        self.client.get(key, 0).await.map(drop)
     }
 
     async fn probe(&self) -> Result<(), Fault> {

@@ -1,8 +1,8 @@
 //! The HTTP server of `/metrics`, `/health` and `/ready`.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
@@ -14,17 +14,18 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::TEXT_FORMAT;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinHandle;
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinHandle};
 use tracing::info;
 
 use super::registry::Expose;
 use crate::exit::{self, ExitError};
 
-/// Connections served at a time: clients must not exhaust the file descriptors that work needs.
+/// Connections served at a time: clients must not exhaust the file descriptors that work needs. For one
+/// more, the oldest is closed, most likely an idle one: an answer is there at once.
 const MAX_CONNECTIONS: usize = 32;
 /// Longest wait for a request, the next one of a kept connection included.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Where to serve metrics.
 #[derive(Args, Clone, Debug)]
@@ -80,20 +81,22 @@ impl MetricsConfig {
             "Metrics: http://{address}/metrics; also /health (alive) and /ready"
         );
         let (metrics, readiness) = (metrics.clone(), readiness.clone());
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let server = tokio::spawn(async move {
+            let mut open: VecDeque<AbortHandle> = VecDeque::new();
             loop {
-                // Those beyond wait in the listener's queue, and cost no file descriptor.
-                let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-                    return;
-                };
                 let Ok((stream, _)) = listener.accept().await else {
                     // Out of file descriptors, most likely: let others close some.
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 };
+                open.retain(|connection| !connection.is_finished());
+                if open.len() >= MAX_CONNECTIONS
+                    && let Some(oldest) = open.pop_front()
+                {
+                    oldest.abort();
+                }
                 let (metrics, readiness) = (metrics.clone(), readiness.clone());
-                tokio::spawn(async move {
+                let connection = tokio::spawn(async move {
                     let service = service_fn(|request| {
                         let response = answer(&request, &metrics, &readiness);
                         async { Ok::<_, Infallible>(response) }
@@ -105,8 +108,8 @@ impl MetricsConfig {
                         .serve_connection(TokioIo::new(stream), service)
                         .await
                         .ok();
-                    drop(place);
                 });
+                open.push_back(connection.abort_handle());
             }
         });
         Ok(Some((address, server)))
@@ -147,6 +150,9 @@ fn answer<B>(
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
     use super::*;
 
     #[derive(Clone)]
@@ -156,6 +162,33 @@ mod tests {
         fn render(&self) -> Vec<u8> {
             Vec::new()
         }
+    }
+
+    #[tokio::test]
+    async fn idle_connections_keep_nobody_waiting() {
+        let config = MetricsConfig {
+            metrics_addr: Some("127.0.0.1:0".parse().unwrap()),
+        };
+        let served = config.serve(&Nothing, &always_ready()).await.unwrap();
+        let (address, server) = served.unwrap();
+        let mut idle = Vec::new();
+        for _ in 0..200 {
+            idle.push(TcpStream::connect(address).await.unwrap());
+        }
+        for _ in 0..12 {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let request = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+            stream.write_all(request).await.unwrap();
+            let mut answer = String::new();
+            // An idle one would be waited for two seconds.
+            let reading = stream.read_to_string(&mut answer);
+            tokio::time::timeout(Duration::from_secs(1), reading)
+                .await
+                .unwrap()
+                .unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        }
+        server.abort();
     }
 
     #[test]

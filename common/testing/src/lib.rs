@@ -14,9 +14,13 @@ pub mod seaweedfs;
 
 pub mod repositories;
 
+pub mod seeds;
+
 pub mod root;
 
 pub mod small_disk;
+
+pub mod kernel;
 
 pub mod rabbitmq;
 

@@ -7,6 +7,7 @@ use futures::TryStreamExt;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use common::fault::FaultKind;
 use common::ids::PushedAt;
 use common::ids::RepoRef;
 use common::ids::RunId;
@@ -33,6 +34,10 @@ where
     of_many_that_put_at_once_one_wins(fresh().await).await;
     readers_never_see_a_mixture(fresh().await).await;
     documents_are_replaced_and_read(&*fresh().await).await;
+    a_document_is_replaced_only_if_expected(&*fresh().await).await;
+    a_document_is_read_up_to_its_limit(&*fresh().await).await;
+    only_what_was_expected_is_removed(&*fresh().await).await;
+    withdrawn_digests_are_apart(&*fresh().await).await;
     a_store_in_use_is_well(&*fresh().await).await;
     looking_whether_a_store_answers_changes_nothing(&*fresh().await).await;
 }
@@ -62,6 +67,9 @@ pub fn digest(text: &str, pushed_at: &str) -> Digest {
             bytes: text.len() as u64,
             truncated: false,
             run: RunId::new(),
+            sha256: Some(common::text::sha256(text)),
+            tokens: None,
+            files: None,
         },
     }
 }
@@ -394,7 +402,8 @@ async fn documents_are_replaced_and_read(store: &dyn DigestStore) {
     let (manifest, summary) = (key(Document::Manifest), key(Document::Summary));
     for key in [&manifest, &DocumentKey::Index] {
         assert_eq!(store.document(key).await.expect("document"), None);
-        for content in [&b"{}"[..], b"{\"a\":1}", &vec![b'x'; 4 << 20], b""] {
+        let longest = vec![b'x'; key.max_bytes().min(4 << 20) as usize];
+        for content in [&b"{}"[..], b"{\"a\":1}", &longest, b""] {
             store.put_document(key, content).await.expect("put");
             let read = store.document(key).await.expect("document");
             assert!(read.as_deref() == Some(content), "{key}");
@@ -403,6 +412,78 @@ async fn documents_are_replaced_and_read(store: &dyn DigestStore) {
     assert_eq!(store.document(&summary).await.expect("document"), None);
     let listed: Vec<_> = store.list("").try_collect().await.expect("list");
     assert_eq!(listed, [], "documents are no digests");
+}
+
+async fn a_document_is_replaced_only_if_expected(store: &dyn DigestStore) {
+    let key = &DocumentKey::Failures;
+    let write = async |content: &[u8], expected: &Expected| {
+        let written = store.write_document(key, content, Some(expected)).await;
+        written.expect("write")
+    };
+    let Put::Stored(first) = write(b"1", &Expected::Absent).await else {
+        panic!("there was none");
+    };
+    assert_eq!(write(b"2", &Expected::Absent).await, Put::Conflict);
+    let read = store.read_document(key).await.expect("read");
+    assert_eq!(read, Some((b"1".to_vec(), first.clone())));
+    let expected = Expected::Version(first);
+    let Put::Stored(second) = write(b"22", &expected).await else {
+        panic!("nobody else wrote");
+    };
+    assert_eq!(write(b"333", &expected).await, Put::Conflict);
+    let read = store.read_document(key).await.expect("read");
+    assert_eq!(read, Some((b"22".to_vec(), second)));
+}
+
+/// Whoever can write a document must not be able to take the memory of those who read it.
+async fn a_document_is_read_up_to_its_limit(store: &dyn DigestStore) {
+    let key = &DocumentKey::Latest;
+    let longest = vec![b' '; key.max_bytes() as usize];
+    store.put_document(key, &longest).await.expect("put");
+    let read = store.document(key).await.expect("document");
+    assert_eq!(read.map(|read| read.len()), Some(longest.len()));
+    let longer = [&longest[..], b" "].concat();
+    store.put_document(key, &longer).await.expect("put");
+    let fault = store.document(key).await.expect_err("too long");
+    assert_eq!(fault.kind, FaultKind::TooLarge);
+    let names_both = fault.message.contains("runs/latest.json") && fault.message.contains("65,536");
+    assert!(names_both, "{fault}");
+    store.reachable().await.expect("it answers all the same");
+}
+
+async fn only_what_was_expected_is_removed(store: &dyn DigestStore) {
+    let (a, b) = (&repo("a"), &repo("b"));
+    put(store, a, &digest("x", "1"), &Expected::Absent).await;
+    put(store, b, &digest("x", "1"), &Expected::Absent).await;
+    let old = version(store, a).await;
+    let replaced = put(store, a, &digest("x", "2"), &old.clone().into()).await;
+    assert!(replaced.is_stored());
+    assert!(!store.remove(a, &old).await.expect("remove"));
+    let now = version(store, a).await;
+    assert!(store.remove(a, &now).await.expect("remove"));
+    assert!(!store.remove(a, &now).await.expect("remove"), "only once");
+    assert_eq!(store.head(a).await.expect("head"), Found::Absent);
+    assert_eq!(store.get(a).await.expect("get"), None);
+    let listed: Vec<_> = store.list("").try_collect().await.expect("list");
+    let listed: Vec<_> = listed.into_iter().map(|l: Listed| l.repo).collect();
+    assert_eq!(listed, [b.clone()]);
+    let again = put(store, a, &digest("y", "1"), &Expected::Absent).await;
+    assert!(again.is_stored(), "as if there had never been one");
+}
+
+async fn withdrawn_digests_are_apart(store: &dyn DigestStore) {
+    let withdrawn = store.withdrawn();
+    let (a, b) = (&repo("a"), &repo("b"));
+    put(store, a, &digest("x", "1"), &Expected::Absent).await;
+    put(&*withdrawn, b, &digest("y", "1"), &Expected::Absent).await;
+    for (store, here, there) in [(store, a, b), (&*withdrawn, b, a)] {
+        let listed: Vec<_> = store.list("").try_collect().await.expect("list");
+        let listed: Vec<_> = listed.into_iter().map(|l: Listed| l.repo).collect();
+        assert_eq!(listed, [here.clone()]);
+        assert_eq!(store.head(there).await.expect("head"), Found::Absent);
+        let version = version(store, here).await;
+        assert!(store.remove(here, &version).await.expect("remove"));
+    }
 }
 
 async fn looking_whether_a_store_answers_changes_nothing(store: &dyn DigestStore) {

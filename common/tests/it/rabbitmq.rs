@@ -21,7 +21,9 @@ use common::job::Job;
 use common::outcome::Outcome;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeleteOptions};
+use lapin::options::{
+    BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeleteOptions,
+};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
 use testing::broker_contract::{host_pause, job, outcome};
@@ -548,6 +550,44 @@ async fn headers_of_others_do_no_harm() {
             "{value:?}"
         );
         delivery.settle(Settlement::Done).await.unwrap();
+    }
+    connection.close(200, "".into()).await.unwrap();
+}
+
+/// What strangers wrote into a message does not go on to the broker's dead-lettering.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dead_letters_have_none_of_their_senders_headers() {
+    let (url, prefix) = (shared_url(), fresh_prefix());
+    let broker = connect(&url, &prefix).await;
+    let (connection, channel) = raw(&url).await;
+    let numbers = [AMQPValue::LongInt(1), AMQPValue::LongInt(2)];
+    for body in [b"no job".to_vec(), job(&RunId::new(), 1).encode()] {
+        let mut headers = FieldTable::default();
+        let array = AMQPValue::FieldArray(numbers.to_vec().into());
+        headers.insert("x-death".into(), array);
+        headers.insert("theirs".into(), AMQPValue::LongInt(1));
+        let properties = BasicProperties::default().with_headers(headers);
+        publish_raw(&channel, &prefix, &body, properties).await;
+        let mut deliveries = broker.deliveries(1).await.unwrap();
+        if body != b"no job" {
+            let delivery = next(&mut deliveries).await;
+            delivery.settle(Settlement::Dead).await.unwrap();
+        }
+        let letter = loop {
+            let options = BasicGetOptions { no_ack: true };
+            let got = channel
+                .basic_get(format!("{prefix}.dead").into(), options)
+                .await;
+            match got.unwrap() {
+                Some(letter) => break letter.delivery,
+                None => tokio::task::yield_now().await,
+            }
+        };
+        assert_eq!(letter.data, body);
+        let headers = letter.properties.headers().clone().unwrap();
+        let names: Vec<_> = headers.inner().keys().map(ToString::to_string).collect();
+        assert_eq!(names, ["attempt", "cause", "returns", "waits"]);
+        drop(deliveries);
     }
     connection.close(200, "".into()).await.unwrap();
 }

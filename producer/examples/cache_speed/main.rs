@@ -1,4 +1,5 @@
-//! How long the cache check of 24,500 repositories takes against a bucket that is far away:
+//! How long the cache check of 24,500 repositories takes against a bucket that is far away, and after it
+//! the catalogue and the audit:
 //! `cargo run --release --example cache_speed`, or with the round trip's milliseconds.
 //!
 //! The server is in the same process, behind a proxy that adds the latency. 90 % of the
@@ -12,25 +13,32 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::ensure;
-use common::ids::PushedAt;
-use common::ids::RepoRef;
+use anyhow::{Context, ensure};
+use common::ids::{PushedAt, RepoRef, RunId};
 use common::job::DIGEST_FORMAT;
 use common::retry::Policy;
 use common::run::documents::CacheReason;
+use common::run::view::RunView;
 use common::store::DigestStore;
 use common::store::s3::S3Store;
 use futures::TryStreamExt;
-use producer::cache::index::Index;
+use producer::cache::index::{Index, Learned};
 use producer::cache::{self, CacheConfig, CacheSource, Check};
+use producer::catalog::update::{self, Known};
+use producer::feed::details::Details;
 use producer::feed::entry::FeedRepo;
+use producer::verify::{Wants, audit};
+use producer::withdrawals::Withdrawals;
 use testing::s3_server::{BUCKET, S3Server, StoredObject, config};
+use time::OffsetDateTime;
 
 use crate::delay_proxy::DelayProxy;
 
 mod delay_proxy;
 
 const REPOSITORIES: usize = 24_500;
+/// What a feed tells of a repository, beyond what a job needs.
+const DETAILS: &str = r#"{"description":"A service that does one of the things that a department does","archived":false,"license":{"key":"mit","name":"MIT License","spdxId":"MIT"},"stargazersCount":7,"language":"Ruby","forksCount":4,"openIssuesCount":2,"createdAt":"2019-03-04T10:00:00Z","updatedAt":"2026-10-01T08:00:00Z"}"#;
 const OLD: Duration = Duration::from_secs(86_400);
 
 #[tokio::main]
@@ -109,7 +117,72 @@ async fn main() -> anyhow::Result<()> {
             server.calls("GET"),
         );
     }
+    readers_documents(&server, &far, &feed).await
+}
+
+/// The catalogue, made and found unchanged, and the audit of all records.
+async fn readers_documents(server: &S3Server, far: &str, feed: &[FeedRepo]) -> anyhow::Result<()> {
+    let store = S3Store::new(&config(far, BUCKET));
+    let (checked, _) = cache::check(&cache_config(Check::Head), &store, feed.to_vec()).await?;
+    let (view, learned) = (RunView::new(RunId::new(), None, None), Learned::default());
+    let withdrawals = Withdrawals::new();
+    let known = Known {
+        checked: &checked,
+        view: &view,
+        learned: &learned,
+        feed: None,
+        stored: None,
+        withdrawals: &withdrawals,
+    };
+    for what in ["catalogue, made", "catalogue, unchanged"] {
+        server.forget_calls();
+        let (before, started) = (peak_megabytes()?, Instant::now());
+        let lines = update::update(&store, known)
+            .await
+            .map_err(anyhow::Error::msg)?;
+        ensure!(lines == feed.len(), "{lines} lines");
+        println!(
+            "{what}: {:.2} s; {} HEAD, {} GET, {} PUT; peak memory {} MB more",
+            started.elapsed().as_secs_f64(),
+            server.calls("HEAD"),
+            server.calls("GET"),
+            server.calls("PUT"),
+            peak_megabytes()? - before
+        );
+    }
+    for (key, object) in server.objects() {
+        if !key.starts_with("gitingest/") {
+            println!("{key}: {} bytes", object.content.len());
+        }
+    }
+    let entries = feed
+        .iter()
+        .map(|entry| (entry.repo.clone(), entry.clone()))
+        .collect();
+    let wants = Wants {
+        feed: &entries,
+        whole: true,
+        deep: false,
+        now: OffsetDateTime::now_utc(),
+    };
+    let started = Instant::now();
+    let defects = audit(&store, wants).await.map_err(anyhow::Error::msg)?;
+    println!(
+        "audit of every record: {:.2} s, {} defects",
+        started.elapsed().as_secs_f64(),
+        defects.len()
+    );
     Ok(())
+}
+
+/// The most memory that this process has had, the server's objects included.
+fn peak_megabytes() -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM"));
+    let number = line
+        .and_then(|line| line.split_whitespace().nth(1))
+        .context("VmHWM")?;
+    Ok(number.parse::<u64>()? / 1024)
 }
 
 /// How many seconds `work` takes.
@@ -129,7 +202,15 @@ async fn check(
     check: Check,
     feed: &[FeedRepo],
 ) -> anyhow::Result<(BTreeMap<CacheReason, u64>, Option<Index>)> {
-    let config = CacheConfig {
+    let config = cache_config(check);
+    let (checked, index) = cache::check(&config, store, feed.to_vec()).await?;
+    let mut counts = cache::counts(&checked);
+    counts.retain(|_, count| *count > 0);
+    Ok((counts, index))
+}
+
+fn cache_config(check: Check) -> CacheConfig {
+    CacheConfig {
         cache: CacheSource::Store,
         check,
         cache_url: None,
@@ -138,11 +219,7 @@ async fn check(
         retry_failed: false,
         explain: false,
         retry: Policy::three_attempts(),
-    };
-    let (checked, index) = cache::check(&config, store, feed.to_vec()).await?;
-    let mut counts = cache::counts(&checked);
-    counts.retain(|_, count| *count > 0);
-    Ok((counts, index))
+    }
 }
 
 fn entry(i: usize) -> anyhow::Result<FeedRepo> {
@@ -158,7 +235,7 @@ fn entry(i: usize) -> anyhow::Result<FeedRepo> {
         repo: RepoRef::new(&owner, &format!("service-{i}"))?,
         url: "https://github.com/a/b".to_owned(),
         pushed_at: PushedAt::new("2026-10-01T08:00:00Z")?,
-        archived: false,
+        details: Details::of(DETAILS),
     })
 }
 

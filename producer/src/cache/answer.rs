@@ -4,8 +4,8 @@ use std::fmt;
 
 use common::job::DIGEST_FORMAT;
 use common::run::documents::CacheReason;
-use common::store::Found;
-use common::store::freshness::{Facts, Freshness, Wanted};
+use common::store::freshness::{Freshness, Wanted};
+use common::store::{DigestMeta, Found};
 
 use crate::feed::entry::FeedRepo;
 
@@ -15,6 +15,8 @@ pub(crate) struct Answer {
     pub(crate) reason: CacheReason,
     pub(crate) detail: String,
     pub(crate) force: bool,
+    /// The record of the digest in the store.
+    pub(crate) stored: Option<DigestMeta>,
 }
 
 impl From<CacheReason> for Answer {
@@ -23,6 +25,7 @@ impl From<CacheReason> for Answer {
             reason,
             detail: String::new(),
             force: false,
+            stored: None,
         }
     }
 }
@@ -53,17 +56,17 @@ impl Answer {
                 ..CacheReason::Unreadable.into()
             },
             Found::Stored { meta, .. } => {
-                Self::of_facts(meta.into(), &Wanted::new(&entry.pushed_at, &entry.url))
+                Self::of_digest(meta, &Wanted::new(&entry.pushed_at, &entry.url))
             }
         }
     }
 
-    /// Reads the reason off what a stored digest says about itself.
-    pub(crate) fn of_facts(stored: Facts<'_>, wanted: &Wanted<'_>) -> Self {
+    /// Reads the reason off a stored digest's record.
+    pub(crate) fn of_digest(stored: &DigestMeta, wanted: &Wanted<'_>) -> Self {
         let freshness = stored.freshness(wanted);
         let detail = match freshness {
             Freshness::Older | Freshness::Newer => {
-                format!("stored {}, the feed says {}", stored.push, wanted.push)
+                format!("stored {}, the feed says {}", stored.pushed_at, wanted.push)
             }
             Freshness::OtherUrl => format!("stored from {}, now {}", stored.url, wanted.url),
             Freshness::OtherFormat => {
@@ -74,6 +77,7 @@ impl Answer {
         };
         Self {
             detail,
+            stored: Some(stored.clone()),
             ..reason(freshness).into()
         }
     }

@@ -1,13 +1,14 @@
 //! What the producer remembers of the store's digests, to save asking about each of them.
 //!
 //! The index is an object beside the runs. For each digest it holds what a listing shows (ETag, size,
-//! time) and what is known of the text (push, URL, format). A listing made now decides whether an
+//! time) and its record. A listing made now decides whether an
 //! entry still holds; everything else is looked at. So a lost, old or torn index costs requests,
 //! never an answer.
 //!
 //! ETag and size identify the text, and of which push, URL and format a text is the digest does not
-//! change, unless the record is renewed for a later push. So an entry that makes a digest current is believed if ETag and size agree, also for an
-//! object that is seconds old: [`Learned`] takes them from the outcomes of a run.
+//! change, unless the record is renewed for a later push. So an entry that makes a digest current is
+//! believed if ETag and size agree, also for an object that is seconds old: [`Learned`] takes them
+//! from the outcomes of a run.
 //!
 //! The same text may be stored again for another push, which changes the metadata alone. So an entry
 //! that makes a digest anything but current is believed only about the very object whose metadata
@@ -19,13 +20,13 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use common::fault::Fault;
-use common::ids::{JobKey, PushedAt, RepoRef};
+use common::ids::RepoRef;
 use common::outcome::OutcomeRecord;
-use common::store::freshness::{Facts, Freshness, Wanted};
-use common::store::{DigestStore, DocumentKey, Found, Listed};
+use common::store::freshness::{Freshness, Wanted};
+use common::store::{DigestMeta, DigestStore, DocumentKey, Found, Listed};
+use common::text::sha256;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
 use super::listing::{Listing, Sight};
@@ -35,7 +36,7 @@ use super::listing::{Listing, Sight};
 pub const SETTLED: Duration = Duration::from_secs(20 * 60);
 
 /// Version of the document; any other is ignored.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// What is remembered of the digests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,28 +51,13 @@ pub struct Entry {
     pub etag: String,
     /// What a listing shows, if that identifies the object.
     pub modified_millis: Option<i64>,
-    /// What a listing shows.
-    pub bytes: u64,
-    /// The push that the text is of.
-    pub pushed_at: PushedAt,
-    /// Where it was made from.
-    pub url: String,
-    /// The format that it was made in.
-    pub format: String,
+    /// Its record.
+    pub meta: DigestMeta,
 }
 
 impl Entry {
-    fn facts(&self) -> Facts<'_> {
-        Facts {
-            push: &self.pushed_at,
-            url: &self.url,
-            format: &self.format,
-            bytes: self.bytes,
-        }
-    }
-
     fn is_text_of(&self, listed: &Listed) -> bool {
-        self.etag == listed.etag && self.bytes == listed.bytes
+        self.etag == listed.etag && self.meta.bytes == listed.bytes
     }
 }
 
@@ -84,7 +70,7 @@ struct Document {
 }
 
 /// An [`Entry`] with its repository, as an array: there are tens of thousands.
-type Row = (RepoRef, String, Option<i64>, u64, PushedAt, String, String);
+type Row = (RepoRef, String, Option<i64>, DigestMeta);
 
 impl Index {
     /// How many digests it knows of.
@@ -105,14 +91,20 @@ impl Index {
     }
 
     /// Returns what it knows of a listed digest, if that can be believed.
-    pub fn believed(&self, listed: &Listed, wanted: &Wanted<'_>) -> Option<Facts<'_>> {
+    pub fn believed(&self, listed: &Listed, wanted: &Wanted<'_>) -> Option<&DigestMeta> {
         let (repo, entry) = self.entries.get_key_value(&listed.repo)?;
         let same_key = (repo.owner(), repo.name()) == (listed.repo.owner(), listed.repo.name());
         let believed = same_key
             && entry.is_text_of(listed)
             && (entry.modified_millis == Some(listed.modified_millis)
-                || entry.facts().freshness(wanted) == Freshness::Current);
-        believed.then(|| entry.facts())
+                || entry.meta.freshness(wanted) == Freshness::Current);
+        believed.then_some(&entry.meta)
+    }
+
+    /// Returns what it knows of the text of a listed digest.
+    pub fn of_text(&self, listed: &Listed) -> Option<&DigestMeta> {
+        let entry = self.entries.get(&listed.repo)?;
+        entry.is_text_of(listed).then_some(&entry.meta)
     }
 
     /// Remembers a digest whose metadata were read at `now`, unless it was replaced since the listing.
@@ -128,10 +120,7 @@ impl Index {
         let entry = Entry {
             etag: listed.etag.clone(),
             modified_millis: is_settled.then_some(listed.modified_millis),
-            bytes: listed.bytes,
-            pushed_at: meta.pushed_at.clone(),
-            url: meta.url.clone(),
-            format: meta.format.clone(),
+            meta: meta.clone(),
         };
         self.insert(listed.repo.clone(), entry);
     }
@@ -153,15 +142,7 @@ impl Index {
         // As a [`Row`].
         let mut rows = Vec::with_capacity(entries.len());
         for (repo, e) in entries {
-            rows.push((
-                repo,
-                &e.etag,
-                e.modified_millis,
-                e.bytes,
-                &e.pushed_at,
-                &e.url,
-                &e.format,
-            ));
+            rows.push((repo, &e.etag, e.modified_millis, &e.meta));
         }
         let entries = serde_json::value::to_raw_value(&rows).expect("only strings and numbers");
         let document = Document {
@@ -187,18 +168,13 @@ impl Index {
         }
         let rows: Vec<Row> =
             serde_json::from_str(document.entries.get()).map_err(|error| error.to_string())?;
-        let entry = |(repo, etag, modified_millis, bytes, pushed_at, url, format)| {
-            (
-                repo,
-                Entry {
-                    etag,
-                    modified_millis,
-                    bytes,
-                    pushed_at,
-                    url,
-                    format,
-                },
-            )
+        let entry = |(repo, etag, modified_millis, meta)| {
+            let entry = Entry {
+                etag,
+                modified_millis,
+                meta,
+            };
+            (repo, entry)
         };
         Ok(Self {
             entries: rows.into_iter().map(entry).collect(),
@@ -231,67 +207,52 @@ impl Index {
 /// What a run learns of the digests that its workers store and renew.
 #[derive(Debug, Default)]
 pub struct Learned {
-    urls: HashMap<JobKey, String>,
     index: Index,
 }
 
 impl Learned {
-    /// Prepares for the outcomes of these jobs, each with the URL that it is made from.
-    pub fn of(jobs: impl Iterator<Item = (JobKey, String)>) -> Self {
-        Self {
-            urls: jobs.collect(),
-            index: Index::default(),
-        }
-    }
-
     /// Takes a record of the ledger.
     pub fn record(&mut self, record: &OutcomeRecord) {
-        let Some(digest) = record
-            .digest
-            .as_ref()
-            .filter(|_| record.outcome.is_processed())
-        else {
+        let Some(digest) = &record.digest else {
             return;
         };
-        let Some(url) = self.urls.get(&record.key()) else {
+        // Workers from before records had it: the next cache check reads the digest.
+        let Some(meta) = &digest.meta else {
             return;
         };
         let entry = Entry {
             etag: digest.etag.clone(),
             modified_millis: None,
-            bytes: digest.bytes,
-            pushed_at: record.pushed_at.clone(),
-            url: url.clone(),
-            format: digest.format.clone(),
+            meta: meta.clone(),
         };
         self.index.insert(record.repo.clone(), entry);
+    }
+
+    /// Returns the record of a digest that was stored or renewed.
+    pub fn meta(&self, repo: &RepoRef) -> Option<&DigestMeta> {
+        Some(&self.index.entries.get(repo)?.meta)
     }
 
     /// Adds what was learned to the store's index, which is unchanged if there is nothing to add.
     ///
     /// # Errors
     /// If the store does not take it.
-    pub async fn save(self, store: &dyn DigestStore) -> Result<(), Fault> {
+    pub async fn save(&self, store: &dyn DigestStore) -> Result<(), Fault> {
         if self.index.is_empty() {
             return Ok(());
         }
         let mut index = Index::load(store).await.unwrap_or_default();
-        for (repo, entry) in self.index.entries {
-            index.insert(repo, entry);
+        for (repo, entry) in &self.index.entries {
+            index.insert(repo.clone(), entry.clone());
         }
         index.save(store).await
     }
 }
 
-fn sha256(text: &str) -> String {
-    Sha256::digest(text)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use common::ids::{PushedAt, RunId};
+
     use super::*;
 
     fn repo(name: &str) -> RepoRef {
@@ -302,10 +263,19 @@ mod tests {
         Entry {
             etag: etag.to_owned(),
             modified_millis: Some(1_700_000_000_123),
-            bytes: 7,
-            pushed_at: PushedAt::new("2026-01-01T00:00:00Z").unwrap(),
-            url: "https://github.com/a/b".to_owned(),
-            format: "f/1".to_owned(),
+            meta: DigestMeta {
+                pushed_at: PushedAt::new("2026-01-01T00:00:00Z").unwrap(),
+                url: "https://github.com/a/b".to_owned(),
+                processed_at: "2026-01-02T00:00:00Z".to_owned(),
+                commit: None,
+                format: "f/1".to_owned(),
+                bytes: 7,
+                truncated: false,
+                run: RunId::try_from("run-1".to_owned()).unwrap(),
+                sha256: Some("5a".to_owned()),
+                tokens: Some(2),
+                files: Some(1),
+            },
         }
     }
 
@@ -314,7 +284,7 @@ mod tests {
             repo: repo(name),
             etag: entry.etag.clone(),
             modified_millis: entry.modified_millis.unwrap_or_default(),
-            bytes: entry.bytes,
+            bytes: entry.meta.bytes,
         }
     }
 
@@ -326,17 +296,18 @@ mod tests {
         index
     }
 
-    /// The document is a contract between versions of the producer: version 2, which added the URL.
+    /// The document is a contract between versions of the producer: version 3, which has whole records.
     #[test]
     fn the_document_is_as_published() {
         let mut index = Index::default();
         index.insert(repo("a/b"), entry("e"));
         let document = String::from_utf8(index.encode()).unwrap();
-        let entries = r#"[["a/b","e",1700000000123,7,"2026-01-01T00:00:00Z","https://github.com/a/b","f/1"]]"#;
+        let meta = r#"{"pushedAt":"2026-01-01T00:00:00Z","url":"https://github.com/a/b","processedAt":"2026-01-02T00:00:00Z","commit":null,"format":"f/1","bytes":7,"truncated":false,"run":"run-1","sha256":"5a","tokens":2,"files":1}"#;
+        let entries = &format!(r#"[["a/b","e",1700000000123,{meta}]]"#);
         assert_eq!(
             document,
             format!(
-                r#"{{"version":2,"sha256":"{}","entries":{entries}}}"#,
+                r#"{{"version":3,"sha256":"{}","entries":{entries}}}"#,
                 sha256(entries)
             )
         );
@@ -362,7 +333,7 @@ mod tests {
     fn an_entry_is_believed_about_its_text_or_the_very_object() {
         let index = index();
         let same = listed("a/b", &entry("a/b"));
-        let push = entry("").pushed_at;
+        let push = entry("").meta.pushed_at;
         let current = Wanted {
             format: "f/1",
             ..Wanted::new(&push, "https://github.com/a/b")

@@ -53,24 +53,26 @@ impl Listing {
         if listing.wanted.is_empty() {
             return listing;
         }
-        let owners = match store.owners().await {
-            Ok(owners) => owners,
-            Err(fault) => {
-                listing.fail("", fault);
-                return listing;
+        match store.owners().await {
+            Ok(owners) => {
+                let prefixes = prefixes(owners, listing.wanted.keys());
+                listing.add(store, prefixes).await;
             }
-        };
-        let prefixes = prefixes(owners, listing.wanted.keys());
+            Err(fault) => listing.fail("", fault),
+        }
+        listing
+    }
+
+    async fn add(&mut self, store: &dyn DigestStore, prefixes: Vec<String>) {
         let lists = prefixes.into_iter().map(|prefix| list(store, prefix));
         let lists: Vec<_> = lists.collect();
         let mut lists = stream::iter(lists).buffer_unordered(WIDTH);
         while let Some((prefix, listed)) = lists.next().await {
             match listed {
-                Ok(listed) => listed.into_iter().for_each(|listed| listing.insert(listed)),
-                Err(fault) => listing.fail(&prefix, fault),
+                Ok(listed) => listed.into_iter().for_each(|listed| self.insert(listed)),
+                Err(fault) => self.fail(&prefix, fault),
             }
         }
-        listing
     }
 
     fn fail(&mut self, prefix: &str, fault: Fault) {
@@ -114,6 +116,20 @@ impl Listing {
     }
 }
 
+/// Lists all that the store holds, copies in other letter case as well.
+///
+/// # Errors
+/// If something cannot be listed.
+pub async fn everything(store: &dyn DigestStore) -> Result<Vec<Listed>, Fault> {
+    let owners = store.owners().await?;
+    let places = owners.into_iter().map(|owner| format!("{owner}/"));
+    let prefixes = grouped(places.collect());
+    let lists = prefixes.into_iter().map(|prefix| list(store, prefix));
+    let lists: Vec<_> = lists.collect();
+    let lists = stream::iter(lists).buffer_unordered(WIDTH);
+    lists.map(|(_, listed)| listed).try_concat().await
+}
+
 async fn list(store: &dyn DigestStore, prefix: String) -> (String, Result<Vec<Listed>, Fault>) {
     let listed = store.list(&prefix).try_collect().await;
     (prefix, listed)
@@ -153,6 +169,11 @@ fn prefixes<'a>(
             places.extend(both.iter().map(|initial| format!("{owner}/{initial}")));
         }
     }
+    grouped(places)
+}
+
+/// Returns prefixes that together cover `places`, none of them the beginning of another.
+fn grouped(mut places: Vec<String>) -> Vec<String> {
     places.sort();
     let most = (places.len() / PREFIXES).clamp(1, PREFIX_REPOSITORIES);
     let mut prefixes = Vec::new();

@@ -69,7 +69,7 @@ pub(crate) async fn by_index(
                 entry.repo = listed.repo.clone();
                 let wanted = Wanted::new(&entry.pushed_at, &entry.url);
                 match index.believed(listed, &wanted) {
-                    Some(facts) => answers[place] = Answer::of_facts(facts, &wanted),
+                    Some(meta) => answers[place] = Answer::of_digest(meta, &wanted),
                     None => unconfirmed.push(place),
                 }
             }

@@ -13,6 +13,8 @@ use serde_json::value::RawValue;
 use url::Url;
 use worker::fetch::address;
 
+use super::details::Details;
+
 /// Most entries of a feed; the real one has 24,500. Together with the limit on bytes this bounds
 /// the memory that a feed can cost.
 const MAX_ENTRIES: usize = 1_000_000;
@@ -33,8 +35,8 @@ pub struct FeedRepo {
     pub url: String,
     /// Its last push.
     pub pushed_at: PushedAt,
-    /// Whether the feed marks it as archived.
-    pub archived: bool,
+    /// What else the feed tells of it.
+    pub details: Details,
 }
 
 impl FeedRepo {
@@ -155,7 +157,6 @@ struct FeedEntry<'a> {
     pushed_at: Option<&'a RawValue>,
     #[serde(rename = "pushed_at")]
     pushed_at_of_api: Option<&'a RawValue>,
-    archived: Option<&'a RawValue>,
 }
 
 /// Parses one entry. An error comes with the repository if the entry names one.
@@ -187,7 +188,7 @@ fn read(
             repo,
             url,
             pushed_at,
-            archived: entry.archived.is_some_and(|json| json.get() == "true"),
+            details: Details::of(json),
         }),
         Err(reason) => Err((reason, Some(repo))),
     }
@@ -363,7 +364,7 @@ mod tests {
         assert_eq!(scraper.repo.to_string(), "alphagov/whitehall");
         assert_eq!(scraper.url, "https://github.com/alphagov/whitehall");
         assert_eq!(scraper.pushed_at.as_str(), "2026-11-22T10:00:00Z");
-        assert!(scraper.archived);
+        assert_eq!(scraper.details.archived, Some(true));
 
         let api = one(
             r#"{"full_name":"alphagov/whitehall","name":"whitehall","owner":{"login":"alphagov"},
@@ -372,6 +373,10 @@ mod tests {
                 "pushed_at":"2026-11-22T10:00:00Z"}"#,
         )
         .unwrap();
+        let api = FeedRepo {
+            details: scraper.details.clone(),
+            ..api
+        };
         assert_eq!(api, scraper);
 
         let org = one(
@@ -380,7 +385,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(org.repo, scraper.repo);
-        assert!(!org.archived, "only true is true");
+        assert_eq!(org.details.archived, None, "only true is true");
     }
 
     #[test]

@@ -42,6 +42,17 @@ pub struct FeedConfig {
     #[arg(long, env = "ALLOW_EMPTY_FEED")]
     pub allow_empty_feed: bool,
 
+    /// Exit with code 65 if the feed has lost more than this percentage of its entries since the run
+    /// before
+    #[arg(
+        long,
+        env = "FEED_DROP_LIMIT",
+        value_name = "PERCENT",
+        default_value = "20",
+        value_parser = clap::value_parser!(u8).range(0..=100)
+    )]
+    pub feed_drop_limit: u8,
+
     /// Your address, for the User-Agent, so that a server's operator can reach you
     #[arg(long, env = "CONTACT", value_name = "URL|MAIL", value_parser = contact)]
     pub contact: Option<String>,
@@ -244,7 +255,8 @@ impl fmt::Debug for FeedSource {
 /// Returns an HTTP client that names `contact` in its User-Agent and takes at most `timeout` for a
 /// whole exchange.
 ///
-/// It follows up to ten redirects; to plain http only if that is allowed or on localhost.
+/// It follows up to ten redirects; to plain http only if that is allowed or on localhost, and to this
+/// machine only from this machine. It sends no Referer, which would tell one server the other's query.
 pub(crate) fn http_client(
     contact: Option<&str>,
     timeout: Duration,
@@ -255,21 +267,23 @@ pub(crate) fn http_client(
     if let Some(contact) = contact {
         agent.push_str(&format!(" (+{contact})"));
     }
+    let from_here = is_loopback(url);
     let redirects = reqwest::redirect::Policy::custom(move |attempt| {
         if attempt.previous().len() > 10 {
-            attempt.error("more than 10 redirects")
-        } else if !allowed(attempt.url(), plain) {
-            attempt.error("redirected to plain http, which is not allowed")
-        } else {
-            attempt.follow()
+            return attempt.error("more than 10 redirects");
+        }
+        match refusal(attempt.url(), plain, from_here) {
+            Some(why) => attempt.error(why),
+            None => attempt.follow(),
         }
     });
     tls::install_provider();
     let mut client = reqwest::Client::builder()
         .user_agent(agent)
         .timeout(timeout)
+        .referer(false)
         .redirect(redirects);
-    if is_loopback(url) {
+    if from_here {
         // A proxy would look for it on the proxy's machine.
         client = client.no_proxy();
     }
@@ -301,6 +315,16 @@ pub(crate) fn shown(url: &Url) -> String {
     url.to_string().replace("%E2%80%A6", "…")
 }
 
+/// Returns why a redirect to `url` is not followed, if it is not. `from_here` if the feed itself is on
+/// this machine; any other server would learn from the error what answers here.
+fn refusal(url: &Url, plain: Plain, from_here: bool) -> Option<&'static str> {
+    match () {
+        () if is_loopback(url) && !from_here => Some("redirected to this machine"),
+        () if !allowed(url, plain) => Some("redirected to plain http, which is not allowed"),
+        () => None,
+    }
+}
+
 fn allowed(url: &Url, plain: Plain) -> bool {
     url.scheme() == "https" || plain == Plain::Allowed || is_loopback(url)
 }
@@ -327,6 +351,25 @@ fn contact(text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_feed_on_this_machine_leads_to_it() {
+        for (url, from_here, refused) in [
+            ("https://feed.example/", false, false),
+            ("http://feed.example/", true, true),
+            ("http://127.0.0.1:9200/", false, true),
+            ("https://[::1]/", false, true),
+            ("https://localhost/", false, true),
+            ("http://127.0.0.1:9200/", true, false),
+        ] {
+            let url = Url::parse(url).unwrap();
+            for plain in [Plain::Refused, Plain::Allowed] {
+                let by_scheme = plain == Plain::Refused || is_loopback(&url);
+                let found = refusal(&url, plain, from_here).is_some();
+                assert_eq!(found, refused && by_scheme, "{url} {from_here} {plain:?}");
+            }
+        }
+    }
 
     #[test]
     fn sources_are_shown_without_secrets() {

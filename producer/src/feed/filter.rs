@@ -1,5 +1,6 @@
 //! Which of the feed's repositories a run is about.
 
+use std::collections::HashSet;
 use std::str::FromStr;
 
 use common::ids::RepoRef;
@@ -32,6 +33,10 @@ pub struct FilterConfig {
     /// Leave out repositories that the feed marks as archived
     #[arg(long, env = "SKIP_ARCHIVED")]
     pub skip_archived: bool,
+
+    /// Take only these.
+    #[arg(skip)]
+    pub names: Option<HashSet<RepoRef>>,
 }
 
 /// A pattern for `owner/name`: `alphagov/*`, `*/*-frontend`, `{hmrc,dwp}/*`.
@@ -52,7 +57,9 @@ impl FilterConfig {
         entry
             .repo
             .as_ref()
-            .map_or(self.only.is_empty(), |repo| self.matches(repo))
+            .map_or(self.only.is_empty() && self.names.is_none(), |repo| {
+                self.matches(repo)
+            })
     }
 
     /// Returns the repositories of a run, in the feed's order.
@@ -75,11 +82,26 @@ impl FilterConfig {
         selected
     }
 
+    /// Whether a run is about the whole feed, but for what the feed marks as archived.
+    pub fn takes_all(&self) -> bool {
+        self.limit.is_none()
+            && self.only.is_empty()
+            && self.exclude.is_empty()
+            && self.names.is_none()
+    }
+
     fn takes(&self, entry: &FeedRepo) -> bool {
-        !(self.skip_archived && entry.archived) && self.matches(&entry.repo)
+        !(self.skip_archived && entry.details.archived == Some(true)) && self.matches(&entry.repo)
     }
 
     fn matches(&self, repo: &RepoRef) -> bool {
+        if self
+            .names
+            .as_ref()
+            .is_some_and(|names| !names.contains(repo))
+        {
+            return false;
+        }
         if self.only.is_empty() && self.exclude.is_empty() {
             return true;
         }
@@ -112,6 +134,7 @@ mod tests {
     use common::ids::PushedAt;
 
     use super::*;
+    use crate::feed::details::Details;
 
     fn entry(name: &str, archived: bool) -> FeedRepo {
         FeedRepo {
@@ -119,7 +142,10 @@ mod tests {
             repo: name.parse().unwrap(),
             url: format!("https://github.com/{name}"),
             pushed_at: PushedAt::new("2026-01-01T00:00:00Z").unwrap(),
-            archived,
+            details: Details {
+                archived: Some(archived),
+                ..Details::default()
+            },
         }
     }
 

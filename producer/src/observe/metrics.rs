@@ -38,6 +38,12 @@ pub struct FleetMetrics {
     run_cache: GaugeVec,
     run_hit_ratio: GaugeVec,
     run_residual: Gauge,
+    /// When the newest push of the latest run's feed was.
+    pub feed_newest_push: Gauge,
+    /// Entries of the latest run's feed.
+    pub feed_entries: Gauge,
+    /// Of those that the run selected: pushed to since the store's digest, or without one.
+    pub feed_entries_changed: Gauge,
     run_rate: Gauge,
     run_oldest_open: Gauge,
     /// When a run closed last.
@@ -121,6 +127,18 @@ impl FleetMetrics {
                 "run_cache_hit_ratio",
                 "Share of repositories that were cached, 0 to 1, of the `latest` run and of the closed one before it (`previous`)",
                 "run",
+            ),
+            feed_newest_push: one(
+                "feed_newest_push_timestamp_seconds",
+                "The newest push in the feed of the latest run: Unix time",
+            ),
+            feed_entries: one(
+                "feed_entries",
+                "Repositories and unusable entries in the feed of the latest run",
+            ),
+            feed_entries_changed: one(
+                "feed_entries_changed",
+                "Repositories of the latest run that are new, or were pushed to since their digest",
             ),
             run_residual: one(
                 "run_residual",

@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::exit;
 use serde_json::Value;
@@ -49,9 +51,9 @@ fn a_run_fills_the_bucket_and_the_next_finds_it_full() {
         .keys()
         .filter(|key| key.starts_with("runs/"))
         .collect();
-    // Jobs, manifest, summary, which run was begun last, which closed last, and the index.
-    assert_eq!(documents.len(), 6, "{documents:?}");
-    for document in documents {
+    // Jobs, manifest, summary, which run was begun last, which closed last and before, feed and index.
+    assert_eq!(documents.len(), 9, "{documents:?}");
+    for document in documents.into_iter().filter(|key| key.ends_with(".json")) {
         let content: Value = serde_json::from_slice(&objects[document].content).unwrap();
         assert!(content.is_object(), "{document}");
     }
@@ -168,4 +170,50 @@ fn a_bucket_that_is_ill_for_a_while_costs_no_repository() {
     });
     let run = run(&mut producer(&fleet, &server, &[])).with(exit::OK);
     assert_eq!(counts(&run), [0, 3, 0]);
+}
+
+/// A run on a bucket whose server refuses to write digests, and nothing else, as long as `refuses`.
+fn run_refused(fleet: &Fleet, server: &S3Server, refuses: &Arc<AtomicBool>) -> Running {
+    let refuses = Arc::clone(refuses);
+    server.decide(move |call| {
+        let of_digest = call.method == "PUT" && call.key.starts_with("gitingest/");
+        match of_digest && refuses.load(Ordering::SeqCst) {
+            true => Fate::Denied(403, "AccessDenied"),
+            false => Fate::Answered,
+        }
+    });
+    let mut command = producer(fleet, server, &["--patience", "12s", "--concurrency", "2"]);
+    Running::start(&mut command)
+}
+
+/// How often each repository was asked for its refs and for its pack.
+fn fetches(fleet: &Fleet) -> Vec<(u64, u64)> {
+    let stats = fleet.server.stats();
+    stats
+        .values()
+        .map(|s| (s.info_refs, s.upload_packs))
+        .collect()
+}
+
+/// Health is judged by what failed: a probe elsewhere in the bucket would find all well.
+#[test]
+fn a_store_that_takes_everything_but_digests_is_not_well() {
+    let fleet = Fleet::of(&["a/b", "a/c", "a/d", "a/e"]);
+    let (server, refuses) = (S3Server::start(), Arc::new(AtomicBool::new(true)));
+    let ended = run_refused(&fleet, &server, &refuses).wait().with(69);
+    assert!(ended.stdout.contains("AccessDenied") || ended.stdout.contains("access denied"));
+    // The two in hand, and none of them again.
+    assert_eq!(fetches(&fleet), [(1, 2), (1, 2)]);
+}
+
+#[test]
+fn a_finished_digest_is_offered_again_and_not_made_again() {
+    let fleet = Fleet::of(&["a/b", "a/c", "a/d", "a/e"]);
+    let (server, refuses) = (S3Server::start(), Arc::new(AtomicBool::new(true)));
+    let run = run_refused(&fleet, &server, &refuses);
+    run.wait_for_line("not a repository's fault");
+    refuses.store(false, Ordering::SeqCst);
+    let ended = run.wait().with(0);
+    assert_eq!(ended.summary()["processed"], 4);
+    assert_eq!(fetches(&fleet), [(1, 2); 4]);
 }

@@ -17,7 +17,8 @@ use common::retry::Policy;
 use common::run::documents::CacheReason;
 use common::store::fs::FsStore;
 use common::store::{
-    Digest, DigestMeta, DigestStore, DocumentKey, Expected, Found, Listed, Put, Renewal, Version,
+    Digest, DigestMeta, DigestStore, DocumentKey, Expected, Found, Listed, Put, Renewal,
+    SharedStore, Version,
 };
 use futures::stream::BoxStream;
 use producer::cache::{self, CacheConfig, CacheSource, Check, Checked};
@@ -51,7 +52,7 @@ fn repositories(names: impl IntoIterator<Item = impl fmt::Display>) -> Vec<FeedR
         repo: RepoRef::new("example-org", &name).unwrap(),
         url: format!("https://github.com/example-org/{name}"),
         pushed_at: PushedAt::new(PUSHED).unwrap(),
-        archived: false,
+        details: Default::default(),
     };
     names
         .into_iter()
@@ -113,11 +114,28 @@ where
         Ok(Vec::new())
     }
 
-    async fn put_document(&self, _: &DocumentKey, _: &[u8]) -> Result<(), Fault> {
+    async fn strays(&self) -> Result<Vec<String>, Fault> {
+        unreachable!("a check does not look for them")
+    }
+
+    async fn remove(&self, _: &RepoRef, _: &Version) -> Result<bool, Fault> {
+        unreachable!("a check removes nothing")
+    }
+
+    fn withdrawn(&self) -> SharedStore {
+        unreachable!("a check does not look there")
+    }
+
+    async fn write_document(
+        &self,
+        _: &DocumentKey,
+        _: &[u8],
+        _: Option<&Expected>,
+    ) -> Result<Put, Fault> {
         unreachable!("a check writes nothing")
     }
 
-    async fn document(&self, _: &DocumentKey) -> Result<Option<Vec<u8>>, Fault> {
+    async fn read_document(&self, _: &DocumentKey) -> Result<Option<(Vec<u8>, Version)>, Fault> {
         Ok(None)
     }
 
@@ -177,6 +195,9 @@ async fn the_store_decides_in_the_feeds_order() {
                 bytes: 0,
                 truncated: false,
                 run: RunId::new(),
+                sha256: None,
+                tokens: None,
+                files: None,
             },
         };
         let repo = RepoRef::new("example-org", name).unwrap();

@@ -186,6 +186,19 @@ async fn redirects_do_not_lead_to_plain_http_or_in_circles() {
     assert!(error.message.contains("--allow-http-feed"), "{error}");
 }
 
+/// A query may hold a secret, which is none of the next server's business.
+#[tokio::test]
+async fn a_redirect_tells_nobody_where_it_came_from() {
+    let feed = feed_of(&["a"]);
+    let server = HttpServer::start(move |request: &Request| match request.path.as_str() {
+        "/there" if request.header("referer").is_none() => Response::new(200, feed.clone()),
+        "/there" => Response::new(400, "a Referer"),
+        _ => Response::new(302, "").header("location", "/there"),
+    });
+    let url = format!("{}/here?token=T", server.url());
+    load(&["--feed", &url]).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_feed_over_the_cap_is_left_where_it_is() {
     let feed = feed_of(&["a", "b"]);

@@ -24,6 +24,7 @@ use worker::digest::assemble::assemble;
 use worker::digest::write::write;
 use worker::digest::{DigestLimits, Part, Subject};
 use worker::fetch::objects::Objects;
+use worker::slot::protocol::ARGUMENT;
 
 /// Far longer than anything here takes; then a test fails loudly instead of hanging.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -203,18 +204,20 @@ impl Fleet {
         assert_eq!(names_in(&self.scratch_folder()), [""; 0], "scratch");
     }
 
-    /// The processes that work in the scratch folder.
+    /// The slots that work in the scratch folder.
     pub(crate) fn slots(&self) -> Vec<i32> {
-        let scratch = fs::canonicalize(self.scratch_folder()).unwrap();
+        let scratch = self.scratch_folder();
         let mut slots = Vec::new();
         for process in fs::read_dir("/proc").unwrap().flatten() {
             let name = process.file_name();
             let Some(id) = name.to_str().and_then(|name| name.parse().ok()) else {
                 continue;
             };
-            // One that has just ended, or is somebody else's, is none of ours.
-            let folder = fs::read_link(process.path().join("cwd"));
-            if folder.is_ok_and(|folder| folder.starts_with(&scratch)) {
+            // A slot's arguments are a word and its job's folder. Of one that has ended there are none.
+            let command = fs::read_to_string(process.path().join("cmdline")).unwrap_or_default();
+            let mut words = command.trim_end_matches('\0').rsplit('\0');
+            let folder = Path::new(words.next().unwrap_or_default());
+            if folder.starts_with(&scratch) && words.next() == Some(ARGUMENT) {
                 slots.push(id);
             }
         }

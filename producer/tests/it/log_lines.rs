@@ -10,7 +10,10 @@ use common::exit::TOO_MANY_FAILED;
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::{Map, Value};
+use strum::VariantArray;
 use testing::git_server::Fault;
+use testing::kernel;
+use worker::slot::confine::Wall;
 
 use crate::fleet::{Fleet, PUSHED, in_clean_environment};
 
@@ -350,4 +353,30 @@ fn a_log_that_nobody_reads_any_more_is_no_matter() {
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
     assert_eq!(fleet.stored(), ["log/a", "log/b"]);
+}
+
+/// What the kernel cannot do is said once, and the work is done without.
+#[test]
+fn missing_walls_are_told_once() {
+    let lacks = [kernel::LANDLOCK, kernel::SECCOMP];
+    let (fleet, run) = kernel::without(&lacks, || {
+        let fleet = Fleet::of(&["some/one", "some/two"]);
+        let run = fleet.run(&["--log", "json"]).with(0);
+        (fleet, run)
+    });
+    assert_eq!(fleet.stored().len(), 2);
+    let told: Vec<_> = run
+        .log()
+        .into_iter()
+        .filter(|line| line.to_string().contains("not confined"))
+        .collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0]["level"], "warn");
+    let said = told[0].to_string();
+    for wall in Wall::VARIANTS {
+        assert!(
+            said.contains(wall.as_ref()) && said.contains(wall.without()),
+            "{said}"
+        );
+    }
 }

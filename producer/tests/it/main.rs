@@ -6,6 +6,7 @@
 
 mod bucket;
 mod cache;
+mod catalog;
 mod crash;
 mod dead;
 mod distributed;
@@ -28,4 +29,5 @@ mod renewal;
 mod run;
 mod signals;
 mod status;
+mod verify;
 mod workers;

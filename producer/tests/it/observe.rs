@@ -8,6 +8,7 @@ use common::fault::FaultKind;
 use common::outcome::Outcome;
 use rustix::process::Signal;
 use serde_json::Value;
+use testing::root::assert_private;
 use tokio::task::block_in_place;
 
 use crate::fleet::{Fleet, PUSHED, PUSHED_LATER, Running, bare_producer, wait_until};
@@ -20,6 +21,14 @@ fn observer(fleet: &Fleet) -> Command {
         .args(["observe", "--metrics-addr", "127.0.0.1:0", "--store"])
         .arg(fleet.store_folder());
     command
+}
+
+#[test]
+fn it_lets_nobody_look_into_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = bare_producer();
+    command.args(["observe", "--metrics-addr", "127.0.0.1:0", "--store"]);
+    assert_private(command.arg(folder.path()));
 }
 
 /// What an exporter shows.

@@ -16,6 +16,9 @@ use time::format_description::well_known::Rfc2822;
 use super::token::remedy;
 use crate::host_throttle::THROTTLE_PAUSE;
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
+
 /// Bytes of a refusal's body that are read for the host's words.
 pub(super) const WORDS_READ: usize = 8 << 10;
 /// Most characters of a host's words that are quoted.
@@ -209,8 +212,8 @@ pub(super) fn quote(words: &[u8]) -> Option<String> {
     };
     // Invisible characters could turn the text around it about.
     let visible = |c: &char| !matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
-    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let line = printable(&line.chars().filter(visible).collect::<String>());
+    let text: String = text.chars().filter(visible).collect();
+    let line = printable(&text.split_whitespace().collect::<Vec<_>>().join(" "));
     let mut quoted: String = line.chars().take(QUOTED).collect();
     if quoted.len() < line.len() {
         quoted.pop();
@@ -566,6 +569,7 @@ mod tests {
             (b"\xff", Some("\"\u{fffd}\"")),
             ("a\u{202e}b".as_bytes(), Some("\"ab\"")),
             (b" \n", None),
+            ("\u{200b} \u{202e}".as_bytes(), None),
             (b"<html>no title", None),
             (b"<title>\n</title>", None),
         ] {

@@ -342,7 +342,7 @@ impl HttpSession {
         let (Some(token), Some(with_token)) = (token, request.try_clone()) else {
             return Ok(anonymous(self.exchange(request)?));
         };
-        let with_token = with_token.basic_auth(token.user(), Some(&token.secret));
+        let with_token = with_token.basic_auth(token.user(), Some(token.secret.as_str()));
         let response = self.exchange(with_token)?;
         if let Some(rest) = answer::used_up(response.headers(), OffsetDateTime::now_utc()) {
             self.sink.token_used_up(rest);
@@ -443,7 +443,7 @@ impl HttpSession {
     fn without_token(&self, words: &[u8]) -> Vec<u8> {
         match self.policy.tokens.first() {
             Some(token) => String::from_utf8_lossy(words)
-                .replace(&token.secret, "…")
+                .replace(token.secret.as_str(), "…")
                 .into_bytes(),
             None => words.to_vec(),
         }

@@ -13,6 +13,9 @@ use crate::fetch::answer;
 use crate::fetch::http::ProgressSink;
 use crate::source::{EntryKind, Head, ObjectId, Source, TreeEntry};
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
+
 /// Largest tree that is read, in bytes. GitHub does not show one of a tenth of this.
 pub(super) const MAX_TREE_BYTES: usize = 64 << 20;
 
@@ -239,8 +242,14 @@ fn raw_entry<'a>(bytes: &mut &'a [u8]) -> Option<RawEntry<'a>> {
 
 /// Reads a mode as git does: by the type's bits alone, and an unknown type is a submodule.
 fn entry_kind(mode: &[u8]) -> Option<EntryKind> {
-    let mode = std::str::from_utf8(mode).ok()?;
-    let mode = u32::from_str_radix(mode, 8).ok()?;
+    let digit = |mode: u32, byte: &u8| {
+        let digit = char::from(*byte).to_digit(8)?;
+        mode.checked_mul(8)?.checked_add(digit)
+    };
+    let mode = mode
+        .iter()
+        .try_fold(0, digit)
+        .filter(|_| !mode.is_empty())?;
     Some(match mode & 0o170_000 {
         0o100_000 => EntryKind::File,
         0o120_000 => EntryKind::Symlink,
@@ -395,7 +404,10 @@ mod tests {
         );
         assert!(parse_tree(&bytes[..bytes.len() - 1]).is_none());
         assert!(parse_tree(b"100644 a").is_none());
-        assert!(parse_tree(b"1x0644 a\0").is_none());
+        for mode in ["", "1x0644", "+100644", "100648", "100000100644"] {
+            let tree = [mode.as_bytes(), b" a\0", &id].concat();
+            assert!(parse_tree(&tree).is_none(), "{mode}");
+        }
         assert_eq!(parse_tree(b""), Some(Vec::new()));
     }
 

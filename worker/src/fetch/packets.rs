@@ -1,7 +1,14 @@
 //! Follows git's packets in an answer that somebody else reads.
 
 /// Bytes of a packet that are kept.
-const KEPT: usize = 2 << 10;
+pub(super) const KEPT: usize = 2 << 10;
+
+/// Parses a packet's length, which counts its own four digits.
+pub(super) fn length(digits: &[u8]) -> Option<usize> {
+    let digit =
+        |length: usize, byte: &u8| Some(length << 4 | char::from(*byte).to_digit(16)? as usize);
+    digits.iter().try_fold(0, digit)
+}
 
 /// Finds the packets of an answer as it passes in pieces, except those of side bands 1 and 2 (pack and
 /// progress).
@@ -51,8 +58,7 @@ impl PacketScan {
         if self.digits.len() < 4 {
             return;
         }
-        let digits = std::str::from_utf8(&self.digits).ok();
-        match digits.and_then(|digits| usize::from_str_radix(digits, 16).ok()) {
+        match length(&self.digits) {
             // Below 4 there is no packet: flush, delimiter or end of answer.
             Some(length) => self.left = length.saturating_sub(4),
             None => self.lost = true,

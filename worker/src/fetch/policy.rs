@@ -245,6 +245,16 @@ impl FetchPolicy {
         Ok(FetchSource::Remote { url, named })
     }
 
+    /// Returns the TCP ports that fetches lead to, by redirects as well.
+    pub fn ports(&self) -> Vec<u16> {
+        if let Some(proxy) = &self.proxy {
+            return proxy.url().port_or_known_default().into_iter().collect();
+        }
+        let schemes = [Some(443), self.http.then_some(80)];
+        let hosts = self.hosts.iter().map(|allowed| allowed.port);
+        schemes.into_iter().chain(hosts).flatten().collect()
+    }
+
     /// Names of hosts that only DNS knows, to find out whether it answers.
     pub fn names(&self) -> Vec<String> {
         if let Some(proxy) = &self.proxy {
@@ -287,7 +297,7 @@ mod tests {
             mode: FetchMode::Auto,
             tokens: vec![HostToken {
                 host: "github.com".parse().unwrap(),
-                secret: "sesame".to_owned(),
+                secret: "sesame".to_owned().into(),
                 source: String::new(),
             }],
             proxy: None,
@@ -384,6 +394,22 @@ mod tests {
     }
 
     #[test]
+    fn fetches_lead_to_the_ports_of_what_is_allowed() {
+        let with = |http, hosts: &[&str]| {
+            let hosts = hosts.iter().map(|host| host.parse().unwrap()).collect();
+            FetchPolicy {
+                http,
+                hosts,
+                ..policy()
+            }
+            .ports()
+        };
+        assert_eq!(with(false, &[]), [443]);
+        assert_eq!(with(true, &["git.example.org"]), [443, 80]);
+        assert_eq!(with(false, &["[::1]:8443", "x:22"]), [443, 8443, 22]);
+    }
+
+    #[test]
     fn a_proxy_is_never_printed_and_is_the_only_name_to_resolve() {
         let proxy: FetchProxy = "http://user:sesame@proxy.example.org:3128".parse().unwrap();
         let policy = FetchPolicy {
@@ -392,6 +418,7 @@ mod tests {
         };
         assert!(!format!("{policy:?}").contains("sesame"));
         assert_eq!(policy.names(), ["proxy.example.org"]);
+        assert_eq!(policy.ports(), [3128]);
         for text in ["", "proxy", "proxy:3128", "socks5://proxy:1", "ftp://proxy"] {
             assert!(text.parse::<FetchProxy>().is_err(), "{text}");
         }

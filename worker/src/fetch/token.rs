@@ -8,6 +8,7 @@ use std::io::{self, Read};
 use common::text::unsubstituted;
 use serde::{Deserialize, Serialize};
 use url::Url;
+use zeroize::Zeroizing;
 
 use super::host::{AllowedHost, authority, literal_address};
 
@@ -24,7 +25,7 @@ pub struct HostToken {
     /// The host.
     pub host: AllowedHost,
     /// The token. Never printed.
-    pub secret: String,
+    pub secret: Zeroizing<String>,
     /// Where the operator keeps it: a variable, or a file and the line in it. Of no use to a slot.
     #[serde(skip)]
     pub source: String,
@@ -190,11 +191,11 @@ impl Tokens {
         source: String,
     ) -> Result<(), String> {
         let secret = checked(secret, &source)?;
-        let known = |token: &HostToken| token.host == *host && token.secret == secret;
+        let known = |token: &HostToken| token.host == *host && *token.secret == secret;
         if !self.0.iter().any(known) {
             self.0.push(HostToken {
                 host: host.clone(),
-                secret: secret.to_owned(),
+                secret: secret.to_owned().into(),
                 source,
             });
         }
@@ -246,7 +247,7 @@ mod tests {
     fn shown(tokens: &[HostToken]) -> Vec<(String, &str, &str)> {
         let tokens = tokens.iter();
         tokens
-            .map(|t| (t.host.to_string(), &*t.secret, &*t.source))
+            .map(|t| (t.host.to_string(), t.secret.as_str(), &*t.source))
             .collect()
     }
 
@@ -348,7 +349,7 @@ mod tests {
     fn a_token_goes_to_its_host_only_and_is_never_shown() {
         let token = |host: &str| HostToken {
             host: host.parse().unwrap(),
-            secret: "sesame".to_owned(),
+            secret: "sesame".to_owned().into(),
             source: "MINE".to_owned(),
         };
         for (host, url, expected) in [

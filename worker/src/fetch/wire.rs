@@ -13,7 +13,11 @@ use super::answer;
 use super::http::{HttpSession, ProgressSink, ResponseBody};
 use super::pack::Pack;
 use super::pack::limits::{Failure, PackLimits};
+use super::packets;
 use crate::source::ObjectId;
+
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 
 /// Most bytes in one packet's data; its length has four digits and counts itself.
 const MAX_PACKET: usize = 65_516;
@@ -121,7 +125,7 @@ struct Capabilities {
 
 impl Capabilities {
     /// Reads an advertisement, and fails if it lacks what is needed.
-    fn read(packets: &mut Packets<ResponseBody>) -> Result<Self, Failure> {
+    fn read<B: Chunks>(packets: &mut Packets<B>) -> Result<Self, Failure> {
         let mut lines = Vec::new();
         loop {
             match packets.next()?.ok_or_else(early_end)? {
@@ -347,9 +351,7 @@ impl<B: Chunks> Packets<B> {
             }
         }
         let digits = self.take(4)?;
-        let digits = std::str::from_utf8(&digits).ok();
-        let length = digits.and_then(|digits| usize::from_str_radix(digits, 16).ok());
-        match length {
+        match packets::length(&digits) {
             Some(length) if length <= MAX_PACKET + 4 => Ok(Some(length)),
             _ => Err(strange("something that is not git's protocol")),
         }
@@ -420,30 +422,8 @@ impl<B: Chunks> Packets<B> {
 
 #[cfg(test)]
 mod tests {
-    use reqwest::header::HeaderMap;
-    use time::OffsetDateTime;
-
-    use super::answer::{Asked, Context};
+    use super::fuzz::Cut;
     use super::*;
-
-    /// A body in pieces of one size.
-    struct Cut(Bytes, usize);
-
-    impl Chunks for Cut {
-        fn chunk(&mut self) -> Result<Bytes, Fault> {
-            Ok(self.0.split_to(self.0.len().min(self.1)))
-        }
-
-        fn said(&self, words: &[u8]) -> Fault {
-            let context = Context {
-                asked: Asked::Pack,
-                anonymous: None,
-                headers: &HeaderMap::new(),
-                now: OffsetDateTime::UNIX_EPOCH,
-            };
-            answer::said(words, context)
-        }
-    }
 
     fn packets(body: &'static str, size: usize) -> Packets<Cut> {
         Packets::of(Cut(Bytes::from_static(body.as_bytes()), size))
@@ -528,7 +508,16 @@ mod tests {
 
     #[test]
     fn what_is_no_packet_surprises() {
-        for body in ["not git", "0002", "0003", "fff1", "ffff", "00zz", "-001"] {
+        for body in [
+            "not git",
+            "0002",
+            "0003",
+            "fff1",
+            "ffff",
+            "00zz",
+            "-001",
+            "+009hello",
+        ] {
             surprise(packets(body, 3).next());
         }
         surprise(packets("00010000", 3).skip_to_pack());

@@ -1,24 +1,30 @@
 //! A slot's child process: fetches and digests one repository, and reports to its parent.
 
 use std::io::{self, BufWriter, Read, Stdout, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use common::fault::Fault;
+use common::process;
 use rustix::process::{
     Pid, Resource, Rlimit, Signal, getppid, set_parent_process_death_signal, setrlimit,
 };
+use zeroize::Zeroizing;
 
+use super::confine::{Needs, confine};
 use super::protocol::{ARGUMENT, ChildRequest, Frame, MAX_PIECE};
 use crate::digest::Part;
 use crate::digest::write::{largest_blob, write};
 use crate::fetch::answer::TokenRefusal;
 use crate::fetch::http::ProgressSink;
-use crate::fetch::policy::FetchWay;
-use crate::fetch::{self, FetchResult, Wanted};
+use crate::fetch::policy::{FetchSource, FetchWay};
+use crate::fetch::{self, FetchResult, Wanted, local};
 
+/// More than a request takes, unless an operator names hundreds of hosts.
+const REQUEST_BYTES: usize = 64 * 1024;
 /// Bytes that count as progress: a server that sends a byte a second makes none.
 const PROGRESS_BYTES: u64 = 1000;
 /// Shortest time between two reports of progress.
@@ -27,10 +33,12 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 /// Does a slot's work and returns the exit code, if this process was started as a slot's child. Call
 /// it first in `main`, before any thread starts.
 pub fn main_if_slot() -> Option<ExitCode> {
-    if std::env::args_os().nth(1)? != ARGUMENT {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next()? != ARGUMENT {
         return None;
     }
-    Some(match run() {
+    let scratch = PathBuf::from(arguments.next().unwrap_or_default());
+    Some(match run(&scratch) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Evidence for the parent.
@@ -40,27 +48,58 @@ pub fn main_if_slot() -> Option<ExitCode> {
     })
 }
 
-fn run() -> io::Result<()> {
-    let mut request = Vec::new();
-    io::stdin().read_to_end(&mut request)?;
-    let request: ChildRequest = serde_json::from_slice(&request)
-        .map_err(|e| io::Error::other(format!("only a worker can start a slot: {e}")))?;
-    limit(&request)?;
+fn run(scratch: &Path) -> io::Result<()> {
+    let request = enter(scratch)?;
     let frames = Arc::new(FrameWriter::new());
-    let last = work(&request, &frames).unwrap_or_else(Frame::Failed);
+    let last = match request {
+        Ok(request) => work(request, scratch, &frames).unwrap_or_else(Frame::Failed),
+        Err(fault) => Frame::Failed(fault),
+    };
     frames.write(&last, b"")
 }
 
-/// Gives up what this process does not need, before it reads untrusted input.
-fn limit(request: &ChildRequest) -> io::Result<()> {
+/// Reads the job, and gives up what this process does not need for it, before it reads untrusted
+/// input. `scratch` is the job's folder. Only tests that try to break out call it from elsewhere.
+///
+/// # Errors
+/// If nobody or another program started this process; within that, if it cannot be confined.
+pub fn enter(scratch: &Path) -> io::Result<Result<ChildRequest, Fault>> {
+    // If memory runs out, the kernel should kill a slot, not the worker. Where this is forbidden it
+    // kills the largest process, usually the slot. No longer possible after the next line.
+    std::fs::write("/proc/self/oom_score_adj", "500").ok();
+    process::harden();
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    // The parent may have died before the line above.
+    // Wiped, and large enough not to be moved, since the token is in it.
+    let mut text = Zeroizing::new(Vec::with_capacity(REQUEST_BYTES));
+    io::stdin().read_to_end(&mut text)?;
+    let request: ChildRequest = serde_json::from_slice(&text)
+        .map_err(|e| io::Error::other(format!("only a worker can start a slot: {e}")))?;
+    // The parent may have died before it was to take this process with it.
     if getppid().map(Pid::as_raw_nonzero).map(i32::from) != Some(request.parent) {
         return Err(io::Error::other("the parent is gone"));
     }
-    // If memory runs out, the kernel should kill a slot, not the worker. Where this is forbidden it
-    // kills the largest process, usually the slot.
-    std::fs::write("/proc/self/oom_score_adj", "500").ok();
+    limit(&request)?;
+    Ok(confine_to(&request, scratch).map(|()| request))
+}
+
+/// Raises the walls.
+fn confine_to(request: &ChildRequest, scratch: &Path) -> Result<(), Fault> {
+    let needs = match request.policy.source(&request.url)? {
+        FetchSource::Local(path) => Needs::local(scratch, local::places(&path)),
+        FetchSource::Remote { .. } => Needs::remote(scratch, request.policy.ports()),
+    };
+    let walls = confine(&needs);
+    let missing = request.walls.iter().find(|wall| !walls.contains(wall));
+    missing.map_or(Ok(()), |wall| {
+        let wall = wall.as_ref();
+        Err(Fault::infra(format!(
+            "cannot confine a slot by {wall}, as was possible when this program started"
+        )))
+    })
+}
+
+/// Limits what this process may use.
+fn limit(request: &ChildRequest) -> io::Result<()> {
     for (resource, limit) in [
         (Resource::As, request.address_space),
         (Resource::Fsize, request.file_bytes),
@@ -84,7 +123,7 @@ fn limit(request: &ChildRequest) -> io::Result<()> {
     Ok(())
 }
 
-fn work(request: &ChildRequest, frames: &Arc<FrameWriter>) -> Result<Frame, Fault> {
+fn work(request: ChildRequest, scratch: &Path, frames: &Arc<FrameWriter>) -> Result<Frame, Fault> {
     let write_frame = |frame: &Frame, text: &[u8]| {
         let written = frames.write(frame, text);
         written.map_err(|e| Fault::infra(format!("the parent does not read: {e}")))
@@ -93,16 +132,20 @@ fn work(request: &ChildRequest, frames: &Arc<FrameWriter>) -> Result<Frame, Faul
     let sink: Arc<dyn ProgressSink> = Arc::clone(frames) as Arc<dyn ProgressSink>;
     let ChildRequest {
         url,
+        subject,
+        known,
         limits,
         policy,
-        scratch,
         ..
     } = request;
     let wanted = Wanted {
-        largest: largest_blob(limits),
-        known: request.known,
+        largest: largest_blob(&limits),
+        known,
     };
-    let fetched = match fetch::fetch(url, wanted, policy, scratch, sink)? {
+    let fetched = fetch::fetch(&url, wanted, &policy, scratch, sink)?;
+    // With the token, which is wiped.
+    drop(policy);
+    let fetched = match fetched {
         FetchResult::Repository(fetched) => fetched,
         FetchResult::Unmoved { bytes, renamed_to } => {
             return Ok(Frame::Unmoved {
@@ -126,7 +169,7 @@ fn work(request: &ChildRequest, frames: &Arc<FrameWriter>) -> Result<Frame, Faul
         })
     };
     let source = fetched.source.as_ref();
-    let facts = write(source, &request.subject, limits, &mut emit)?;
+    let facts = write(source, &subject, &limits, &mut emit)?;
     Ok(Frame::Done {
         facts,
         millis: millis(start),

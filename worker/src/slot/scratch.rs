@@ -3,9 +3,9 @@
 //! A process locks a file beside its folder as long as it lives. A process that starts removes the
 //! folders whose lock is free.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use common::fault::Fault;
@@ -30,12 +30,15 @@ impl Scratch {
             loop {
                 let name = format!("{PREFIX}{}-{:08x}", std::process::id(), fastrand::u32(..));
                 let (folder, lock_path) = (parent.join(&name), parent.join(format!("{name}.lock")));
-                let lock = File::create_new(&lock_path)?;
+                let mut options = File::options();
+                options.write(true).create_new(true).mode(0o600);
+                let lock = options.open(&lock_path)?;
                 lock.lock()?;
                 // Another process may have removed the file before it was locked.
                 let ours = lock.metadata()?.ino();
                 if fs::metadata(&lock_path).is_ok_and(|found| found.ino() == ours) {
-                    fs::create_dir(&folder)?;
+                    // Never one that is there. Nobody else is to see into it.
+                    DirBuilder::new().mode(0o700).create(&folder)?;
                     return Ok(Self {
                         folder,
                         lock_path,
@@ -101,6 +104,16 @@ fn fault(folder: &Path, error: &io::Error) -> Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nobody_else_sees_into_it() {
+        let parent = tempfile::tempdir().unwrap();
+        let scratch = Scratch::new(parent.path()).unwrap();
+        for (path, expected) in [(&scratch.folder, 0o700), (&scratch.lock_path, 0o600)] {
+            let mode = fs::metadata(path).unwrap().mode() & 0o777;
+            assert_eq!(mode, expected, "{}", path.display());
+        }
+    }
 
     #[test]
     fn what_a_dead_process_left_is_removed_and_what_a_living_one_holds_is_not() {

@@ -13,14 +13,17 @@ use crate::metrics::Metrics;
 use common::failpoint;
 use common::fault::Fault;
 use openssl_probe::{ENV_CERT_DIR, ENV_CERT_FILE};
-use rustix::process::{DumpableBehavior, Pid, Signal, kill_process_group, set_dumpable_behavior};
+use rustix::process::{Pid, Signal, kill_process_group};
+use strum::VariantArray;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
+use zeroize::Zeroizing;
 
+use super::confine::{self, Wall};
 use super::decoder::{FrameDecoder, TokenNews, shown};
 use super::protocol::{ARGUMENT, ChildRequest};
 use super::scratch::Scratch;
@@ -55,6 +58,8 @@ pub struct Slots {
     /// Variables that tell a child which certificates to trust.
     certificates: Vec<(&'static str, OsString)>,
     metrics: Metrics,
+    /// Those that stand around each child.
+    walls: Vec<Wall>,
     /// Whether a fallback was logged.
     fell_back: AtomicBool,
 }
@@ -70,13 +75,12 @@ impl Slots {
         limits: DigestLimits,
         metrics: Metrics,
     ) -> Result<Arc<Self>, Fault> {
-        // Children share this process's user: one that was taken over could otherwise read this
-        // process's memory and environment.
-        set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(Fault::infra)?;
         let parent = config.scratch.clone().unwrap_or_else(std::env::temp_dir);
         metrics.slots.set(config.slots().into());
         let scratch = Scratch::new(&parent)?;
         metrics.set_scratch(&parent);
+        let walls = confine::tried();
+        metrics.set_walls(&walls);
         let tokens = Arc::new(TokenPool::new(policy.tokens.clone()));
         metrics.set_tokens(&tokens);
         Ok(Arc::new(Self {
@@ -92,6 +96,7 @@ impl Slots {
             policy,
             limits,
             metrics,
+            walls,
             fell_back: AtomicBool::new(false),
         }))
     }
@@ -104,6 +109,28 @@ impl Slots {
     /// Returns the limits of this process's digests.
     pub fn limits(&self) -> &DigestLimits {
         &self.limits
+    }
+
+    /// Logs which walls the kernel does not raise around slots, if any.
+    pub fn tell_walls(&self) {
+        let lacks = |wall: &&Wall| !self.walls.contains(wall);
+        let missing: Vec<_> = Wall::VARIANTS.iter().filter(lacks).collect();
+        let names: Vec<_> = missing.iter().map(|wall| wall.as_ref()).collect();
+        let could: Vec<_> = missing.iter().map(|wall| wall.without()).collect();
+        let said = format!(
+            "slots are not confined by {}, which this kernel lacks or does not allow: a repository that \
+             took one over could {}",
+            names.join(", "),
+            could.join("; ")
+        );
+        match &missing[..] {
+            [] => {}
+            // Most kernels that servers have today: nothing is wrong there.
+            [Wall::LandlockNetwork, Wall::LandlockSignals] | [Wall::LandlockSignals] => {
+                info!(operation = "slot", "{said}");
+            }
+            _ => warn!(operation = "slot", "{said}"),
+        }
     }
 
     /// Checks that the scratch folder can be written and a child can be started.
@@ -148,15 +175,11 @@ impl Slots {
         loop {
             // Removed when dropped, whatever happens.
             let scratch = self.scratch.folder()?;
-            let request = self.request(
-                url,
-                &source,
-                &subject,
-                known,
-                scratch.path(),
-                tokens.token(),
-            );
-            match self.attempt(&request, &mut tokens, stop).await {
+            let request = self.request(url, &source, &subject, known, tokens.token());
+            match self
+                .attempt(&request, scratch.path(), &mut tokens, stop)
+                .await
+            {
                 Ok(mut result) => {
                     tokens.worked();
                     if let SlotResult::Digest(output) = &mut result {
@@ -171,14 +194,15 @@ impl Slots {
         }
     }
 
-    /// Has a child do what is requested.
+    /// Has a child do what is requested, in `scratch`.
     async fn attempt(
         &self,
         request: &ChildRequest,
+        scratch: &Path,
         tokens: &mut TokenTurn<'_>,
         stop: &CancellationToken,
     ) -> Result<SlotResult, SlotError> {
-        let start = ChildProcess::start(&self.spawner, self.command(&request.scratch), request);
+        let start = ChildProcess::start(&self.spawner, self.command(scratch), request);
         let child = stop.run_until_cancelled(start).await;
         let mut child = child.ok_or(SlotError::Stopped)??;
         let result = stop
@@ -198,7 +222,6 @@ impl Slots {
         source: &FetchSource,
         subject: &Subject,
         known: Option<ObjectId>,
-        scratch: &Path,
         token: Option<HostToken>,
     ) -> ChildRequest {
         let child = &self.config.child;
@@ -217,11 +240,11 @@ impl Slots {
             known,
             limits: self.limits.clone(),
             policy,
-            scratch: scratch.to_owned(),
             parent: std::process::id().cast_signed(),
             address_space,
             file_bytes: child.file_bytes.unwrap_or(pack_and_index),
             cpu_seconds: self.config.timeout,
+            walls: self.walls.clone(),
         }
     }
 
@@ -295,6 +318,7 @@ impl Slots {
         let mut command = Command::new(&self.config.child.program);
         command
             .arg(ARGUMENT)
+            .arg(scratch)
             .current_dir(scratch)
             .env_clear()
             .stdin(Stdio::piped())
@@ -361,7 +385,8 @@ impl ChildProcess {
         let mut process = spawner.spawn(command).await?;
         let group = process.id().and_then(|id| Pid::from_raw(id.cast_signed()));
         let mut input = process.stdin.take().expect("it is piped");
-        let request = serde_json::to_vec(request).map_err(Fault::infra)?;
+        // The token is in it.
+        let request = Zeroizing::new(serde_json::to_vec(request).map_err(Fault::infra)?);
         // If this fails the child is dying, and its output ends.
         input.write_all(&request).await.ok();
         input.shutdown().await.ok();

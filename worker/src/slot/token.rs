@@ -262,7 +262,7 @@ mod tests {
     fn pool(hosts: &[&str]) -> TokenPool {
         let token = |(index, host): (usize, &&str)| HostToken {
             host: host.parse().unwrap(),
-            secret: format!("sesame-{index}"),
+            secret: format!("sesame-{index}").into(),
             source: format!("MINE_{index}"),
         };
         TokenPool::new(hosts.iter().enumerate().map(token).collect())
@@ -275,7 +275,7 @@ mod tests {
     /// The secret of the token that a job at `host` gets.
     fn chosen(pool: &TokenPool, host: &str, now: Instant) -> Option<String> {
         let turn = pool.turn(Some(&url(host)), now).unwrap();
-        turn.token().map(|token| token.secret)
+        turn.token().map(|token| token.secret.to_string())
     }
 
     fn counts(pool: &TokenPool, now: Instant) -> Vec<(String, i64)> {
@@ -301,7 +301,7 @@ mod tests {
         let limit = |rest| Fault::throttled("limited", Some(rest));
         let mut turn = pool.turn(Some(&url("a")), now).unwrap();
         turn.after(limit(MINUTE), now).unwrap();
-        assert_eq!(turn.token().unwrap().secret, "sesame-1");
+        assert_eq!(*turn.token().unwrap().secret, "sesame-1");
         assert_eq!(
             counts(&pool, now),
             [("a usable".to_owned(), 1), ("a resting".to_owned(), 1)]
@@ -344,7 +344,7 @@ mod tests {
         turn.refused(TokenRefusal::Unknown, now);
         // Without a token it failed; with the other it may not.
         turn.after(gone(), now).unwrap();
-        assert_eq!(turn.token().unwrap().secret, "sesame-1");
+        assert_eq!(*turn.token().unwrap().secret, "sesame-1");
         assert_eq!(turn.after(gone(), now).unwrap_err(), gone());
         assert_eq!(
             counts(&pool, now),
@@ -354,7 +354,7 @@ mod tests {
 
         let later = now + KEPT_BACK;
         let turn = pool.turn(Some(&url("a")), later).unwrap();
-        assert_eq!(turn.token().unwrap().secret, "sesame-0");
+        assert_eq!(*turn.token().unwrap().secret, "sesame-0");
         assert_eq!(counts(&pool, later)[1].0, "a refused");
         turn.worked();
         assert_eq!(counts(&pool, later), [("a usable".to_owned(), 2)]);
@@ -380,7 +380,7 @@ mod tests {
         let mut turn = pool.turn(Some(&url("a")), now).unwrap();
         turn.refused(TokenRefusal::SingleSignOn, now);
         turn.after(Fault::gone("not there"), now).unwrap();
-        assert_eq!(turn.token().unwrap().secret, "sesame-1");
+        assert_eq!(*turn.token().unwrap().secret, "sesame-1");
         assert_eq!(counts(&pool, now), [("a usable".to_owned(), 2)]);
         assert_eq!(chosen(&pool, "a", now).unwrap(), "sesame-0");
     }

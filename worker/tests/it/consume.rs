@@ -675,12 +675,29 @@ impl DigestStore for Touchy {
         self.0.list(prefix)
     }
 
-    async fn put_document(&self, key: &DocumentKey, content: &[u8]) -> Result<(), Fault> {
-        self.0.put_document(key, content).await
+    async fn strays(&self) -> Result<Vec<String>, Fault> {
+        self.0.strays().await
     }
 
-    async fn document(&self, key: &DocumentKey) -> Result<Option<Vec<u8>>, Fault> {
-        self.0.document(key).await
+    async fn remove(&self, repo: &RepoRef, version: &Version) -> Result<bool, Fault> {
+        self.0.remove(repo, version).await
+    }
+
+    fn withdrawn(&self) -> SharedStore {
+        self.0.withdrawn()
+    }
+
+    async fn write_document(
+        &self,
+        key: &DocumentKey,
+        content: &[u8],
+        expected: Option<&Expected>,
+    ) -> Result<Put, Fault> {
+        self.0.write_document(key, content, expected).await
+    }
+
+    async fn read_document(&self, key: &DocumentKey) -> Result<Option<(Vec<u8>, Version)>, Fault> {
+        self.0.read_document(key).await
     }
 
     async fn reachable(&self) -> Result<(), Fault> {

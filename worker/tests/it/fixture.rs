@@ -80,7 +80,7 @@ impl Fixture {
     pub(crate) fn add_token(&mut self, secret: &str) {
         self.policy.tokens.push(HostToken {
             host: self.server.authority().parse().unwrap(),
-            secret: secret.to_owned(),
+            secret: secret.to_owned().into(),
             source: String::new(),
         });
     }
@@ -142,16 +142,11 @@ impl Fixture {
             let (Some(pid), path) = (pid.and_then(Pid::from_raw), process.path()) else {
                 continue;
             };
-            // Other tests' slots work in other folders.
-            let ours = fs::read_link(path.join("cwd"))
-                .is_ok_and(|folder| folder.starts_with(self.scratch.path()));
-            // Before the exec this is still the parent's.
-            let command = fs::read(path.join("cmdline")).unwrap_or_default();
-            if ours
-                && command
-                    .split(|b| *b == 0)
-                    .any(|word| word == ARGUMENT.as_bytes())
-            {
+            // A slot's arguments are a word and its job's folder. Other tests' are elsewhere.
+            let command = fs::read_to_string(path.join("cmdline")).unwrap_or_default();
+            let mut words = command.trim_end_matches('\0').rsplit('\0');
+            let folder = Path::new(words.next().unwrap_or_default());
+            if folder.starts_with(self.scratch.path()) && words.next() == Some(ARGUMENT) {
                 children.push(pid);
             }
         }

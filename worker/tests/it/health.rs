@@ -1,12 +1,16 @@
 //! `worker health`, as a container's engine calls it.
 
+use std::fs;
 use std::net::TcpListener;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::telemetry::http::MetricsConfig;
+use testing::root::assert_private;
 use tokio::sync::watch;
 use worker::metrics::Metrics;
+
+use crate::fixture::as_root;
 
 /// Exit code, standard error, and how long it took.
 fn ask(arguments: &[&str], address: Option<&str>) -> (i32, String, Duration) {
@@ -62,6 +66,37 @@ fn a_worker_that_does_not_answer_is_not_well() {
     let (code, stderr, _) = ask(&[], Some(&address));
     assert_eq!(code, 1);
     assert!(stderr.contains("no answer: "), "{stderr}");
+}
+
+/// A container's engine gives it the worker's environment, secrets included.
+#[test]
+fn it_carries_no_secret_while_it_waits() {
+    as_root("health::it_carries_no_secret_while_it_waits", async {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let mut health = Command::new(env!("CARGO_BIN_EXE_worker"))
+            .args(["health", "--wait", "60"])
+            .env("METRICS_ADDR", &address)
+            .env("AWS_SECRET_ACCESS_KEY", "sesame")
+            .spawn()
+            .unwrap();
+        // Only root can look into it.
+        let (_connection, _) = listener.accept().unwrap();
+        let environment = fs::read(format!("/proc/{}/environ", health.id())).unwrap();
+        let expected = format!("METRICS_ADDR={address}\0");
+        assert_eq!(String::from_utf8(environment).unwrap(), expected);
+        health.kill().unwrap();
+        health.wait().unwrap();
+    });
+}
+
+#[test]
+fn it_lets_nobody_look_into_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut health = Command::new(env!("CARGO_BIN_EXE_worker"));
+    health.args(["health", "--wait", "60", "--metrics-addr"]);
+    health.arg(listener.local_addr().unwrap().to_string());
+    assert_private(&mut health);
 }
 
 #[test]

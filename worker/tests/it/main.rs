@@ -17,6 +17,9 @@ mod fetch_ways;
 mod slots;
 
 #[cfg(test)]
+mod walls;
+
+#[cfg(test)]
 mod consume;
 
 #[cfg(test)]

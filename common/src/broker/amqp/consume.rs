@@ -21,7 +21,7 @@ use super::publish::Message;
 use super::session::within;
 use super::shared::Shared;
 use super::subscription::{Queue, Subscription};
-use super::topology::{kind, pause_for};
+use super::topology::{key, kind, pause_for};
 use crate::broker::{Delivery, Event, Receipt, Settlement};
 use crate::failpoint;
 use crate::fault::{Fault, FaultKind};
@@ -143,6 +143,7 @@ impl Shared {
             acker: Some(incoming.acker),
             job: job.clone(),
             at,
+            counts: (attempt, waits, returns),
             channel,
             runtime: runtime.clone(),
         };
@@ -174,16 +175,55 @@ impl Shared {
                 "the outcome of {id} could not be recorded, so it is requeued: {fault}"
             );
         }
-        // Requeued where it was not recorded: kept, it would take another's place.
-        let requeue = recorded.is_err();
-        let reject = incoming.acker.reject(BasicRejectOptions { requeue });
+        let headers = incoming.properties.headers().as_ref();
+        let waits = count_of(headers, header::WAITS);
+        let returns = count_of(headers, header::RETURNS);
+        let buried = match recorded {
+            Ok(()) => {
+                let dead = self
+                    .dead_letter_of(id, incoming.data.clone())
+                    .counted(attempt, waits, returns)
+                    .at(time_of(&incoming.properties).unwrap_or_else(OffsetDateTime::now_utc));
+                self.bury(&dead, &incoming.acker).await
+            }
+            Err(fault) => Err(fault),
+        };
+        let Err(fault) = buried else {
+            return;
+        };
+        warn!(
+            operation = "settle",
+            job = id,
+            "{id} was not dead-lettered, so it is requeued: {fault}"
+        );
+        // Kept, it would take another's place.
+        let reject = incoming.acker.reject(BasicRejectOptions { requeue: true });
         if let Err(error) = within(self.options.call_limit, "rejecting", reject).await {
             warn!(
                 operation = "settle",
                 job = id,
-                "{id} was not rejected: {error}"
+                "{id} was not requeued: {error}"
             );
         }
+    }
+
+    fn dead_letter_of(&self, id: &str, body: Vec<u8>) -> Message {
+        Message::new(
+            self.options.names.dead.clone(),
+            key::DEAD,
+            kind::JOB,
+            id,
+            body,
+        )
+    }
+
+    /// Puts a copy of a message among the dead letters and acknowledges the message. Rejected, it would
+    /// go there with all that its sender wrote into it: headers of the broker's own that are not what it
+    /// expects crash RabbitMQ 3.10's dead-lettering, for every queue of the node.
+    async fn bury(&self, dead: &Message, acker: &Acker) -> Result<(), Fault> {
+        self.publish(&dead.clone().rejected()).await?;
+        let ack = acker.ack(BasicAckOptions::default());
+        self.settled("acknowledging", ack).await
     }
 
     /// Records the outcome of a message that holds no job, if its id says which job it was.
@@ -223,6 +263,8 @@ struct AmqpReceipt {
     job: Job,
     /// When the job was enqueued: its later messages say so too.
     at: OffsetDateTime,
+    /// Its attempts, waits and returns.
+    counts: (u32, u32, u32),
     /// Kept open until all of its deliveries are settled.
     channel: Channel,
     runtime: Handle,
@@ -264,8 +306,13 @@ impl Receipt for AmqpReceipt {
                 self.shared.settled("acknowledging", ack).await?;
             }
             Settlement::Dead => {
-                let reject = acker.reject(BasicRejectOptions { requeue: false });
-                self.shared.settled("rejecting", reject).await?;
+                let (attempt, waits, returns) = self.counts;
+                let dead = self
+                    .shared
+                    .dead_letter_of(&self.job.id(), self.job.encode())
+                    .counted(attempt, waits, returns)
+                    .at(self.at);
+                self.shared.bury(&dead, &acker).await?;
             }
         }
         self.acker = None;

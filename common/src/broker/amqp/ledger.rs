@@ -13,7 +13,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use time::OffsetDateTime;
 use tracing::{debug, warn};
 
-use super::properties::{id_of, integer, time_of};
+use super::properties::{REJECTED, header, id_of, integer, time_of};
 use super::publish::Message;
 use super::session::within;
 use super::shared::Shared;
@@ -370,13 +370,16 @@ fn cause_of(headers: Option<&FieldTable>, names: &Names) -> DeathCause {
     let jobs = names.jobs.to_string();
     // The last death matters, of which only later versions tell. The first may be the end of a
     // pause in a retry queue.
-    let reason = text("x-last-death-reason").or_else(|| {
-        let queue = text("x-first-death-queue")?;
-        (queue == jobs).then(|| text("x-first-death-reason"))?
-    });
+    let by_worker = text(header::CAUSE);
+    let reason = by_worker
+        .or_else(|| text("x-last-death-reason"))
+        .or_else(|| {
+            let queue = text("x-first-death-queue")?;
+            (queue == jobs).then(|| text("x-first-death-reason"))?
+        });
     match reason.as_deref() {
         Some("delivery_limit") => DeathCause::DeliveryLimit,
-        Some("rejected") => DeathCause::Rejected,
+        Some(REJECTED) => DeathCause::Rejected,
         Some("expired") => DeathCause::Expired(jobs),
         Some("maxlen") => DeathCause::Overflow(jobs),
         _ => DeathCause::Unknown,

@@ -11,9 +11,14 @@ pub(super) mod header {
     pub(in super::super) const WAITS: &str = "waits";
     /// How often the job had come back before it was last set aside.
     pub(in super::super) const RETURNS: &str = "returns";
+    /// Why a worker dead-lettered the message.
+    pub(in super::super) const CAUSE: &str = "cause";
     /// Set by quorum queues: how often the message came back since then.
     pub(in super::super) const DELIVERY_COUNT: &str = "x-delivery-count";
 }
+
+/// RabbitMQ's word for the cause of death of a message that a consumer rejected.
+pub(super) const REJECTED: &str = "rejected";
 
 pub(super) fn json(value: &impl serde::Serialize) -> Result<Vec<u8>, Fault> {
     serde_json::to_vec(value).map_err(Fault::infra)

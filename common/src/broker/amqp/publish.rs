@@ -13,7 +13,7 @@ use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
 use time::OffsetDateTime;
 use tracing::warn;
 
-use super::properties::header;
+use super::properties::{REJECTED, header};
 use super::session::{CallError, Failure, Session};
 use super::shared::Shared;
 use super::topology::{key, kind};
@@ -99,6 +99,15 @@ impl Message {
         ] {
             headers.insert(name.into(), AMQPValue::LongLongInt(count.into()));
         }
+        self.properties = self.properties.with_headers(headers);
+        self
+    }
+
+    /// As a dead letter: what the broker would say of one that was rejected.
+    pub(super) fn rejected(mut self) -> Self {
+        let mut headers = self.properties.headers().clone().unwrap_or_default();
+        let cause = AMQPValue::LongString(REJECTED.into());
+        headers.insert(header::CAUSE.into(), cause);
         self.properties = self.properties.with_headers(headers);
         self
     }

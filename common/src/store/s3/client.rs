@@ -22,7 +22,7 @@ use aws_sdk_s3::config::{
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
-use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::primitives::{ByteStream, ByteStreamError};
 use aws_smithy_http_client::tls::Provider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_runtime_api::client::dns::{DnsFuture, ResolveDns, ResolveDnsError};
@@ -202,10 +202,14 @@ impl Client {
         }
     }
 
-    /// Reads an object; `None` if there is none.
-    pub(super) async fn get(&self, key: &str) -> Result<Option<(Seen, Vec<u8>)>, Fault> {
+    /// Reads an object; `None` if there is none, and no content if that has more than `max_bytes`.
+    pub(super) async fn get(
+        &self,
+        key: &str,
+        max_bytes: u64,
+    ) -> Result<Option<(Seen, Option<Vec<u8>>)>, Fault> {
         let get = self.sdk.get_object().bucket(&self.config.bucket);
-        let object = match get.key(key).send().await {
+        let mut object = match get.key(key).send().await {
             Ok(object) => object,
             Err(error) if code(&error) == Some("NoSuchKey") => return Ok(None),
             Err(error) => return Err(self.fault("read", key, &error)),
@@ -216,11 +220,24 @@ impl Client {
             object.last_modified(),
             object.content_length(),
         );
+        let mut content = Vec::new();
+        let read = async {
+            while let Some(piece) = object.body.try_next().await? {
+                if (content.len() + piece.len()) as u64 > max_bytes {
+                    return Ok(false);
+                }
+                content.extend_from_slice(&piece);
+            }
+            Ok(true)
+        };
         // The SDK's limits are for what comes before the content.
         let limit = self.config.limits.operation;
-        let broken = match timeout(limit, object.body.collect()).await {
-            Ok(Ok(content)) => return Ok(Some((seen, content.to_vec()))),
-            Ok(Err(error)) => format!("broke off: {}", errors::innermost(&error)),
+        let broken = match timeout(limit, read).await {
+            Ok(Ok(whole)) => return Ok(Some((seen, whole.then_some(content)))),
+            Ok(Err(error)) => {
+                let error: ByteStreamError = error;
+                format!("broke off: {}", errors::innermost(&error))
+            }
             Err(_) => format!("did not come to an end {}", errors::overloaded(limit)),
         };
         let place = self.config.place();

@@ -11,6 +11,7 @@ use tokio::sync::OnceCell;
 use tokio::time::timeout;
 use tracing::warn;
 
+use super::super::{DIGESTS, PROBE_BYTES};
 use super::client::Client;
 use super::errors::{is_conflict, overloaded, status};
 use super::metadata::quoted;
@@ -18,6 +19,9 @@ use crate::fault::Fault;
 
 /// The content of a probe's objects.
 const PROBE: &[u8] = b"repofleet looks how the store works; this may be removed\n";
+
+/// How the name of an object begins that is written where digests go. No owner is called so.
+pub(super) const PROBE_NAME: &str = ".probe-";
 
 /// What a server does about If-Match and If-None-Match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,14 +69,24 @@ impl Probe {
         }
     }
 
-    /// Writes an object, lists it, and removes it.
+    /// Writes an object, lists it, and removes it; and then one where digests go, as large as they
+    /// may be: rights and quotas are often those of a prefix, or of a size.
     pub(super) async fn write(&self, client: &Client) -> Result<(), Fault> {
         let key = key(client);
         let sent = put(client, &key).send().await;
         sent.map_err(|error| client.fault("write", &key, &error))?;
         let listed = client.list_one(&key).await;
         self.remove(client, &key).await;
-        listed
+        listed?;
+        let random = fastrand::u64(..);
+        let key = client
+            .config
+            .key(&format!("{DIGESTS}/{PROBE_NAME}{random:016x}"));
+        let put = client.put(&key, "text/plain", vec![b' '; PROBE_BYTES]);
+        let sent = put.send().await;
+        sent.map_err(|error| client.fault("write", &key, &error))?;
+        self.remove(client, &key).await;
+        Ok(())
     }
 
     /// Without the right to remove it, an object stays behind. It does no harm, so one warning is

@@ -32,10 +32,13 @@ pub(super) struct Metadata {
     pub(super) mark: String,
     /// The digest's metadata, or what is wrong with them.
     pub(super) meta: Result<DigestMeta, String>,
+    /// Whether they are of a text of another length.
+    torn: bool,
 }
 
 /// The metadata of a new object.
 pub(super) fn of(meta: &DigestMeta, mark: &str) -> Map {
+    let [tokens, files] = [meta.tokens, meta.files].map(|count| Some(count?.to_string()));
     let mut map: Map = [
         ("pushedat", meta.pushed_at.as_str()),
         ("processedat", &meta.processed_at),
@@ -47,6 +50,9 @@ pub(super) fn of(meta: &DigestMeta, mark: &str) -> Map {
     ]
     .into_iter()
     .chain(meta.commit.as_deref().map(|commit| ("commit", commit)))
+    .chain(meta.sha256.as_deref().map(|sha256| ("sha256", sha256)))
+    .chain(tokens.as_deref().map(|tokens| ("tokens", tokens)))
+    .chain(files.as_deref().map(|files| ("files", files)))
     .map(|(name, value)| (name.to_owned(), encoded(value)))
     .collect();
     map.insert("url".to_owned(), encoded_url(&meta.url));
@@ -61,6 +67,10 @@ impl Metadata {
         Self {
             mark: map.get("mark").cloned().unwrap_or_default(),
             meta: read(map, bytes),
+            torn: map
+                .get("bytes")
+                .and_then(|stated| stated.parse::<u64>().ok())
+                .is_some_and(|stated| bytes.is_some_and(|bytes| bytes != stated)),
         }
     }
 }
@@ -103,11 +113,20 @@ impl Seen {
         Version(format!("{} {mark}", self.etag))
     }
 
+    /// Identifies the content, whatever its metadata.
+    pub(super) fn content(&self) -> Version {
+        Version(self.etag.clone())
+    }
+
     pub(super) fn found(&self) -> Found {
         let version = self.version();
         match self.metadata.meta.clone() {
             Ok(meta) => Found::Stored { meta, version },
-            Err(why) => Found::Unreadable { version, why },
+            Err(why) => Found::Unreadable {
+                version,
+                why,
+                torn: self.metadata.torn,
+            },
         }
     }
 }
@@ -141,6 +160,9 @@ fn read(map: &Map, bytes: Option<u64>) -> Result<DigestMeta, String> {
             bytes: bytes.unwrap_or_default(),
             truncated: false,
             run: run(NO_RUN)?,
+            sha256: None,
+            tokens: None,
+            files: None,
         });
     };
 
@@ -148,9 +170,13 @@ fn read(map: &Map, bytes: Option<u64>) -> Result<DigestMeta, String> {
         let value = raw(name).ok_or_else(|| format!("its metadata have no {name}"))?;
         decoded(value).ok_or_else(|| format!("its {name} is not UTF-8"))
     };
-    let stated: u64 = text("bytes")?
-        .parse()
-        .map_err(|_| "its bytes are not a number".to_owned())?;
+    let number = |name: &str| -> Result<u64, String> {
+        let text = text(name)?;
+        text.parse()
+            .map_err(|_| format!("its {name} are not a number"))
+    };
+    let count = |name: &str| raw(name).map(|_| number(name)).transpose();
+    let stated = number("bytes")?;
     if let Some(bytes) = bytes.filter(|bytes| *bytes != stated) {
         return Err(format!(
             "it has {bytes} bytes, and its metadata say {stated}"
@@ -169,6 +195,9 @@ fn read(map: &Map, bytes: Option<u64>) -> Result<DigestMeta, String> {
             _ => return Err("its truncated is neither true nor false".to_owned()),
         },
         run: run(&text("run")?)?,
+        sha256: raw("sha256").map(|_| text("sha256")).transpose()?,
+        tokens: count("tokens")?,
+        files: count("files")?,
     })
 }
 
@@ -216,6 +245,9 @@ mod tests {
             bytes: 7,
             truncated: true,
             run: RunId::try_from("20260103T000000Z-0a1b2c".to_owned()).unwrap(),
+            sha256: Some("e3b0".repeat(16)),
+            tokens: Some(1234),
+            files: Some(5),
         }
     }
 
@@ -231,6 +263,9 @@ mod tests {
             DigestMeta {
                 commit: None,
                 truncated: false,
+                sha256: None,
+                tokens: None,
+                files: None,
                 ..meta()
             },
         ] {
@@ -240,7 +275,8 @@ mod tests {
                     value.bytes().all(|b| b.is_ascii_graphic()),
                     "{name}: {value}"
                 );
-                assert!(name.bytes().all(|b| b.is_ascii_lowercase()), "{name}");
+                let is_plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+                assert!(name.bytes().all(is_plain), "{name}");
             }
             let read = Metadata::read(Some(&map), Some(7));
             assert_eq!(read.meta, Ok(meta.clone()));
@@ -250,7 +286,7 @@ mod tests {
         }
     }
 
-    /// Metadata are a contract with those who read the bucket: version 1 as first published.
+    /// Metadata are a contract with those who read the bucket.
     #[test]
     fn metadata_are_as_published() {
         let map = of(&meta(), "m");
@@ -261,11 +297,14 @@ mod tests {
             [
                 "bytes=7",
                 "commit=0123456789012345678901234567890123456789",
+                "files=5",
                 "format=gitingest-0.3.1/1",
                 "mark=m",
                 "processedat=2026-01-03T00:00:00.123456789Z",
                 "pushedat=2026-01-02T03:04:05+01:00",
                 "run=20260103T000000Z-0a1b2c",
+                "sha256=e3b0e3b0e3b0e3b0e3b0e3b0e3b0e3b0e3b0e3b0e3b0e3b0e3b0e3b0e3b0e3b0",
+                "tokens=1234",
                 "truncated=true",
                 "url=https://git.example/%C3%B6/a%20b%2541%0A",
             ]
@@ -325,6 +364,9 @@ mod tests {
             ("pushedat", "%FF"),
             ("run", "../x"),
             ("bytes", "seven"),
+            ("tokens", "many"),
+            ("files", "-1"),
+            ("sha256", "%FF"),
             ("truncated", "perhaps"),
             ("url", "%FF"),
         ] {

@@ -11,7 +11,7 @@ use regex::{Regex, RegexBuilder};
 use super::pattern::{self, Pattern, Rest, Segment, Token};
 
 /// gitingest's own list (`DEFAULT_IGNORE_PATTERNS` of 0.3.1), sorted.
-const DEFAULTS: &str = "
+pub(super) const DEFAULTS: &str = "
 **/*.rs.bk *.a *.bak *.bin *.class *.db *.dll *.dylib *.ear *.egg *.egg-info *.exe *.gem *.gif
 *.gradle *.ico *.jar *.jpeg *.jpg *.lib *.log *.map *.min.css *.min.js *.mode1v3 *.mode2v3 *.mov
 *.mp3 *.mp4 *.nar *.nupkg *.o *.obj *.out *.pbxuser *.pdb *.pdf *.perspectivev3 *.png *.pyc *.pyd
@@ -126,16 +126,8 @@ impl Rules {
         let Ok(text) = std::str::from_utf8(bytes) else {
             return;
         };
-        for raw in text.split(['\n', '\r']) {
-            let line = raw.trim_matches(pattern::is_python_space);
-            if line.is_empty() || line.starts_with('#') {
-                continue;
-            }
-            let (negation, line) = match line.strip_prefix('!') {
-                Some(line) => ("!", line),
-                None => ("", line),
-            };
-            self.add_pattern(&format!("{negation}{}", joined(directory, line)));
+        for pattern in patterns(directory, text) {
+            self.add_pattern(&pattern);
             if self.overflowed {
                 return;
             }
@@ -340,6 +332,17 @@ impl NamePatterns {
             }
         }
     }
+}
+
+/// Returns the patterns in the lines of an ignore file in `directory`.
+pub(super) fn patterns(directory: &str, text: &str) -> impl Iterator<Item = String> {
+    let lines = text.split(['\n', '\r']);
+    let lines = lines.map(|line| line.trim_matches(pattern::is_python_space));
+    let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines.map(move |line| match line.strip_prefix('!') {
+        Some(line) => format!("!{}", joined(directory, line)),
+        None => joined(directory, line),
+    })
 }
 
 /// Returns Python's `(Path(directory) / line).as_posix()` for a line without leading slashes: empty and

@@ -1,0 +1,70 @@
+//! Whether a feed is as whole as the one before: a feed that lost a fifth of its entries is a fault of
+//! whoever makes it, and must not decide what is kept.
+
+use common::exit::{self, ExitError};
+use common::fault::Fault;
+use common::ids::PushedAt;
+use common::store::{DigestStore, DocumentKey};
+use common::text::{percent, thousands};
+use serde::{Deserialize, Serialize};
+
+use super::Feed;
+
+/// What is remembered of the feed of the run begun last: `runs/feed.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FeedRecord {
+    /// Where it came from.
+    pub origin: String,
+    /// How many repositories it named, and unusable entries.
+    pub entries: u64,
+    /// Its newest push.
+    pub newest_push: Option<PushedAt>,
+}
+
+impl FeedRecord {
+    /// What is to be remembered of `feed`.
+    pub fn of(feed: &Feed) -> Self {
+        let pushes = feed.repositories.iter().map(|entry| &entry.pushed_at);
+        Self {
+            origin: feed.origin.clone(),
+            entries: (feed.repositories.len() + feed.invalid.len()) as u64,
+            newest_push: pushes.max().cloned(),
+        }
+    }
+
+    /// Checks that the feed has not lost more than `limit` percent of its entries since the run before.
+    ///
+    /// # Errors
+    /// [`exit::BAD_FEED`] if it has, [`exit::UNAVAILABLE`] if the store does not answer.
+    pub async fn check(&self, store: &dyn DigestStore, limit: u8) -> Result<(), ExitError> {
+        let document = store.document(&DocumentKey::Feed).await?;
+        // One that cannot be read is none.
+        let before = document.and_then(|known| serde_json::from_slice::<Self>(&known).ok());
+        let Some(before) = before.filter(|before| before.origin == self.origin) else {
+            return Ok(());
+        };
+        let lost = before.entries.saturating_sub(self.entries);
+        if percent(lost, before.entries) <= f64::from(limit) {
+            return Ok(());
+        }
+        let message = format!(
+            "the feed {} has {} entries, and had {} at the run before: a fall of {:.0} %, more than \
+             --feed-drop-limit {limit} % allows; look at the feed, or raise the limit for this run",
+            self.origin,
+            thousands(self.entries),
+            thousands(before.entries),
+            percent(lost, before.entries)
+        );
+        Err(ExitError::new(exit::BAD_FEED, message))
+    }
+
+    /// Remembers it for the next run.
+    ///
+    /// # Errors
+    /// If the store does not take it.
+    pub async fn save(&self, store: &dyn DigestStore) -> Result<(), Fault> {
+        let document = serde_json::to_vec_pretty(self).map_err(Fault::infra)?;
+        store.put_document(&DocumentKey::Feed, &document).await
+    }
+}
