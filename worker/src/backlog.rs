@@ -16,11 +16,12 @@ const SWEEP: f64 = 1.0;
 /// Most jobs that the fleet hands back in a second for that.
 const MOST_RETURNS: f64 = 200.0;
 
-/// The last look at the queue.
+/// Looks at the queue for the jobs of a worker.
 #[derive(Debug)]
 pub(crate) struct BacklogWatch {
     broker: SharedBroker,
-    last: Mutex<Option<(Instant, Backlog)>>,
+    /// When it was looked at last, and what was seen last.
+    last: Mutex<(Option<Instant>, Option<Backlog>)>,
 }
 
 impl BacklogWatch {
@@ -35,22 +36,15 @@ impl BacklogWatch {
     /// none.
     pub(crate) async fn look(&self) -> Option<Backlog> {
         // Of many who want to know, one asks.
-        let mut last = self.last.lock().await;
-        if let Some((at, backlog)) = *last
-            && at.elapsed() < FRESH
-        {
-            return Some(backlog);
-        }
-        match timeout(LOOKING, self.broker.backlog()).await {
-            Ok(Ok(backlog)) => *last = Some((Instant::now(), backlog)),
-            failed => {
-                debug!(operation = "backlog", "no look at the queue: {failed:?}");
-                if let Some((at, _)) = &mut *last {
-                    *at = Instant::now();
-                }
+        let (looked, seen) = &mut *self.last.lock().await;
+        if looked.is_none_or(|at| at.elapsed() >= FRESH) {
+            match timeout(LOOKING, self.broker.backlog()).await {
+                Ok(Ok(backlog)) => *seen = Some(backlog),
+                failed => debug!(operation = "backlog", "no look at the queue: {failed:?}"),
             }
+            *looked = Some(Instant::now());
         }
-        last.map(|(_, backlog)| backlog)
+        *seen
     }
 }
 

@@ -383,7 +383,7 @@ impl Shift {
             biased;
             () = self.soft.cancelled() => Some(false),
             () = self.stop.cancelled() => Some(false),
-            () = self.held_too_long(held) => None,
+            () = self.held_too_long(held.start) => None,
             opened = self.gate.opened() => Some(opened),
         };
         held.waited += since.elapsed();
@@ -401,16 +401,28 @@ impl Shift {
         }
     }
 
-    /// Returns once a job must go back before another attempt begins.
-    async fn held_too_long(&self, held: &Held) {
+    /// Returns once a job held since `start` must go back before another attempt begins.
+    async fn held_too_long(&self, start: Instant) {
         match self.loan.hold {
-            Some(hold) => sleep_until(held.start + hold).await,
+            Some(hold) => sleep_until(start + hold).await,
             None => std::future::pending().await,
         }
     }
 
-    /// Waits until the job's host may be asked; `Some` if the job gives up its place before.
+    /// Waits until the job's host may be asked; `Some` if the job goes back before.
     async fn wait_for_host(&self, held: &mut Held) -> Option<Progress> {
+        let start = held.start;
+        tokio::select! {
+            biased;
+            () = self.soft.cancelled() => Some(Progress::Stopping),
+            () = self.stop.cancelled() => Some(Progress::Stopping),
+            () = self.held_too_long(start) => Some(Progress::HeldTooLong(None)),
+            ended = self.permitted(held) => ended,
+        }
+    }
+
+    /// Returns once the job's host may be asked; `Some` if it may not before others need the job's place.
+    async fn permitted(&self, held: &mut Held) -> Option<Progress> {
         let since = Instant::now();
         let mut changes = self.throttle.watch();
         loop {
@@ -422,16 +434,11 @@ impl Shift {
             };
             let backlog = self.backlog.look().await;
             let place = backlog.and_then(|backlog| place_for(backlog, self.slots));
-            let now = Instant::now();
-            let left = place.map(|place| (since + place).saturating_duration_since(now));
+            let left = place.map(|place| place.saturating_sub(since.elapsed()));
             if left == Some(Duration::ZERO) {
                 return Some(Progress::HostBusy(why));
             }
             tokio::select! {
-                biased;
-                () = self.soft.cancelled() => return Some(Progress::Stopping),
-                () = self.stop.cancelled() => return Some(Progress::Stopping),
-                () = self.held_too_long(held) => return Some(Progress::HeldTooLong(None)),
                 _ = changes.changed() => {}
                 // Others may need the place later.
                 () = sleep(wait.min(left.unwrap_or(FRESH)).min(FRESH)) => {}

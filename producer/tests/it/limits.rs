@@ -14,7 +14,7 @@ use testing::rabbitmq::shared_url;
 use testing::s3_server::S3Server;
 
 use crate::distributed::Distributed;
-use crate::fleet::{Fleet, Running};
+use crate::fleet::{Fleet, Running, wait_until};
 
 /// How long a fleet may take once a limit has ended.
 const TWO_MINUTES: Duration = Duration::from_secs(120);
@@ -128,19 +128,25 @@ fn githubs_limit_in_band_is_waited_out_by_a_silent_fleet() {
     wait_out("in band", Fault::github_limit_in_band);
 }
 
+/// While some come and one goes.
 #[test]
 fn a_hosts_rate_is_shared_by_the_workers_that_there_are() {
     const RATE: f64 = 8.0;
-    const REPOSITORIES: usize = 60;
-    for count in [1, 4] {
+    const REPOSITORIES: usize = 96;
+    let rate = RATE.to_string();
+    let arguments = ["--concurrency", "2", "--host-rate", &rate];
+    for count in [1_usize, 4] {
         let (fleet, _bucket) = fleet_of(REPOSITORIES);
-        let rate = RATE.to_string();
-        let arguments = ["--concurrency", "2", "--host-rate", &rate];
-        let workers = start_workers(&fleet, count, &arguments);
-        Running::start(&mut fleet.producer(&[]))
-            .wait()
-            .with(exit::OK);
         let server = &fleet.fleet.server;
+        let mut workers = start_workers(&fleet, count.div_ceil(2), &arguments);
+        let run = Running::start(&mut fleet.producer(&[]));
+        wait_until("a third", || server.asked_at().len() >= REPOSITORIES / 3);
+        workers.extend(start_workers(&fleet, count / 2, &arguments));
+        wait_until("two thirds", || {
+            server.asked_at().len() >= REPOSITORIES * 2 / 3
+        });
+        stop(workers.drain(..count / 2).collect());
+        run.wait().with(exit::OK);
         // Each may begin one at once; what begins a little late comes closer to the next.
         server.assert_rate(RATE, count + 4);
         let begun = server.asked_at();
