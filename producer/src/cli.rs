@@ -44,6 +44,7 @@ Exit codes:
   1    a fault of this program
   2    the command line is wrong
   3    the run closed, but more repositories failed than --max-failures allows
+  4    an audit found something (`producer verify`)
   65   the feed is not a JSON array, too large, empty, or without a usable entry, and nothing was
        touched; or more digests would have been withdrawn than --withdraw-limit allows, and none was
   69   store, broker or disk could not be used for longer than --patience, the feed could not be
