@@ -78,10 +78,10 @@ impl Probe {
         let listed = client.list_one(&key).await;
         self.remove(client, &key).await;
         listed?;
-        let random = fastrand::u64(..);
-        let key = client
-            .config
-            .key(&format!("{DIGESTS}/{PROBE_NAME}{random:016x}"));
+        // One of a few keys: without the right to remove it, no more than these stay behind.
+        let random = fastrand::u8(..64);
+        let key = format!("{DIGESTS}/{PROBE_NAME}{random:02x}");
+        let key = client.config.key(&key);
         let put = client.put(&key, "text/plain", vec![b' '; PROBE_BYTES]);
         let sent = put.send().await;
         sent.map_err(|error| client.fault("write", &key, &error))?;
@@ -97,7 +97,7 @@ impl Probe {
         {
             warn!(
                 operation = "store",
-                "an object of a few bytes stays behind: {fault}"
+                "an object of a probe stays behind: {fault}"
             );
         }
     }
