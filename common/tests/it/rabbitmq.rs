@@ -569,25 +569,29 @@ async fn dead_letters_have_none_of_their_senders_headers() {
         let properties = BasicProperties::default().with_headers(headers);
         publish_raw(&channel, &prefix, &body, properties).await;
         let mut deliveries = broker.deliveries(1).await.unwrap();
-        if body != b"no job" {
-            let delivery = next(&mut deliveries).await;
-            delivery.settle(Settlement::Dead).await.unwrap();
-        }
-        let letter = loop {
-            let options = BasicGetOptions { no_ack: true };
-            let got = channel
-                .basic_get(format!("{prefix}.dead").into(), options)
-                .await;
-            match got.unwrap() {
-                Some(letter) => break letter.delivery,
-                None => tokio::task::yield_now().await,
+        let working = async {
+            while let Some(delivery) = deliveries.next().await {
+                delivery.settle(Settlement::Dead).await.unwrap();
             }
+        };
+        let looking = async {
+            loop {
+                let options = BasicGetOptions { no_ack: true };
+                let got = channel.basic_get(format!("{prefix}.dead").into(), options);
+                if let Some(letter) = got.await.unwrap() {
+                    return letter.delivery;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let letter = tokio::select! {
+            () = working => panic!("deliveries end with the broker"),
+            letter = looking => letter,
         };
         assert_eq!(letter.data, body);
         let headers = letter.properties.headers().clone().unwrap();
         let names: Vec<_> = headers.inner().keys().map(ToString::to_string).collect();
         assert_eq!(names, ["attempt", "cause", "returns", "waits"]);
-        drop(deliveries);
     }
     connection.close(200, "".into()).await.unwrap();
 }
