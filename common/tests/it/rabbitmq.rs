@@ -590,7 +590,9 @@ async fn dead_letters_have_none_of_their_senders_headers() {
         };
         assert_eq!(letter.data, body);
         let headers = letter.properties.headers().clone().unwrap();
-        let names: Vec<_> = headers.inner().keys().map(ToString::to_string).collect();
+        let names = headers.inner().keys().map(ToString::to_string);
+        // The queue of dead letters adds its own.
+        let names: Vec<_> = names.filter(|name| name != "x-delivery-count").collect();
         assert_eq!(names, ["attempt", "cause", "returns", "waits"]);
     }
     connection.close(200, "".into()).await.unwrap();
