@@ -42,8 +42,8 @@ pub struct FeedConfig {
     #[arg(long, env = "ALLOW_EMPTY_FEED")]
     pub allow_empty_feed: bool,
 
-    /// Exit with code 65 if the feed has lost more than this percentage of its entries since the run
-    /// before
+    /// Exit with code 65 if the feed has lost more than this percentage of its entries, and more than
+    /// 20, since the run before
     #[arg(
         long,
         env = "FEED_DROP_LIMIT",
