@@ -5,8 +5,8 @@ use reqwest::header::{HeaderName, HeaderValue};
 
 use super::*;
 
-/// More characters than any message has.
-const MESSAGE: usize = 700;
+/// More characters than any message has: the longest quotes the names of some branches.
+const MESSAGE: usize = (LISTED + 2) * QUOTED;
 
 pub(in crate::fetch) fn answer(input: &[u8]) {
     let (status, headers, body) = parsed(input);
