@@ -26,6 +26,7 @@ mod observe;
 mod on_broker;
 mod readme;
 mod renewal;
+mod rights;
 mod run;
 mod signals;
 mod status;
