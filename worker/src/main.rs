@@ -11,5 +11,8 @@ fn main() -> ExitCode {
         return code;
     }
     common::process::harden();
+    if let Err(error) = common::secrets::from_files() {
+        return common::exit::fail(&error.into(), false);
+    }
     common::cli::parse::<Cli>().main()
 }
