@@ -29,6 +29,7 @@ mod renewal;
 mod rights;
 mod run;
 mod signals;
+mod slow_names;
 mod status;
 mod verify;
 mod workers;
