@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use tracing::{debug, info, warn};
 
 use self::entry::{FeedRepo, InvalidEntry};
-use self::fetch::{FeedConfig, FeedSource};
+use self::fetch::{FeedConfig, FeedSource, Validators};
 
 pub mod entry;
 
@@ -36,6 +36,8 @@ pub struct Feed {
     pub origin: String,
     /// SHA-256 of its bytes, hexadecimal.
     pub sha256: String,
+    /// What its server calls it, if anything.
+    pub seen: Option<Validators>,
     /// Each repository once, at the place of its first entry.
     pub repositories: Vec<FeedRepo>,
     /// Entries that name no usable repository.
@@ -73,8 +75,24 @@ pub enum LocalPaths {
 /// 408 and 429 is final), [`exit::BAD_FEED`] if it is too large, not a JSON array, or without a
 /// usable entry, [`exit::USAGE`] for plain http that is not allowed.
 pub async fn load(config: &FeedConfig, local_paths: LocalPaths) -> Result<Feed, ExitError> {
+    let feed = load_unless_seen(config, local_paths, None).await?;
+    feed.ok_or_else(|| ExitError::new(exit::INTERNAL, "a feed that nobody has seen is unchanged"))
+}
+
+/// [`load`]; `None` if the feed is still the one that was `seen`.
+///
+/// # Errors
+/// As [`load`].
+pub async fn load_unless_seen(
+    config: &FeedConfig,
+    local_paths: LocalPaths,
+    seen: Option<&Validators>,
+) -> Result<Option<Feed>, ExitError> {
     let started = Instant::now();
-    let fetched = config.fetch().await?;
+    let Some(fetched) = config.fetch(seen).await? else {
+        return Ok(None);
+    };
+    let seen = fetched.seen;
     let folder = match (&config.feed, local_paths) {
         (FeedSource::Url(_), LocalPaths::Allowed) => Some(PathBuf::new()),
         _ => fetched.folder,
@@ -82,15 +100,16 @@ pub async fn load(config: &FeedConfig, local_paths: LocalPaths) -> Result<Feed, 
     let length = fetched.bytes.len();
     let origin = config.feed.to_string();
     let parse = move || parse(origin, &fetched.bytes, folder.as_deref());
-    let feed = tokio::task::spawn_blocking(parse)
+    let mut feed = tokio::task::spawn_blocking(parse)
         .await
         .map_err(|error| ExitError::new(exit::INTERNAL, format!("reading the feed: {error}")))??;
+    feed.seen = seen;
     feed.log(length, started.elapsed());
     match feed.why_unusable() {
-        None => Ok(feed),
+        None => Ok(Some(feed)),
         Some(why) if config.allow_empty_feed => {
             warn!(operation = "feed", "{why}");
-            Ok(feed)
+            Ok(Some(feed))
         }
         Some(why) => Err(ExitError::new(
             exit::BAD_FEED,
@@ -113,6 +132,7 @@ pub fn parse(origin: String, bytes: &[u8], folder: Option<&Path>) -> Result<Feed
     let digest = Sha256::digest(bytes);
     Ok(Feed {
         origin,
+        seen: None,
         sha256: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
         repositories,
         invalid: entries.invalid,

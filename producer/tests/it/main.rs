@@ -31,5 +31,6 @@ mod run;
 mod signals;
 mod slow_names;
 mod status;
+mod unchanged;
 mod verify;
 mod workers;
