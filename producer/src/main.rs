@@ -11,5 +11,6 @@ fn main() -> ExitCode {
         return code;
     }
     common::process::harden();
-    common::cli::parse::<Cli>().main()
+    let (cli, settings) = common::cli::parse::<Cli>();
+    cli.main(&settings)
 }

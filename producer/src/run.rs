@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use clap::Args;
+use clap::{Arg, Args};
 use common::broker::{Entries, Position, SharedBroker};
 use common::exit::{self, ExitError};
 use common::failpoint;
@@ -54,25 +54,43 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// How often a wait at the start is mentioned.
 const SAY_EVERY: Duration = Duration::from_secs(60);
 
+/// The options that most runs need: `-h` shows no others.
+const BRIEF: [&str; 13] = [
+    "feed",
+    "limit",
+    "only",
+    "exclude",
+    "force",
+    "dry-run",
+    "explain",
+    "store",
+    "broker-url",
+    "concurrency",
+    "allow-host",
+    "token-for",
+    "max-failures",
+];
+
 /// The options of a run.
 #[derive(Args, Clone, Debug)]
+#[command(mut_args(brief))]
 pub struct RunConfig {
     #[command(flatten)]
-    feed: FeedConfig,
+    pub(crate) feed: FeedConfig,
     #[command(flatten)]
-    filter: FilterConfig,
+    pub(crate) filter: FilterConfig,
     #[command(flatten)]
     cache: CacheConfig,
     #[command(flatten)]
-    store: StoreConfig,
+    pub(crate) store: StoreConfig,
     #[command(flatten)]
-    engine: EngineConfig,
+    pub(crate) engine: EngineConfig,
     #[command(flatten)]
     watchdog: WatchdogConfig,
     #[command(flatten)]
     withdraw: WithdrawConfig,
     #[command(flatten)]
-    metrics: MetricsConfig,
+    pub(crate) metrics: MetricsConfig,
     /// Fetch the feed and check the cache, say what would be done, and write nothing.
     #[arg(long, env = "DRY_RUN", help_heading = "Cache")]
     dry_run: bool,
@@ -89,6 +107,14 @@ pub struct RunConfig {
         help_heading = "Stopping"
     )]
     max_failures: MaxFailures,
+}
+
+fn brief(arg: Arg) -> Arg {
+    let is_brief = arg.get_long().is_some_and(|long| BRIEF.contains(&long));
+    match is_brief {
+        true => arg,
+        false => arg.hide_short_help(true),
+    }
 }
 
 /// How many repositories may fail.

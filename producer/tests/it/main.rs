@@ -7,6 +7,7 @@
 mod bucket;
 mod cache;
 mod catalog;
+mod check;
 mod crash;
 mod dead;
 mod distributed;
@@ -27,6 +28,7 @@ mod on_broker;
 mod readme;
 mod renewal;
 mod run;
+mod settings;
 mod signals;
 mod status;
 mod verify;
