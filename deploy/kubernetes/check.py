@@ -3,6 +3,7 @@
 
     check.py BUILT...             a file for each overlay, as `kustomize build` prints it
     check.py --environment FILE   the variables of an environment file
+    check.py --compose FILE       compose.yaml: `docker compose up` shows the run alone
     check.py --units UNIT...      systemd units
     check.py --self-test BUILT... breaks the manifests, and expects each fault to be found
 
@@ -619,6 +620,13 @@ def check_environment(text, programs):
     return problems
 
 
+def check_compose(text):
+    """Services whose logs would hide the run's."""
+    services = yaml.safe_load(text)["services"]
+    return [f"shows the log of {name} between the run's lines: no `attach: false`" for name, service in services.items()
+            if name != "producer" and service.get("attach") is not False]
+
+
 def seconds(text):
     unit = {"": 1, "s": 1, "min": 60, "h": 3600}
     return sum(int(n) * unit[u] for n, u in re.findall(r"(\d+)\s*([a-z]*)", text))
@@ -821,6 +829,8 @@ def self_test(overlays, programs):
     for text, expected in (("CONCURENCY=4\n", "no program reads"), ("#DRAIN=soon\n", "is no number")):
         if not any(expected in p for p in check_environment(text, programs)):
             failed.append(f"environment file: {text!r}")
+    if not check_compose("services: {producer: {}, s3: {attach: true}}"):
+        failed.append("compose.yaml: another log between the run's lines")
     unit = (ROOT / "deploy/systemd/repofleet-producer.service").read_text()
     units = [("ExecStart=/usr/local/bin/producer run", "ExecStart=/usr/local/bin/producer run --fed=x", "has no option --fed"),
              ("DRAIN=60", "DRAYN=60", "reads no variable DRAYN"), ("DRAIN=60", "DRAIN=soon", "is no number"),
@@ -831,7 +841,7 @@ def self_test(overlays, programs):
     for good, bad, expected in units:
         if good not in unit or not any(expected in p for p in check_unit("x.service", unit.replace(good, bad), programs, [])):
             failed.append(f"unit: {bad}")
-    faults = len(FAULTS) + len(units) + 2
+    faults = len(FAULTS) + len(units) + 3
     for problem in failed:
         print(f"not found: {problem}")
     print(f"self-test: {faults - len(failed)} of {faults} faults were found")
@@ -840,12 +850,14 @@ def self_test(overlays, programs):
 
 def main(arguments):
     mode = arguments.pop(0) if arguments and arguments[0].startswith("--") else None
-    if not arguments or mode not in (None, "--environment", "--units", "--self-test"):
+    if not arguments or mode not in (None, "--environment", "--compose", "--units", "--self-test"):
         raise SystemExit(__doc__)
     manuals = {p: (ROOT / p / "README.md").read_text() for p in ("producer", "worker")}
     programs = Programs(manuals, (ROOT / ".env.example").read_text(), limits_of_worker())
     if mode == "--environment":
         problems = [f"{f}: {p}" for f in arguments for p in check_environment(Path(f).read_text(), programs)]
+    elif mode == "--compose":
+        problems = [f"{f}: {p}" for f in arguments for p in check_compose(Path(f).read_text())]
     elif mode == "--units":
         names = [Path(f).name for f in arguments]
         problems = [f"{n}: {p}" for f, n in zip(arguments, names) for p in check_unit(n, Path(f).read_text(), programs, names)]
