@@ -69,6 +69,8 @@ Examples:
   producer run --feed deploy/sample/repos.json  this checkout, without a network
   producer run --only 'alphagov/*' --dry-run --explain
                                                 what would be done, and why
+  gh repo list alphagov --limit 1000 --json owner,name,url,pushedAt,isArchived | producer run --feed -
+                                                the repositories of an account
   producer run --token-for gitlab.com=GITLAB_TOKEN --host-rate 5
                                                 with the token of a variable, and gently")]
     Run(Box<RunConfig>),

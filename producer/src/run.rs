@@ -524,7 +524,8 @@ impl RunConfig {
                 exit::OK => published,
                 code => code,
             });
-        report::completed(&summary);
+        let in_one_process = self.engine.broker.broker_url.is_none();
+        report::completed(&summary, in_one_process);
         code
     }
 

@@ -17,7 +17,7 @@ use common::fault::{Fault, FaultKind};
 use common::ids::RepoRef;
 use common::shutdown::Shutdown;
 use common::telemetry::logs::LogConfig;
-use tracing::warn;
+use tracing::{info, warn};
 use url::Url;
 
 use crate::digest::assemble::assemble;
@@ -208,6 +208,12 @@ impl DigestCommand {
             true => None,
             false => DigestLimits::default().max_text_bytes,
         };
+        if url.is_none() && Path::new(&self.source).join(".git").exists() {
+            info!(
+                operation = "digest",
+                "the digest is of HEAD: what is not committed is left out"
+            );
+        }
         self.slot.concurrency = Some(1);
         let policy = self.fetch.policy(|name| std::env::var_os(name))?;
         let max_text_bytes = limits.max_text_bytes;
