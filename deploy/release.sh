@@ -57,9 +57,9 @@ build() {
     local cargo=(cargo)
     # Writes the list of crates into each binary, for scanners.
     ! cargo auditable --version >/dev/null 2>&1 || cargo=(cargo auditable)
-    RUSTFLAGS="${RUSTFLAGS:-} $flags" "${cargo[@]}" build --release --locked --target "$target" \
-        --package producer --package worker --bins
-    binaries=${CARGO_TARGET_DIR:-target}/$target/release
+    REPOFLEET_COMMIT=$(git rev-parse HEAD) RUSTFLAGS="${RUSTFLAGS:-} $flags" "${cargo[@]}" build --profile dist --locked \
+        --target "$target" --package producer --package worker --bins
+    binaries=${CARGO_TARGET_DIR:-target}/$target/dist
     local program
     for program in "${programs[@]}"; do
         case "$target" in
