@@ -127,12 +127,14 @@ fn a_variable_with_another_in_it_is_refused_everywhere() {
     }
 }
 
-/// As the README and `.env.example` have it.
+/// As `.env.example` has it: without quotes, which Docker would take for a part of the value.
 #[test]
 fn a_file_of_variables_works_in_a_shell() {
     let fleet = Fleet::of(&["alphagov/a", "nhsx/b", "other/c"]);
     let environment = fleet.path().join(".env");
-    let text = "ONLY='alphagov/* nhsx/*'\nLOG_FORMAT=json\n# a comment\nEXCLUDE=*/b\n";
+    let example = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../.env.example"));
+    assert!(example.unwrap().contains("\n#ONLY=alphagov/*,nhsx/*\n"));
+    let text = "ONLY=alphagov/*,nhsx/*\nLOG_FORMAT=json\n# a comment\nEXCLUDE=*/b\n";
     fs::write(&environment, text).unwrap();
     let mut shell = in_clean_environment(Command::new("sh"));
     let script = format!(
