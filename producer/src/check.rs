@@ -13,6 +13,7 @@ use common::fault::{Fault, FaultKind};
 use common::shutdown::Shutdown;
 use common::store::SharedStore;
 use common::telemetry::http::always_ready;
+use common::telemetry::logs::{red, yellow};
 use common::text::{counted, format_duration, thousands};
 use serde::Serialize;
 use strum::Display;
@@ -79,6 +80,7 @@ struct Finding {
 /// What was found, so far.
 struct Findings {
     json: bool,
+    colored: bool,
     exit_code: u8,
     counts: [u64; 3],
 }
@@ -114,7 +116,13 @@ impl Findings {
                     message,
                     ..
                 } = &finding;
-                format!("{:<8} {check}: {message}", state.to_string())
+                let shown = format!("{:<8}", state.to_string());
+                let shown = match state {
+                    State::Failed if self.colored => red(shown),
+                    State::Warning if self.colored => yellow(shown),
+                    _ => shown,
+                };
+                format!("{shown} {check}: {message}")
             }
         };
         // Whoever reads it may have had enough.
@@ -146,13 +154,14 @@ impl Findings {
 }
 
 impl CheckCommand {
-    /// Checks, prints, and returns the exit code of the worst that was found.
+    /// Checks, prints, `colored` or not, and returns the exit code of the worst that was found.
     ///
     /// # Errors
     /// None but a panic of this program.
-    pub async fn run(self, shutdown: &Shutdown) -> Result<u8> {
+    pub async fn run(self, colored: bool, shutdown: &Shutdown) -> Result<u8> {
         let mut findings = Findings {
             json: self.json,
+            colored,
             exit_code: exit::OK,
             counts: [0; 3],
         };

@@ -366,7 +366,7 @@ impl Cli {
                 Command::Withdraw(config) => unless_stopped(config.run(), &shutdown).await,
                 Command::Verify(config) => config.run(bar, &shutdown).await,
                 Command::Restore(config) => unless_stopped(config.run(), &shutdown).await,
-                Command::Check(command) => command.run(&shutdown).await,
+                Command::Check(command) => command.run(self.log.is_colored(), &shutdown).await,
                 Command::Config(command) => Ok(command.run(settings)),
                 Command::Completions(command) => Ok(command.run::<Self>()),
                 Command::Man(command) => Ok(command.run::<Self>()?),
