@@ -4,6 +4,8 @@
 # Usage: deploy/test.sh [ARGUMENTS OF cargo test]    e.g. deploy/test.sh parity
 #        deploy/test.sh prepare                      installs only
 #        deploy/test.sh faults [ROUNDS [SEED]]       runs the fault suite only, ROUNDS (1) times from SEED on
+#        deploy/test.sh s3 [NAME]                    tries a second S3 server: moto, which it installs; or the bucket
+#                                                    s3://NAME that AWS_* variables lead to
 #        deploy/test.sh limits                       has a host limit a fleet for five minutes, in each of two forms
 #
 # Needs Rust, and Debian or Ubuntu; on other systems, install what it names.
@@ -89,6 +91,44 @@ fi
 if [ "${1:-}" = limits ]; then
     export REPOFLEET_LIMIT_REPOSITORIES=1000 REPOFLEET_LIMIT_SECONDS=300
     exec cargo test --locked --workspace --test it limits:: -- --nocapture
+fi
+
+# The contract of a store, and two runs of the sample feed, on another S3 server than the tests'.
+if [ "${1:-}" = s3 ]; then
+    bucket=${2:-moto}
+    if [ "$bucket" = moto ]; then
+        version=5.2.5 bucket=digests
+        moto="${XDG_CACHE_HOME:-$HOME/.cache}/repofleet/moto-$version"
+        if [ ! -e "$moto/complete" ]; then
+            echo "installing moto $version into $moto"
+            python3 -m venv "$moto"
+            "$moto/bin/pip" install --quiet --disable-pip-version-check "moto[server]==$version"
+            touch "$moto/complete"
+        fi
+        port=$((20000 + RANDOM % 10000))
+        "$moto/bin/moto_server" --host 127.0.0.1 --port "$port" >/dev/null 2>&1 &
+        clean_up=(kill "$!")
+        export AWS_ENDPOINT_URL="http://127.0.0.1:$port" AWS_ACCESS_KEY_ID=any AWS_SECRET_ACCESS_KEY=any
+        timeout 60 "$moto/bin/python" - "$bucket" <<'END'
+import os, sys, time, boto3, botocore
+while True:
+    try:
+        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=sys.argv[1])
+        break
+    except botocore.exceptions.EndpointConnectionError:
+        time.sleep(0.1)
+END
+    fi
+    run="s3://$bucket/try-$RANDOM"
+    cargo build --locked --workspace --bins --example store-contract --quiet
+    target/debug/examples/store-contract "$run"
+    for counted in "0 cached (0.0%), 1 processed" "1 cached (100.0%), 0 processed"; do
+        said=$(target/debug/producer run --feed deploy/sample/repos.json --store "$run" --log human | tail -n 1)
+        echo "$said"
+        [[ "$said" == *" 1 total, $counted"* ]] || fail "the run did not end with: $counted"
+    done
+    target/debug/producer verify --feed deploy/sample/repos.json --deep --store "$run"
+    exit 0
 fi
 
 cargo test --locked --workspace "$@"

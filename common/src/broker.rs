@@ -163,6 +163,37 @@ pub enum Notice {
     InHand(InHand),
 }
 
+/// Longest notice that is read, in bytes: an answer with a thousand jobs.
+const MAX_NOTICE_BYTES: usize = 256 << 10;
+/// Longest name in a notice, of a host or a worker.
+const MAX_NOTICE_NAME: usize = 300;
+
+impl Notice {
+    /// Parses a message. Whoever may announce may announce anything, so none is read that none of
+    /// our processes would send.
+    ///
+    /// # Errors
+    /// With what is wrong with it.
+    pub fn parse(message: &[u8]) -> Result<Self, String> {
+        if message.len() > MAX_NOTICE_BYTES {
+            return Err(format!("{} bytes are too many", message.len()));
+        }
+        let notice: Self = serde_json::from_slice(message).map_err(|error| error.to_string())?;
+        let names = match &notice {
+            Self::HostPause(pause) => vec![&pause.host, &pause.worker],
+            Self::RollCall(call) => vec![&call.roll_call],
+            Self::InHand(answer) => vec![&answer.answers, &answer.worker],
+        };
+        let is_name = |name: &&String| {
+            (1..=MAX_NOTICE_NAME).contains(&name.len()) && !name.contains(char::is_control)
+        };
+        match names.iter().all(is_name) {
+            true => Ok(notice),
+            false => Err("it names something by no name".to_owned()),
+        }
+    }
+}
+
 /// Asks every worker to answer with the jobs that it holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -34,6 +34,8 @@ pub mod exit;
 
 pub mod process;
 
+pub mod secrets;
+
 pub mod cli;
 
 pub mod failpoint;

@@ -11,6 +11,9 @@ fn main() -> ExitCode {
         return code;
     }
     common::process::harden();
+    if let Err(error) = common::secrets::from_files() {
+        return common::exit::fail(&error.into(), false);
+    }
     let (cli, settings) = common::cli::parse::<Cli>();
     cli.main(&settings)
 }

@@ -11,6 +11,9 @@ use futures::StreamExt;
 /// How long workers may take to answer.
 const ANSWERS: Duration = Duration::from_secs(5);
 
+/// Most answers that are kept where nobody knows how many to expect.
+const MAX_ANSWERS: u64 = 1000;
+
 /// Asks, and returns the answers once `workers` have answered, or time is up.
 ///
 /// # Errors
@@ -29,7 +32,8 @@ pub async fn roll_call(broker: &SharedBroker, workers: u64) -> Result<Vec<InHand
     let mut answered = HashMap::new();
     let collecting = async {
         // Workers that drain are not counted as connected, but may answer.
-        while workers == 0 || (answered.len() as u64) < workers {
+        let enough = if workers == 0 { MAX_ANSWERS } else { workers };
+        while (answered.len() as u64) < enough {
             match answers.next().await {
                 Some(Notice::InHand(answer)) if answer.answers == roll_call => {
                     answered.insert(answer.worker.clone(), answer);

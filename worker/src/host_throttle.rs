@@ -23,6 +23,9 @@ const SUSPICION: u32 = 3;
 /// What a host did that long ago says nothing any more: workers outlive runs.
 const STALE: Duration = Duration::from_secs(600);
 
+/// Most hosts that are known when one more is heard of by another worker's word.
+const MAX_HEARD: usize = 256;
+
 /// See the module. Knows only hosts that have rate-limited somebody.
 ///
 /// After a pause one job asks first; the others wait until the host has served somebody.
@@ -56,9 +59,13 @@ struct Pause {
 }
 
 impl Host {
-    fn forget_if_stale(&mut self, now: Instant) {
+    fn is_stale(&self, now: Instant) -> bool {
         let last = self.pause.map(|pause| pause.until).max(self.refused);
-        if last.is_none_or(|last| now.saturating_duration_since(last) > STALE) {
+        last.is_none_or(|last| now.saturating_duration_since(last) > STALE)
+    }
+
+    fn forget_if_stale(&mut self, now: Instant) {
+        if self.is_stale(now) {
             self.pause = None;
             self.refusing_since = None;
             self.suspicion = 0;
@@ -173,7 +180,22 @@ impl HostThrottle {
     /// Pauses `host` because it rate-limited another worker; returns whether that is longer than
     /// it was going to be paused.
     pub fn heard(&self, host: &str, pause: Duration, now: Instant) -> bool {
-        pause > Duration::ZERO && self.update(host, now, |known| known.pause(pause, now))
+        pause > Duration::ZERO
+            && self.has_room(host, now)
+            && self.update(host, now, |known| known.pause(pause, now))
+    }
+
+    /// Whether `host` is known, or one more may be.
+    fn has_room(&self, host: &str, now: Instant) -> bool {
+        let mut has_room = true;
+        self.hosts.send_if_modified(|hosts| {
+            if hosts.len() >= MAX_HEARD && !hosts.contains_key(host) {
+                hosts.retain(|_, known| !known.is_stale(now));
+                has_room = hosts.len() < MAX_HEARD;
+            }
+            false
+        });
+        has_room
     }
 
     /// Notes that `host` answered without limiting anybody, such as that a repository is gone.
@@ -256,6 +278,21 @@ mod tests {
         );
         assert_eq!(hosts.permit("a", start + MINUTE), HostPermit::Probe);
         assert_eq!(hosts.permit("b", start), HostPermit::Granted);
+    }
+
+    #[test]
+    fn hearsay_is_bounded_and_what_happened_here_is_not() {
+        let (hosts, start) = (HostThrottle::default(), Instant::now());
+        let heard = (0..2000).filter(|n| hosts.heard(&format!("host-{n}"), MINUTE, start));
+        assert_eq!(heard.count(), MAX_HEARD);
+        assert!(hosts.heard("host-3", MINUTE * 2, start), "known");
+        assert!(hosts.rate_limited("real", &repo("x"), true, MINUTE, start));
+        assert_eq!(hosts.permit("real", start), HostPermit::Wait(MINUTE));
+        let later = start + MINUTE * 2 + STALE;
+        assert!(
+            hosts.heard("another", MINUTE, later),
+            "all but host-3 are stale"
+        );
     }
 
     #[test]

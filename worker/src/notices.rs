@@ -18,6 +18,9 @@ use crate::infra_gate::InfraGate;
 
 /// The longest pause of a host that is taken from another worker's word: clocks differ.
 const LONGEST_HEARSAY: Duration = Duration::from_secs(3600);
+/// Most notices that are heeded in a second: one is soon said again, and each costs a line in the log or
+/// an answer to everybody.
+const HEEDED_A_SECOND: u32 = 20;
 /// How long an announcement may take.
 const ANNOUNCING: Duration = Duration::from_secs(5);
 /// How often a worker that waits records so again, for those who did not see it before.
@@ -39,6 +42,8 @@ pub(crate) struct Notices {
     in_hand: Mutex<Vec<String>>,
     /// What was last recorded, if anything, says that the worker waits.
     told_waiting: AtomicBool,
+    /// Since when notices are counted, and how many were heeded since.
+    heeded: Mutex<(Instant, u32)>,
 }
 
 /// A job that is listed as in hand until this is dropped.
@@ -74,6 +79,7 @@ impl Notices {
             tokens,
             in_hand: Mutex::default(),
             told_waiting: AtomicBool::new(false),
+            heeded: Mutex::new((Instant::now(), 0)),
         })
     }
 
@@ -126,8 +132,21 @@ impl Notices {
         }
     }
 
+    /// Whether one more notice may be heeded.
+    fn may_heed(&self, now: Instant) -> bool {
+        let mut heeded = self.heeded.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.duration_since(heeded.0) >= Duration::from_secs(1) {
+            *heeded = (now, 0);
+        }
+        heeded.1 += 1;
+        heeded.1 <= HEEDED_A_SECOND
+    }
+
     async fn heed(&self, notice: Notice) {
         match notice {
+            // For producers.
+            Notice::InHand(_) => {}
+            Notice::HostPause(_) | Notice::RollCall(_) if !self.may_heed(Instant::now()) => {}
             Notice::RollCall(call) => {
                 let jobs = self.in_hand().clone();
                 let (answers, worker) = (call.roll_call, self.name.clone());
@@ -157,7 +176,8 @@ impl Notices {
                     );
                 }
             }
-            Notice::HostPause(_) | Notice::InHand(_) => {}
+            // Its own.
+            Notice::HostPause(_) => {}
         }
     }
 

@@ -101,6 +101,32 @@ pub async fn purge(url: &str, queue: &str) {
     purge.await.expect("a queue is purged");
 }
 
+/// Sends messages to an exchange, as one does who only has the right to.
+///
+/// # Panics
+/// If that does not succeed.
+pub async fn send(url: &str, exchange: &str, bodies: impl IntoIterator<Item = Vec<u8>>) {
+    let send = async {
+        let connection = Connection::connect(url, ConnectionProperties::default()).await?;
+        let channel = connection.create_channel().await?;
+        channel
+            .confirm_select(ConfirmSelectOptions::default())
+            .await?;
+        let mut confirms = Vec::new();
+        for body in bodies {
+            let options = BasicPublishOptions::default();
+            let plain = BasicProperties::default();
+            let sending = channel.basic_publish(exchange.into(), "".into(), options, &body, plain);
+            confirms.push(sending.await?);
+        }
+        for confirm in confirms {
+            confirm.await?;
+        }
+        connection.close(200, "done".into()).await
+    };
+    send.await.expect("messages are sent");
+}
+
 /// A node, with what belongs to it. Ended, and its folder removed, when it is dropped or when this
 /// process ends, in whatever way.
 #[derive(Debug)]

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use tempfile::TempDir;
 
 use super::s3_server::{ACCESS_KEY, BUCKET, SECRET_KEY, config};
@@ -52,11 +53,20 @@ impl SeaweedFs {
     /// # Panics
     /// Where there is no `weed`, with a sentence that says how to get one; when it does not start.
     pub async fn start() -> Self {
+        Self::start_with_roles(&[]).await
+    }
+
+    /// Starts one in which each of `roles`, a name and a policy as Amazon has them, has the keys
+    /// [`role_keys`] as well.
+    ///
+    /// # Panics
+    /// As [`SeaweedFs::start`].
+    pub async fn start_with_roles(roles: &[(&str, String)]) -> Self {
         let weed = weed();
         let mut why = String::new();
         // Somebody else may take a port between our look and its start.
         for _ in 0..3 {
-            match Self::try_start(&weed).await {
+            match Self::try_start(&weed, roles).await {
                 Ok(server) => return server,
                 Err(log) => why = log,
             }
@@ -66,8 +76,10 @@ impl SeaweedFs {
 
     /// # Errors
     /// With what it wrote before it ended.
-    async fn try_start(weed: &Path) -> Result<Self, String> {
+    async fn try_start(weed: &Path, roles: &[(&str, String)]) -> Result<Self, String> {
         let folder = tempfile::tempdir().expect("a temporary folder");
+        let identities = folder.path().join("identities.json");
+        fs::write(&identities, identities_of(roles)).expect("a file");
         let ports = free_ports(PORTS.len()).expect("free ports");
         let log = File::create(folder.path().join("log")).expect("a log");
         let data = folder.path().join("data");
@@ -84,6 +96,7 @@ impl SeaweedFs {
             ])
             .arg(format!("-dir={}", data.display()))
             .arg(format!("-bucket={BUCKET}"))
+            .arg(format!("-s3.config={}", identities.display()))
             .args(
                 PORTS
                     .iter()
@@ -91,8 +104,6 @@ impl SeaweedFs {
                     .map(|(name, port)| format!("-{name}={port}")),
             )
             .env("HOME", folder.path())
-            .env("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-            .env("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a log"))
             .stderr(log)
@@ -121,6 +132,27 @@ impl SeaweedFs {
     pub fn config(&self) -> S3Config {
         config(&format!("http://127.0.0.1:{}", self.ports[0]), BUCKET)
     }
+}
+
+/// The access key and the secret key of a role.
+pub fn role_keys(role: &str) -> [String; 2] {
+    [format!("{role}-access-key"), format!("{role}-secret-key")]
+}
+
+/// Its configuration: one who may do everything, and the roles.
+fn identities_of(roles: &[(&str, String)]) -> String {
+    let credentials =
+        |access: &str, secret: &str| json!([{"accessKey": access, "secretKey": secret}]);
+    let all = json!({"name": "all", "credentials": credentials(ACCESS_KEY, SECRET_KEY), "actions": ["Admin"]});
+    let identities = roles.iter().map(|(role, _)| {
+        let [access, secret] = role_keys(role);
+        json!({"name": role, "credentials": credentials(&access, &secret), "policyNames": [role]})
+    });
+    let identities: Vec<_> = [all].into_iter().chain(identities).collect();
+    let policies = roles.iter();
+    let policies = policies.map(|(role, policy)| json!({"name": role, "content": policy}));
+    let policies: Vec<_> = policies.collect();
+    json!({"identities": identities, "policies": policies}).to_string()
 }
 
 impl Drop for SeaweedFs {

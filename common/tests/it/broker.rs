@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use common::broker::SharedBroker;
 use common::broker::amqp::AmqpBroker;
 use common::broker::amqp::options::Options;
 use common::broker::memory::MemoryBroker;
+use common::broker::{HostPause, Notice, SharedBroker};
 use testing::{broker_contract, rabbitmq};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -21,4 +21,28 @@ async fn rabbitmq() {
         Arc::new(AmqpBroker::connect(options).await.unwrap()) as SharedBroker
     })
     .await;
+}
+
+#[test]
+fn notices_that_no_process_sends_are_not_read() {
+    let pause = |host: &str, worker: &str| {
+        let pause = HostPause {
+            host: host.to_owned(),
+            until_millis: i64::MAX,
+            worker: worker.to_owned(),
+        };
+        serde_json::to_vec(&Notice::HostPause(pause)).unwrap()
+    };
+    assert!(Notice::parse(&pause("github.com", "worker-1")).is_ok());
+    let long = "x".repeat(301);
+    for (message, why) in [
+        (pause(&long, "worker-1"), "no name"),
+        (pause("github.com", "a\nb"), "no name"),
+        (pause("", "worker-1"), "no name"),
+        (vec![b' '; 300_000], "300000 bytes"),
+        (b"{}".to_vec(), "did not match"),
+    ] {
+        let error = Notice::parse(&message).unwrap_err();
+        assert!(error.contains(why), "{error}");
+    }
 }

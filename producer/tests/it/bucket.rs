@@ -107,6 +107,28 @@ fn the_predecessors_variables_are_enough() {
     );
 }
 
+#[test]
+fn secrets_come_from_files_too() {
+    let fleet = Fleet::of(&["a/b"]);
+    let server = S3Server::start();
+    let file = fleet.scratch_folder().join("secret");
+    fs::write(&file, format!("{SECRET_KEY}\n")).unwrap();
+    let mut command = producer(&fleet, &server, &[]);
+    command.env("AWS_SECRET_ACCESS_KEY_FILE", &file);
+    let both = run(&mut command).with(exit::USAGE);
+    let why = "error: AWS_SECRET_ACCESS_KEY and AWS_SECRET_ACCESS_KEY_FILE are both set";
+    assert!(both.stderr.starts_with(why), "{}", both.stderr);
+    let of_file = run(command.env("AWS_SECRET_ACCESS_KEY", "")).with(exit::OK);
+    assert_eq!(counts(&of_file), [0, 1, 0]);
+    fs::remove_file(&file).unwrap();
+    let missing = run(&mut command).with(exit::USAGE);
+    let why = format!(
+        "error: AWS_SECRET_ACCESS_KEY_FILE={}: cannot read",
+        file.display()
+    );
+    assert!(missing.stderr.starts_with(&why), "{}", missing.stderr);
+}
+
 /// Without keys in the environment, the sources of AWS's SDKs are asked in their order.
 #[test]
 fn credentials_come_from_where_the_sdk_finds_them() {

@@ -358,7 +358,7 @@ impl Running {
         kill_process(self.pid(), signal).unwrap();
     }
 
-    fn pid(&self) -> Pid {
+    pub(crate) fn pid(&self) -> Pid {
         // Not reaped before `wait`, so it is still this process's.
         Pid::from_raw(self.child.id().cast_signed()).unwrap()
     }

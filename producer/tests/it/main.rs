@@ -27,6 +27,7 @@ mod observe;
 mod on_broker;
 mod readme;
 mod renewal;
+mod rights;
 mod run;
 mod settings;
 mod signals;

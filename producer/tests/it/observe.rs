@@ -1,6 +1,7 @@
 //! `producer observe`: a fleet on a real broker, as the exporter shows it.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use common::exit;
@@ -29,6 +30,11 @@ fn it_lets_nobody_look_into_it() {
     let mut command = bare_producer();
     command.args(["observe", "--metrics-addr", "127.0.0.1:0", "--store"]);
     assert_private(command.arg(folder.path()));
+    // It goes on as another program then.
+    let secret = folder.path().join("secret");
+    fs::write(&secret, "sesame").unwrap();
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+    assert_private(command.env("GITHUB_TOKEN_FILE", secret));
 }
 
 /// What an exporter shows.

@@ -13,7 +13,7 @@ use common::exit;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use testing::git_server::{Fault, GITHUB_LIMIT};
-use testing::rabbitmq::shared_url;
+use testing::rabbitmq::{send, shared_url};
 use testing::root::as_root;
 use testing::s3_server::{Fate, S3Server};
 use time::OffsetDateTime;
@@ -125,6 +125,48 @@ fn a_job_that_kills_its_workers_is_the_only_dead_letter() {
     assert_eq!((waiting.ready, waiting.dead), (0, 1));
     // At most once in company, if it was not the one to be worked on alone at once.
     assert!(kills <= 12, "{kills} kills");
+}
+
+/// Whoever may announce can take neither a worker's memory nor its work.
+#[test]
+fn hostile_announcements_cost_a_worker_nothing() {
+    let (fleet, _bucket) = fleet_of(&["a/b", "a/c"]);
+    let worker = fleet.start_worker(&[]);
+    let exchange = format!("{}.hosts", fleet.prefix);
+    let pause = |host: String, until: i64| {
+        json!({"host": host, "untilMillis": until, "worker": "evil\nworker"})
+            .to_string()
+            .into_bytes()
+    };
+    let large = |n: u8| pause((n + b'a').to_string().repeat(30 << 20), i64::MAX);
+    let many =
+        |n: i64| json!({"host": format!("host-{n}"), "untilMillis": i64::MAX - n, "worker": "w"});
+    let calls = |n: i64| json!({"rollCall": format!("call-{n}")});
+    let small = (0..20_000).flat_map(|n| [many(n), calls(n)]);
+    let small = small.map(|notice| notice.to_string().into_bytes());
+    let own = pause(fleet.fleet.server.authority(), i64::MIN);
+    let garbage = [b"{".to_vec(), vec![0; 1000], own];
+    let all = (0..8).map(large).chain(small).chain(garbage);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(send(&fleet.broker_url, &exchange, all));
+
+    let ended = Running::start(&mut fleet.producer(&[]))
+        .wait()
+        .with(exit::OK);
+    assert_eq!(ended.summary()["processed"], 2);
+    let status =
+        fs::read_to_string(format!("/proc/{}/status", worker.pid().as_raw_nonzero())).unwrap();
+    let peak = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .unwrap();
+    let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    // Two large ones, each as it came and put together.
+    assert!(peak < 300 << 10, "{peak} kB");
+    worker.signal(Signal::TERM);
+    let ended = worker.wait().with(exit::OK);
+    let paused = ended.messages("throttled").len();
+    assert!((1..600).contains(&paused), "{paused} pauses heeded");
 }
 
 /// The run that waits for them says so.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use lapin::options::BasicAckOptions;
 use tracing::debug;
 
 use super::properties::json;
@@ -31,7 +32,9 @@ pub(super) async fn announcements(
     let stream = stream::unfold(subscription, async |mut subscription| {
         loop {
             let incoming = subscription.next().await?;
-            match serde_json::from_slice(&incoming.data) {
+            // The next one comes for it. Where it fails, the queue has gone with its connection.
+            _ = incoming.acker.ack(BasicAckOptions::default()).await;
+            match Notice::parse(&incoming.data) {
                 Ok(notice) => return Some((notice, subscription)),
                 // A later version's.
                 Err(error) => debug!(operation = "announcement", "not understood: {error}"),

@@ -30,6 +30,9 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 /// … to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
+/// The programs give their queues no length.
+const FULL: &str = "a queue is full: a policy sets max-length on it, or the broker is short of room; see `rabbitmqctl list_policies`";
+
 fn pauses() -> impl Iterator<Item = Duration> + Send {
     retry::pauses(SHORTEST_PAUSE, LONGEST_PAUSE)
 }
@@ -157,7 +160,7 @@ impl Publisher {
                 "a message found no queue: {} {}",
                 returned.reply_code, returned.reply_text
             )),
-            Confirmation::Nack(_) => Err(CallError::new(Failure::Full, "a queue is full")),
+            Confirmation::Nack(_) => Err(CallError::new(Failure::Full, FULL)),
             Confirmation::NotRequested => broken("the channel does not confirm".to_owned()),
         }
     }

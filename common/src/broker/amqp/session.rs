@@ -166,6 +166,7 @@ impl Session {
     async fn open(options: &Options, purpose: &str) -> Result<Self, CallError> {
         let limit = options.call_limit;
         let connection = Arc::new(connect(options, purpose).await?);
+        let mut may_declare = true;
         let declared = async {
             let channel = connection.create_channel().await?;
             // On a channel of its own: a no closes it.
@@ -175,7 +176,17 @@ impl Session {
                 Err(error) if CallError::of("", &error).failure == Failure::Missing => true,
                 Err(error) => return Err(error),
             };
-            topology::declare(&channel, &options.names).await?;
+            let declared = topology::declare(&channel, &options.names).await;
+            let channel = match declared {
+                // A worker or an observer needs no right to declare, where a producer has done so.
+                Err(error) if CallError::of("", &error).failure == Failure::Refused => {
+                    may_declare = false;
+                    let channel = connection.create_channel().await?;
+                    topology::look(&channel, &options.names).await?;
+                    channel
+                }
+                declared => declared.map(|()| channel)?,
+            };
             let confirm = ConfirmSelectOptions::default();
             channel.confirm_select(confirm).await?;
             Ok((channel, missing))
@@ -183,6 +194,9 @@ impl Session {
         let declared = within(limit, "declaring exchanges and queues", declared).await;
         let (channel, jobs_were_missing) = declared.map_err(|mut error| {
             error.remedy = match error.failure {
+                Failure::Missing if !may_declare => {
+                    "; this user may not declare it: start a producer once, whose user may, or give this one the right to configure"
+                }
                 // 3.10, killed in the second after the first stream of its life was declared, does
                 // not remember that it has any: the stream never comes back by itself.
                 Failure::Missing => {

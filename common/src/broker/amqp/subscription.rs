@@ -23,6 +23,13 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 /// … to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
+/// Notices that are in this process's memory at once: whoever may announce may announce as fast, and as
+/// much in one message, as the broker takes.
+const NOTICES_AT_ONCE: u16 = 2;
+/// Most notices, and most bytes of them, that the broker keeps for this process.
+const NOTICES_WAITING: i32 = 1000;
+const NOTICE_BYTES_WAITING: i32 = 16 << 20;
+
 /// What a subscription reads.
 #[derive(Clone, Debug)]
 pub(super) enum Queue {
@@ -223,7 +230,7 @@ impl Queue {
         limit: Duration,
     ) -> Result<(Channel, Consumer), CallError> {
         let channel = session.channel().await?;
-        let mut options = BasicConsumeOptions::default();
+        let options = BasicConsumeOptions::default();
         let mut arguments = FieldTable::default();
         // Of this connection alone. Such queues must be classic and transient, which 4.x allows.
         let mut exclusive = QueueDeclareOptions {
@@ -243,10 +250,14 @@ impl Queue {
                     names.ledger.clone()
                 }
                 Self::Notices => {
-                    options.no_ack = true;
+                    prefetched(&channel, NOTICES_AT_ONCE).await?;
                     exclusive.auto_delete = true;
+                    // The oldest are dropped.
+                    let mut bounds = none();
+                    bounds.insert("x-max-length".into(), NOTICES_WAITING.into());
+                    bounds.insert("x-max-length-bytes".into(), NOTICE_BYTES_WAITING.into());
                     // The broker chooses its name.
-                    let queue = channel.queue_declare("".into(), exclusive, none()).await?;
+                    let queue = channel.queue_declare("".into(), exclusive, bounds).await?;
                     let (queue, notices) = (queue.name().clone(), names.notices.clone());
                     let bind = QueueBindOptions::default();
                     channel

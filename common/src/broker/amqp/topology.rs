@@ -177,6 +177,33 @@ pub(super) async fn declare(channel: &Channel, names: &Names) -> lapin::Result<(
     Ok(())
 }
 
+/// Fails as the broker does if something is missing: for a user who may not declare.
+pub(super) async fn look(channel: &Channel, names: &Names) -> lapin::Result<()> {
+    let passive = ExchangeDeclareOptions {
+        passive: true,
+        ..Default::default()
+    };
+    for name in [&names.exchange, &names.dead, &names.notices] {
+        // The kind is not looked at.
+        channel
+            .exchange_declare(
+                name.clone(),
+                ExchangeKind::Fanout,
+                passive,
+                FieldTable::default(),
+            )
+            .await?;
+    }
+    let retries = PAUSES.map(|pause| names.retry(pause));
+    for name in [&names.ledger, &names.dead, &names.jobs]
+        .into_iter()
+        .chain(&retries)
+    {
+        depth(channel, name).await?;
+    }
+    Ok(())
+}
+
 /// What the broker says of a queue.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct QueueDepth {
