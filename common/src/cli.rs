@@ -1,36 +1,168 @@
 //! The command line and its environment variables, as schedulers and compose files set them.
 
 use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use clap::builder::BoolishValueParser;
 use clap::error::{ContextKind, ContextValue};
-use clap::{Arg, ArgAction, Command, Error, Parser};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Command, Error, Parser};
+
+use self::file::Settings;
+use crate::exit;
+use crate::text::unsubstituted;
+
+pub mod file;
+
+pub mod manual;
 
 /// Most threads for blocking work, such as files and name lookups, of which hundreds may be asked for at
 /// once: a container may allow few processes, and a thread that cannot start is a panic.
 pub const BLOCKING_THREADS: usize = 48;
 
-/// Parses this process's command line; ends the process with a message if it is invalid.
+/// An option as it is in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// Its name, without dashes.
+    pub name: String,
+    /// Its values, as they were written; `None` if they are secret.
+    pub values: Option<Vec<String>>,
+    /// Whether it takes several.
+    pub is_list: bool,
+    /// Where they come from.
+    pub origin: Origin,
+}
+
+/// Where an option's value comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The command line.
+    Flag,
+    /// This environment variable.
+    Variable(String),
+    /// This file, of `--config`.
+    File(PathBuf),
+    /// Nothing was given.
+    Default,
+}
+
+/// Parses this process's command line; ends the process with a message if it is invalid. Returns the
+/// options in force as well.
 ///
-/// Unlike clap alone, it ignores empty environment variables, and takes `1`, `yes`, `on` and their
-/// opposites as well as `true` and `false` for flags.
-pub fn parse<P: Parser>() -> P {
-    let command = lenient(P::command());
-    let matches = command.clone().try_get_matches().unwrap_or_else(|error| {
-        let variable = variable_of(&error, &command, std::env::args());
+/// Unlike clap alone, it reads the file of `--config`, ignores empty environment variables, refuses
+/// a literal `${…}` in one, and takes `1`, `yes`, `on` and their opposites as well as `true` and
+/// `false` for flags.
+pub fn parse<P: Parser>() -> (P, Vec<Setting>) {
+    let complete = complete(P::command());
+    let command = lenient(complete.clone());
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let file = literals(&command).map_or_else(|| Settings::named(&arguments, &command), Err);
+    let (path, settings) = file.unwrap_or_else(|why| {
+        writeln!(std::io::stderr(), "error: {why}").ok();
+        std::process::exit(exit::USAGE.into())
+    });
+    let (arguments, of_file) = settings.added_to(&arguments, &command);
+    let parsed = command.clone().try_get_matches_from(&arguments);
+    let matches = parsed.unwrap_or_else(|error| {
+        let origin = origin_of(&error, &command, &of_file, path.as_deref());
         // Not `exit`, which would print it first.
         let code = error.exit_code();
         error.print().ok();
-        if let Some(variable) = variable {
-            writeln!(
-                std::io::stderr(),
-                "\nThe value is that of the environment variable {variable}."
-            )
-            .ok();
+        if let Some(origin) = origin {
+            writeln!(std::io::stderr(), "\nThe value is that of {origin}.").ok();
         }
         std::process::exit(code)
     });
-    P::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    let in_force = in_force(&complete, &matches, &of_file, path.as_deref());
+    let parsed = P::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    (parsed, in_force)
+}
+
+/// Returns the command line as its help shows it.
+fn complete(command: Command) -> Command {
+    let number = command.get_version().unwrap_or_default().to_owned();
+    manual::examples_first(command).long_version(manual::long_version(&number))
+}
+
+/// Says which variable holds a `${…}` that nobody substituted, if one does.
+fn literals(command: &Command) -> Option<String> {
+    let own = command.get_arguments().filter_map(|arg| {
+        let name = arg.get_env()?.to_string_lossy();
+        unsubstituted(&name, &std::env::var(&*name).ok()?)
+    });
+    let tokens = std::env::var("GITHUB_TOKEN").ok();
+    let tokens = tokens.and_then(|token| unsubstituted("GITHUB_TOKEN", &token));
+    let mut found = own
+        .chain(tokens)
+        .chain(command.get_subcommands().filter_map(literals));
+    found.next()
+}
+
+/// Lists the options of the command that was given, with their values.
+fn in_force(
+    command: &Command,
+    matches: &ArgMatches,
+    of_file: &[String],
+    path: Option<&Path>,
+) -> Vec<Setting> {
+    let mut options: Vec<_> = command.get_arguments().collect();
+    let (mut command, mut matches) = (command, matches);
+    while let Some((name, deeper)) = matches.subcommand()
+        && let Some(subcommand) = command.find_subcommand(name)
+    {
+        (command, matches) = (subcommand, deeper);
+        options.extend(command.get_arguments());
+    }
+    let setting = |arg: &&Arg| {
+        let (id, name) = (arg.get_id().as_str(), arg.get_long()?);
+        let variable = arg.get_env()?.to_string_lossy().into_owned();
+        let values = match arg.get_action() {
+            ArgAction::SetTrue => vec![matches.get_flag(id).to_string()],
+            _ => {
+                let values = matches.get_raw(id).into_iter().flatten();
+                values
+                    .map(|value| value.to_string_lossy().into_owned())
+                    .collect()
+            }
+        };
+        let origin = match matches.value_source(id) {
+            Some(ValueSource::CommandLine) => match path {
+                Some(path) if of_file.iter().any(|given| given == name) => {
+                    Origin::File(path.to_owned())
+                }
+                _ => Origin::Flag,
+            },
+            Some(ValueSource::EnvVariable) => Origin::Variable(variable),
+            _ => Origin::Default,
+        };
+        Some(Setting {
+            name: name.to_owned(),
+            values: (!arg.is_hide_env_values_set()).then_some(values),
+            is_list: matches!(arg.get_action(), ArgAction::Append),
+            origin,
+        })
+    };
+    options.iter().filter_map(setting).collect()
+}
+
+/// Says where the invalid value came from, unless it was typed: clap names only the option.
+fn origin_of(
+    error: &Error,
+    command: &Command,
+    of_file: &[String],
+    path: Option<&Path>,
+) -> Option<String> {
+    let ContextValue::String(arg) = error.get(ContextKind::InvalidArg)? else {
+        return None;
+    };
+    let option = arg.split([' ', '=']).next()?.strip_prefix("--")?;
+    match path {
+        Some(path) if of_file.iter().any(|name| name == option) => {
+            Some(format!("{option} in {}", path.display()))
+        }
+        _ => variable_of(error, command, std::env::args())
+            .map(|variable| format!("the environment variable {variable}")),
+    }
 }
 
 /// Returns the environment variable that the invalid value came from, if it did: clap names only the

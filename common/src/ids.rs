@@ -16,6 +16,8 @@ pub const DIGEST_PATTERN: &str = "gitingest/{owner}/{name}/summary.txt";
 
 /// Longest owner that GitHub allows.
 const OWNER_MAX: usize = 39;
+/// Longest owner of nested groups: with its folder's name, a file system takes 255 bytes.
+const GROUPS_MAX: usize = 200;
 /// Longest repository name that GitHub allows.
 const NAME_MAX: usize = 100;
 
@@ -43,7 +45,7 @@ pub enum InvalidRepo {
     Shape(String),
     /// The owner breaks GitHub's rules.
     #[error(
-        "owner {0:?} is not a GitHub owner (1 to 39 letters, digits, - or _; a letter or digit first)"
+        "owner {0:?} is not a GitHub owner (1 to 39 letters, digits, - or _; a letter or digit first), nor several joined by dots"
     )]
     Owner(String),
     /// The name breaks GitHub's rules.
@@ -56,13 +58,19 @@ pub enum InvalidRepo {
 impl RepoRef {
     /// Checks both parts.
     ///
+    /// On hosts with nested groups, as GitLab, the owner is their names joined by dots: `a.b`. No
+    /// account or group that is taken has a dot in its name.
+    ///
     /// Owners may hold `_` (enterprise-managed users) and may end with a dash (accounts made
     /// before GitHub forbade that), since such owners exist.
     pub fn new(owner: &str, name: &str) -> Result<Self, InvalidRepo> {
         let word = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-        let owner_ok = (1..=OWNER_MAX).contains(&owner.len())
-            && owner.bytes().all(word)
-            && owner.as_bytes()[0].is_ascii_alphanumeric();
+        let account = |part: &str| {
+            (1..=OWNER_MAX).contains(&part.len())
+                && part.bytes().all(word)
+                && part.as_bytes()[0].is_ascii_alphanumeric()
+        };
+        let owner_ok = owner.len() <= GROUPS_MAX && owner.split('.').all(account);
         if !owner_ok {
             return Err(InvalidRepo::Owner(shortened(owner)));
         }
@@ -339,6 +347,7 @@ mod tests {
             ("legacy-", "..."),
             ("a", "-dash"),
             ("0", "_"),
+            ("group.sub-group.deep", "project"),
             (&"o".repeat(39), &"n".repeat(100)),
         ] {
             let repo = RepoRef::new(owner, name).unwrap();
@@ -360,7 +369,11 @@ mod tests {
             ("a", ".."),
             ("a", "."),
             ("-a", "b"),
-            ("a.b", "c"),
+            ("a..b", "c"),
+            (".a", "c"),
+            ("a.", "c"),
+            ("a.-b", "c"),
+            (&"o.".repeat(110)[..219], "c"),
             ("a/b", "c"),
             ("a", "b/c"),
             ("a", "b\\c"),

@@ -3,6 +3,7 @@
 
     check.py BUILT...             a file for each overlay, as `kustomize build` prints it
     check.py --environment FILE   the variables of an environment file
+    check.py --compose FILE       compose.yaml: `docker compose up` shows the run alone
     check.py --units UNIT...      systemd units
     check.py --self-test BUILT... breaks the manifests, and expects each fault to be found
 
@@ -33,6 +34,10 @@ FOREIGN_SECRETS = {"repofleet"}
 # Variables that the manuals name outside of the option tables.
 FOREIGN_VARIABLES = {"GITHUB_TOKEN", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"}
 FORBIDDEN = [ipaddress.ip_network(n) for n in ("169.254.0.0/16", "fe80::/10", "fd00:ec2::254/128")]
+# Where clusters have their DNS: namespace, labels and port of its pods; or an address on the node, port 53.
+DNS_PODS = {"most clusters": ("kube-system", {"k8s-app": "kube-dns"}, 53),
+            "OpenShift": ("openshift-dns", {"dns.operator.openshift.io/daemonset-dns": "default"}, 5353)}
+DNS_ON_NODE = {"NodeLocal DNSCache": "169.254.20.10/32", "GKE's Cloud DNS": "169.254.169.254/32"}
 SUFFIXES = {"": 1, "m": Decimal("0.001"), "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
             "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
@@ -182,6 +187,8 @@ class Checker:
 
     def run(self):
         self.names()
+        for doc in self.docs:
+            self.lists(doc, doc, name_of(doc))
         for pod in self.pods:
             self.selectors_of(pod)
             self.restricted(pod)
@@ -189,7 +196,8 @@ class Checker:
             self.probes(pod)
             for container in pod.containers:
                 self.container(pod, container)
-        for check in (self.services, self.budgets, self.network, self.scaling, self.monitoring, self.schedule):
+            self.resolvers(pod)
+        for check in (self.services, self.budgets, self.network, self.brokers, self.scaling, self.monitoring, self.schedule):
             check()
         return self.problems
 
@@ -206,6 +214,13 @@ class Checker:
                 self.need(enforced == "restricted", doc, "does not enforce the restricted profile")
             else:
                 self.need(doc["metadata"].get("namespace") in namespaces, doc, "its namespace is not made here")
+
+    def lists(self, doc, value, path):
+        """The API server drops empty lists, and `kubectl diff` would show each of them for ever."""
+        inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, child in inner:
+            self.need(child != [], doc, f"{path}.{key} is an empty list, which the API server drops")
+            self.lists(doc, child, f"{path}.{key}")
 
     def selectors_of(self, pod):
         selector = pod.owner["spec"].get("selector")
@@ -281,6 +296,9 @@ class Checker:
                 else:
                     self.need(request <= limit, owner, f"container {container['name']} requests more {name} than its limit")
                     ephemeral += limit if name == "ephemeral-storage" else 0
+            if container.get("command") == ["weed"]:
+                self.need("-ip.bind=127.0.0.1" in container.get("args", []), owner,
+                          "opens ports of SeaweedFS that ask for no key: -ip.bind is not 127.0.0.1")
             self.need(":" in container["image"].rpartition("/")[2] and not container["image"].endswith(":latest"),
                       owner, f"image {container['image']} has no tag")
         volumes = {}
@@ -428,10 +446,36 @@ class Checker:
                     if "podSelector" in peer and "namespaceSelector" not in peer:
                         self.policy_ports(doc, rule, self.matching(peer["podSelector"]))
                     if "ipBlock" in peer:
-                        self.block(doc, peer["ipBlock"])
+                        self.block(doc, peer["ipBlock"], all(p.get("port") == 53 for p in rule.get("ports", [{}])))
         for pod in self.pods:
             for direction, names in covered.items():
                 self.need(pod.name in names, pod.owner, f"no NetworkPolicy holds its {direction}")
+
+    def resolvers(self, pod):
+        """Whether a pod of ours reaches the DNS of every kind of cluster."""
+        if not any(program_of(c) for c in pod.containers):
+            return
+        rules = [rule for doc in self.of("NetworkPolicy") if matches(doc["spec"]["podSelector"], pod.labels)
+                 for rule in doc["spec"].get("egress", [])]
+
+        def reaches(peer, port):
+            ports = [{"protocol": protocol, "port": port} for protocol in ("UDP", "TCP")]
+            return any(peer in rule.get("to", []) and all(p in rule.get("ports", []) for p in ports) for rule in rules)
+
+        for where, (namespace, labels, port) in DNS_PODS.items():
+            peer = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
+                    "podSelector": {"matchLabels": labels}}
+            self.need(reaches(peer, port), pod.owner, f"does not reach the DNS of {where}")
+        for where, cidr in DNS_ON_NODE.items():
+            self.need(reaches({"ipBlock": {"cidr": cidr}}, 53), pod.owner, f"does not reach {where}")
+
+    def brokers(self):
+        for doc in self.of("RabbitmqCluster"):
+            version = re.search(r":(\d+)\.(\d+)\.(\d+)", doc["spec"].get("image", ""))
+            legacy = doc["metadata"].get("annotations", {}).get("rabbitmq.com/legacy-startup-probe")
+            self.need(version, doc, "its image names no version")
+            self.need(legacy == "true" or version and tuple(map(int, version.groups())) >= (4, 2, 4), doc,
+                      "the operator's start-up probe asks a page that RabbitMQ has since 4.2.4")
 
     def peers(self, doc, peers):
         for peer in peers:
@@ -443,11 +487,13 @@ class Checker:
             if isinstance(port.get("port"), str):
                 self.need(all(port["port"] in p.ports for p in pods), doc, f"its pods have no port {port['port']}")
 
-    def block(self, doc, block):
+    def block(self, doc, block, only_names):
         cidr = ipaddress.ip_network(block["cidr"])
         excepted = [ipaddress.ip_network(n) for n in block.get("except", [])]
         for network in excepted:
             self.need(network.version == cidr.version and network.subnet_of(cidr), doc, f"{network} is no part of {cidr}")
+        if only_names and str(cidr) in DNS_ON_NODE.values():
+            return
         for forbidden in (f for f in FORBIDDEN if f.version == cidr.version and f.overlaps(cidr)):
             held = any(forbidden.subnet_of(n) for n in excepted if n.version == forbidden.version)
             self.need(held, doc, f"lets out to {forbidden}")
@@ -537,7 +583,7 @@ class Checker:
             self.need(final == self.programs.final, doc, f"fails at once after {sorted(final)}, not after {sorted(self.programs.final)}")
             ignored = {c["type"] for r in rules if r["action"] == "Ignore" for c in r.get("onPodConditions", [])}
             self.need("DisruptionTarget" in ignored, doc, "an eviction spends a retry")
-            self.need(job.get("backoffLimit", 6) >= 6, doc, "does not survive half an hour without store or broker")
+            self.need(job.get("backoffLimit", 6) >= 8, doc, "does not survive twenty minutes without the feed's server")
 
 
 def surge(deployment, replicas):
@@ -572,6 +618,13 @@ def check_environment(text, programs):
         elif name in programs.numeric and value and amount(value) is None:
             problems.append(f"{name}={value} is no number")
     return problems
+
+
+def check_compose(text):
+    """Services whose logs would hide the run's."""
+    services = yaml.safe_load(text)["services"]
+    return [f"shows the log of {name} between the run's lines: no `attach: false`" for name, service in services.items()
+            if name != "producer" and service.get("attach") is not False]
 
 
 def seconds(text):
@@ -654,6 +707,14 @@ def policy_of(docs):
     return find(docs, "NetworkPolicy", "repofleet")["spec"]
 
 
+def outside_of(docs):
+    return next(r for r in policy_of(docs)["egress"] if r["ports"][0]["port"] == 443)
+
+
+def store_of(docs):
+    return find(docs, "StatefulSet", "repofleet-store")["spec"]["template"]["spec"]["containers"][0]
+
+
 def put(place, key, value):
     place[key] = value
 
@@ -707,10 +768,20 @@ FAULTS = [
     ("host path", lambda d: put(pod_of(d)["volumes"], 0, {"name": "scratch", "hostPath": {"path": "/"}}), "restricted: volume"),
     ("host network", lambda d: put(pod_of(d), "hostNetwork", True), "hostNetwork"),
     ("token", lambda d: drop(pod_of(d), "automountServiceAccountToken"), "mounts a token"),
-    ("metadata address", lambda d: policy_of(d)["egress"][1]["to"][0]["ipBlock"]["except"].remove("169.254.0.0/16"), "lets out to 169.254.0.0/16"),
-    ("part of it", lambda d: policy_of(d)["egress"][1]["to"].append({"ipBlock": {"cidr": "169.254.169.254/32"}}), "lets out to 169.254.0.0/16"),
-    ("everywhere", lambda d: drop(policy_of(d)["egress"][1], "to"), "lets out to everywhere"),
-    ("every port", lambda d: drop(policy_of(d)["egress"][1], "ports"), "every port"),
+    ("metadata address", lambda d: outside_of(d)["to"][0]["ipBlock"]["except"].remove("169.254.0.0/16"), "lets out to 169.254.0.0/16"),
+    ("part of it", lambda d: outside_of(d)["to"].append({"ipBlock": {"cidr": "169.254.169.254/32"}}), "lets out to 169.254.0.0/16"),
+    ("more than names", lambda d: policy_of(d)["egress"][2]["ports"].append({"protocol": "TCP", "port": 80}), "lets out to 169.254.0.0/16"),
+    ("everywhere", lambda d: drop(outside_of(d), "to"), "lets out to everywhere"),
+    ("every port", lambda d: drop(outside_of(d), "ports"), "every port"),
+    ("empty list", lambda d: put(policy_of(d), "ingress", []), "NetworkPolicy/repofleet.spec.ingress is an empty list"),
+    ("empty list further in", lambda d: put(container_of(d)["securityContext"]["capabilities"], "add", []), "capabilities.add is an empty list"),
+    ("DNS", lambda d: policy_of(d)["egress"].pop(0), "does not reach the DNS of most clusters"),
+    ("DNS over TCP", lambda d: policy_of(d)["egress"][0]["ports"].pop(), "does not reach the DNS of most clusters"),
+    ("OpenShift's DNS", lambda d: put(policy_of(d)["egress"][1]["ports"][0], "port", 53), "does not reach the DNS of OpenShift"),
+    ("DNS on the node", lambda d: policy_of(d)["egress"][2]["to"].pop(0), "does not reach NodeLocal DNSCache"),
+    ("GKE's DNS", lambda d: policy_of(d)["egress"][2]["to"].pop(), "does not reach GKE's Cloud DNS"),
+    ("store's other ports", lambda d: put(store_of(d), "args", ["mini", "-ip.bind=0.0.0.0"]), "ask for no key"),
+    ("old broker", lambda d: put(find(d, "RabbitmqCluster", "")["spec"], "image", "rabbitmq:4.1.8-management"), "has since 4.2.4"),
     ("policy of nobody", lambda d: put(policy_of(d)["podSelector"]["matchLabels"], "app.kubernetes.io/name", "x"), "matches no pod"),
     ("no policy", lambda d: without(d, "NetworkPolicy"), "no NetworkPolicy holds"),
     ("forbid", lambda d: put(job_of(d), "concurrencyPolicy", "Allow"), "two may run"),
@@ -719,7 +790,7 @@ FAULTS = [
     ("code 75", lambda d: rules_of(d)[-1]["onExitCodes"]["values"].remove(75), "fails at once after"),
     ("code 69", lambda d: rules_of(d)[-1]["onExitCodes"]["values"].append(69), "fails at once after"),
     ("eviction", lambda d: rules_of(d).pop(0), "spends a retry"),
-    ("retries", lambda d: put(job_of(d)["jobTemplate"]["spec"], "backoffLimit", 1), "does not survive"),
+    ("retries", lambda d: put(job_of(d)["jobTemplate"]["spec"], "backoffLimit", 6), "does not survive"),
     ("surge", lambda d: put(worker(d)["spec"]["strategy"]["rollingUpdate"], "maxSurge", "4000%"), "over the clone budget"),
     ("clone budget", lambda d: put(worker(d)["metadata"]["annotations"], "repofleet/clone-budget", "7"), "over the clone budget"),
     ("scaler's target", lambda d: put(find(d, "ScaledObject", "")["spec"]["scaleTargetRef"], "name", "x"), "its target x"),
@@ -758,6 +829,8 @@ def self_test(overlays, programs):
     for text, expected in (("CONCURENCY=4\n", "no program reads"), ("#DRAIN=soon\n", "is no number")):
         if not any(expected in p for p in check_environment(text, programs)):
             failed.append(f"environment file: {text!r}")
+    if not check_compose("services: {producer: {}, s3: {attach: true}}"):
+        failed.append("compose.yaml: another log between the run's lines")
     unit = (ROOT / "deploy/systemd/repofleet-producer.service").read_text()
     units = [("ExecStart=/usr/local/bin/producer run", "ExecStart=/usr/local/bin/producer run --fed=x", "has no option --fed"),
              ("DRAIN=60", "DRAYN=60", "reads no variable DRAYN"), ("DRAIN=60", "DRAIN=soon", "is no number"),
@@ -768,7 +841,7 @@ def self_test(overlays, programs):
     for good, bad, expected in units:
         if good not in unit or not any(expected in p for p in check_unit("x.service", unit.replace(good, bad), programs, [])):
             failed.append(f"unit: {bad}")
-    faults = len(FAULTS) + len(units) + 2
+    faults = len(FAULTS) + len(units) + 3
     for problem in failed:
         print(f"not found: {problem}")
     print(f"self-test: {faults - len(failed)} of {faults} faults were found")
@@ -777,12 +850,14 @@ def self_test(overlays, programs):
 
 def main(arguments):
     mode = arguments.pop(0) if arguments and arguments[0].startswith("--") else None
-    if not arguments or mode not in (None, "--environment", "--units", "--self-test"):
+    if not arguments or mode not in (None, "--environment", "--compose", "--units", "--self-test"):
         raise SystemExit(__doc__)
     manuals = {p: (ROOT / p / "README.md").read_text() for p in ("producer", "worker")}
     programs = Programs(manuals, (ROOT / ".env.example").read_text(), limits_of_worker())
     if mode == "--environment":
         problems = [f"{f}: {p}" for f in arguments for p in check_environment(Path(f).read_text(), programs)]
+    elif mode == "--compose":
+        problems = [f"{f}: {p}" for f in arguments for p in check_compose(Path(f).read_text())]
     elif mode == "--units":
         names = [Path(f).name for f in arguments]
         problems = [f"{n}: {p}" for f, n in zip(arguments, names) for p in check_unit(n, Path(f).read_text(), programs, names)]

@@ -6,16 +6,20 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use common::cli::BLOCKING_THREADS;
+use common::cli::file::FileConfig;
+use common::cli::manual::{CompletionsCommand, ManCommand};
+use common::cli::{BLOCKING_THREADS, Setting};
 use common::exit;
 use common::shutdown::Shutdown;
 use common::telemetry::logs::LogConfig;
 use tracing::warn;
 
 use crate::bucket::{CatalogConfig, FailuresConfig, GetConfig, RestoreConfig, WithdrawOneConfig};
+use crate::check::CheckCommand;
 use crate::dead::DeadConfig;
 use crate::observe::ObserveConfig;
 use crate::run::RunConfig;
+use crate::settings::SettingsCommand;
 use crate::status::StatusConfig;
 use crate::terminal::bar::Bar;
 use crate::verify::VerifyConfig;
@@ -26,6 +30,8 @@ use crate::verify::VerifyConfig;
 pub struct Cli {
     #[command(flatten)]
     log: LogConfig,
+    #[command(flatten)]
+    file: FileConfig,
     #[command(subcommand)]
     command: Command,
 }
@@ -63,9 +69,17 @@ Examples:
   producer run --feed deploy/sample/repos.json  this checkout, without a network
   producer run --only 'alphagov/*' --dry-run --explain
                                                 what would be done, and why
+  gh repo list alphagov --limit 1000 --json owner,name,url,pushedAt,isArchived | producer run --feed -
+                                                the repositories of an account
   producer run --token-for gitlab.com=GITLAB_TOKEN --host-rate 5
                                                 with the token of a variable, and gently")]
     Run(Box<RunConfig>),
+    /// Check what a run needs, before one is started: feed, store, broker, hosts, tokens, this machine.
+    #[command(after_long_help = CHECK_HELP)]
+    Check(Box<CheckCommand>),
+    /// Print the options that `run` would have, and where each comes from.
+    #[command(after_long_help = CONFIG_HELP)]
+    Config(Box<SettingsCommand>),
     /// Show how far a run has got, from any machine that reaches store and broker.
     #[command(after_long_help = STATUS_HELP)]
     Status(Box<StatusConfig>),
@@ -93,6 +107,12 @@ Examples:
     /// List, show, replay or remove the jobs that were given up.
     #[command(after_long_help = DEAD_HELP)]
     Dead(Box<DeadConfig>),
+    /// Print completions for a shell.
+    #[command(after_long_help = COMPLETIONS_HELP)]
+    Completions(CompletionsCommand),
+    /// Write pages for `man` into a folder.
+    #[command(after_long_help = MAN_HELP)]
+    Man(ManCommand),
 }
 
 impl Command {
@@ -101,6 +121,54 @@ impl Command {
         !matches!(self, Self::Run(_) | Self::Observe(_))
     }
 }
+
+const CHECK_HELP: &str = "\
+Examples:
+  producer check --feed repos.json --store s3://digests
+  producer check --worker --json | jq -r 'select(.state != \"ok\") | .message'
+  docker compose run --rm producer check
+
+Each line begins with ok, warning (a run would work, but perhaps not as it is meant to) or failed. It
+takes the options of `producer run`. With a broker it leaves what only workers need, the scratch
+folder, walls, hosts and tokens, to `--worker`, which is for a machine with workers. Of each host in
+the feed it fetches one repository, up to 1 MiB.
+
+Exit codes:
+  0    nothing failed
+  2    an option or a token is wrong; of several failures, the largest code counts
+  65   the feed is not usable
+  69   feed, store, broker, a host or the scratch folder cannot be used
+  75   another producer is at work: only with the store's folder or queues in use
+  130  stopped by SIGINT (143: by SIGTERM)";
+
+const CONFIG_HELP: &str = "\
+Examples:
+  producer config
+  producer config --config fleet.toml --limit 5
+  producer config --store s3://digests > fleet.toml
+
+It takes the options of `producer run`. What it prints is a file for --config; secrets are left out.
+
+Exit codes:
+  0    printed
+  2    the command line, a variable or the file is wrong";
+
+const COMPLETIONS_HELP: &str = "\
+Examples:
+  producer completions bash > ~/.local/share/bash-completion/completions/producer
+  producer completions fish > ~/.config/fish/completions/producer.fish
+
+Exit codes:
+  0    printed
+  2    there are none for that shell";
+
+const MAN_HELP: &str = "\
+Example:
+  producer man ~/.local/share/man/man1
+
+Exit codes:
+  0    written
+  69   the folder cannot be written to";
 
 const STATUS_HELP: &str = "\
 Examples:
@@ -251,7 +319,7 @@ Exit codes:
 
 impl Cli {
     /// Does what was asked for, and prints what went wrong.
-    pub fn main(self) -> ExitCode {
+    pub fn main(self, settings: &[Setting]) -> ExitCode {
         // An answer's log goes to standard error, where the error is printed anyway.
         let programs = !self.log.is_human() && !self.command.answers();
         let result = tokio::runtime::Builder::new_multi_thread()
@@ -260,7 +328,7 @@ impl Cli {
             .build()
             .context("cannot start")
             .and_then(|runtime| {
-                let result = runtime.block_on(self.run());
+                let result = runtime.block_on(self.run(settings));
                 // Not for ever: a read of a dead disk never ends.
                 runtime.shutdown_timeout(GRACE);
                 result
@@ -271,7 +339,11 @@ impl Cli {
         }
     }
 
-    async fn run(self) -> Result<u8> {
+    async fn run(mut self, settings: &[Setting]) -> Result<u8> {
+        // Its lines say all that matters.
+        if matches!(self.command, Command::Check(_)) && self.log.log_level == "info" {
+            self.log.log_level = "error".to_owned();
+        }
         let bar = match io::stderr().is_terminal() {
             true => Bar::on_terminal(),
             false => Bar::hidden(),
@@ -295,6 +367,10 @@ impl Cli {
                 Command::Withdraw(config) => unless_stopped(config.run(), &shutdown).await,
                 Command::Verify(config) => config.run(bar, &shutdown).await,
                 Command::Restore(config) => unless_stopped(config.run(), &shutdown).await,
+                Command::Check(command) => command.run(self.log.is_colored(), &shutdown).await,
+                Command::Config(command) => Ok(command.run(settings)),
+                Command::Completions(command) => Ok(command.run::<Self>()),
+                Command::Man(command) => Ok(command.run::<Self>()?),
             }
         };
         tokio::select! {

@@ -45,11 +45,11 @@ const PROXY_VARIABLES: [&str; 6] = [
 #[derive(Args, Clone, Debug)]
 pub struct EngineConfig {
     #[command(flatten)]
-    broker: BrokerConfig,
+    pub(crate) broker: BrokerConfig,
     #[command(flatten)]
-    slot: SlotConfig,
+    pub(crate) slot: SlotConfig,
     #[command(flatten)]
-    fetch: FetchConfig,
+    pub(crate) fetch: FetchConfig,
     #[command(flatten)]
     rate: HostRateConfig,
     #[command(flatten)]
@@ -109,8 +109,10 @@ impl EngineConfig {
         let (broker, worker) = match self.broker.connect(patience).await? {
             Some(broker) => (broker, None),
             None => {
-                if self.fetch.fetch_proxy.is_none() {
-                    warn_of_proxy();
+                if self.fetch.fetch_proxy.is_none()
+                    && let Some(why) = unused_proxy()
+                {
+                    warn!(operation = "proxy", "{why}");
                 }
                 let broker: SharedBroker = Arc::new(MemoryBroker::default());
                 let mut fetch = self.fetch.clone();
@@ -226,21 +228,19 @@ impl Work {
     }
 }
 
-/// Warns that a proxy is not used for repositories: a slot checks the addresses that it connects
-/// to, which mean nothing behind one.
-fn warn_of_proxy() {
+/// Says that a proxy is not used for repositories, where one is set: a slot checks the addresses that
+/// it connects to, which mean nothing behind one.
+pub(crate) fn unused_proxy() -> Option<String> {
     let set: Vec<_> = PROXY_VARIABLES
         .into_iter()
         .filter(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()))
         .collect();
-    if !set.is_empty() {
-        // Never the value, which may hold a password.
-        let names = set.join(" and ");
-        warn!(
-            operation = "proxy",
-            variables = names,
+    // Never the value, which may hold a password.
+    let names = set.join(" and ");
+    (!set.is_empty()).then(|| {
+        format!(
             "{names} in the environment: only the feed is fetched through a proxy, repositories \
              are fetched directly; name a trusted proxy for them with --fetch-proxy"
-        );
-    }
+        )
+    })
 }

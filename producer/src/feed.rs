@@ -6,14 +6,16 @@ use std::time::{Duration, Instant};
 
 use common::exit::{self, ExitError};
 use common::ids::{PushedAt, RepoRef};
-use common::text::{counted, thousands};
-use sha2::{Digest, Sha256};
+use common::text::{counted, sha256, thousands};
 use tracing::{debug, info, warn};
 
-use self::entry::{FeedRepo, InvalidEntry};
+use self::entry::{FeedRepo, InvalidEntry, Source};
 use self::fetch::{FeedConfig, FeedSource, Validators};
+use self::form::Form;
 
 pub mod entry;
+
+mod form;
 
 pub mod details;
 
@@ -38,6 +40,10 @@ pub struct Feed {
     pub sha256: String,
     /// What its server calls it, if anything.
     pub seen: Option<Validators>,
+    /// What it looked like.
+    form: Form,
+    /// Who writes such entries.
+    source: Option<Source>,
     /// Each repository once, at the place of its first entry.
     pub repositories: Vec<FeedRepo>,
     /// Entries that name no usable repository.
@@ -99,7 +105,8 @@ pub async fn load_unless_seen(
     };
     let length = fetched.bytes.len();
     let origin = config.feed.to_string();
-    let parse = move || parse(origin, &fetched.bytes, folder.as_deref());
+    let limit = config.max_feed_bytes;
+    let parse = move || unpack_and_parse(origin, fetched.bytes, limit, folder.as_deref());
     let mut feed = tokio::task::spawn_blocking(parse)
         .await
         .map_err(|error| ExitError::new(exit::INTERNAL, format!("reading the feed: {error}")))??;
@@ -118,6 +125,28 @@ pub async fn load_unless_seen(
     }
 }
 
+/// As [`parse`], of bytes as they came.
+fn unpack_and_parse(
+    origin: String,
+    bytes: Vec<u8>,
+    limit: u64,
+    folder: Option<&Path>,
+) -> Result<Feed, ExitError> {
+    let sha256 = sha256(&bytes);
+    let (plain, compression) = match form::decompress(bytes, limit) {
+        Ok(Some(plain)) => plain,
+        Ok(None) => return Err(fetch::too_large(&origin, limit)),
+        Err(error) => {
+            let message = format!("{origin} is not a feed: it cannot be decompressed: {error}");
+            return Err(ExitError::new(exit::BAD_FEED, message));
+        }
+    };
+    let mut feed = parse(origin, &plain, folder)?;
+    feed.form.compression = compression;
+    feed.sha256 = sha256;
+    Ok(feed)
+}
+
 /// Parses a feed. `folder` is the base of relative local addresses; with an empty one only absolute
 /// ones are valid, without one none.
 ///
@@ -125,15 +154,17 @@ pub async fn load_unless_seen(
 /// [`exit::BAD_FEED`], saying what was found instead of a feed.
 pub fn parse(origin: String, bytes: &[u8], folder: Option<&Path>) -> Result<Feed, ExitError> {
     let entries = entry::parse(bytes, folder).map_err(|found| {
-        let message = format!("{origin} is not a feed, a JSON array of repositories: {found}");
+        let message =
+            format!("{origin} is not a feed, such as a JSON array of repositories: {found}");
         ExitError::new(exit::BAD_FEED, message)
     })?;
     let (repositories, repeated) = once_each(entries.repositories);
-    let digest = Sha256::digest(bytes);
     Ok(Feed {
         origin,
+        sha256: sha256(bytes),
         seen: None,
-        sha256: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+        form: entries.form,
+        source: entries.source,
         repositories,
         invalid: entries.invalid,
         repeated,
@@ -146,6 +177,14 @@ impl Feed {
         let usable = self.repositories.iter().map(|entry| &entry.repo);
         let others = self.invalid.iter().filter_map(|entry| entry.repo.as_ref());
         usable.chain(others).cloned().collect()
+    }
+
+    /// Returns what it looked like and who writes such entries: nothing for the usual feed.
+    pub fn recognised(&self) -> String {
+        let source = self.source.map(|source| source.to_string());
+        let recognised = [self.form.to_string(), source.unwrap_or_default()];
+        let recognised: Vec<_> = recognised.into_iter().filter(|r| !r.is_empty()).collect();
+        recognised.join(", ")
     }
 
     /// Returns why no repository can come of it, if none can.
@@ -185,6 +224,10 @@ impl Feed {
         if repeated > 0 {
             counts += &format!(", {} repeated", thousands(repeated));
         }
+        let recognised = self.recognised();
+        if !recognised.is_empty() {
+            counts += &format!(" ({recognised})");
+        }
         info!(
             operation = "feed",
             origin = self.origin,
@@ -193,6 +236,7 @@ impl Feed {
             repositories,
             invalid,
             repeated,
+            recognised,
             elapsed_seconds = elapsed.as_secs_f64(),
             "Feed {}: {counts}",
             self.origin

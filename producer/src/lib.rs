@@ -5,7 +5,8 @@
 //! In reading order: [`run`] goes from the [`feed`] through the [`cache`] (with its [index](cache::index)) to
 //! [`publish`] and [`follow`], and [`report`]s. Its [`engine`] is one process or a fleet, and the
 //! [`watchdog`] looks after what is followed; it asks workers by [`roll_call`], as does [`token_warning`]. [`status`] shows how far a run has got, [`observe`]
-//! serves the same as metrics, and [`dead`] handles dead letters. [`terminal`] draws.
+//! serves the same as metrics, and [`dead`] handles dead letters. [`check`] and
+//! [`settings`] are for before a run. [`terminal`] draws.
 
 pub mod run;
 
@@ -48,5 +49,9 @@ pub mod observe;
 pub mod dead;
 
 pub mod terminal;
+
+pub mod check;
+
+pub mod settings;
 
 pub mod cli;

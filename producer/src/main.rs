@@ -14,5 +14,6 @@ fn main() -> ExitCode {
     if let Err(error) = common::secrets::from_files() {
         return common::exit::fail(&error.into(), false);
     }
-    common::cli::parse::<Cli>().main()
+    let (cli, settings) = common::cli::parse::<Cli>();
+    cli.main(&settings)
 }

@@ -1,10 +1,12 @@
 //! What a run reports: cache check, progress, summary.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use common::broker::{Event, LedgerEntry};
+use common::fault::FaultKind;
 use common::outcome::{Outcome, OutcomeRecord};
-use common::run::documents::{RunSummary, pauses};
+use common::run::documents::{Failure, RunSummary, pauses};
 use common::run::view::RunView;
 use common::text::{counted, format_duration, percent, thousands};
 use time::OffsetDateTime;
@@ -24,6 +26,10 @@ const BAR_TICK: Duration = Duration::from_secs(1);
 const BAR_PAUSE: Duration = Duration::from_millis(100);
 /// How many failed repositories are logged one by one; the run's summary.json has them all.
 const FAILURES_LISTED: usize = 1000;
+/// From how many failures of a class on its commonest reasons are logged, …
+const MANY: u64 = 4;
+/// … and how many of them.
+const REASONS: usize = 3;
 /// How many open ones.
 const OPEN_LISTED: usize = 20;
 
@@ -88,7 +94,7 @@ pub fn dry_run(view: &mut RunView, checked: &[Checked], now: OffsetDateTime) {
         });
     }
     let summary = view.summary(now);
-    list_failures(&summary, "");
+    list_failures(&summary.failures.iter().collect::<Vec<_>>(), "");
     info!(
         operation = "dry-run",
         summary_json = json(&summary),
@@ -140,8 +146,12 @@ pub fn withdrawn(decision: &Decision, config: &WithdrawConfig) {
 }
 
 /// Logs how a run ended: its failed repositories, their classes, then the prescribed last line.
-pub fn completed(summary: &RunSummary) {
-    list_failures(summary, ", all listed in the run's summary.json");
+///
+/// `told`: each failed repository stands in this log already, where a worker of this process tried it.
+pub fn completed(summary: &RunSummary, told: bool) {
+    let untold = |failure: &&Failure| !told || failure.class == FaultKind::InvalidEntry;
+    let failures: Vec<_> = summary.failures.iter().filter(untold).collect();
+    list_failures(&failures, ", all listed in the run's summary.json");
     if !summary.closed {
         let listed = &summary.open[..summary.open.len().min(OPEN_LISTED)];
         let more = more_than(summary.open.len(), OPEN_LISTED)
@@ -170,6 +180,9 @@ pub fn completed(summary: &RunSummary) {
             failures_by_class_json = json(&summary.failures_by_class),
             "{sentence}"
         );
+        for (class, sentence) in commonest(&summary.failures) {
+            warn!(operation = "failures-by-class", class, "{sentence}");
+        }
     }
     info!(
         operation = "orchestrator-completion",
@@ -197,8 +210,8 @@ pub fn completed(summary: &RunSummary) {
 }
 
 /// Logs which repositories failed and why, up to a limit; `all` says where the others are.
-fn list_failures(summary: &RunSummary, all: &str) {
-    for failure in summary.failures.iter().take(FAILURES_LISTED) {
+fn list_failures(failures: &[&Failure], all: &str) {
+    for failure in failures.iter().take(FAILURES_LISTED) {
         warn!(
             operation = "failed-repository",
             repo = failure.repo,
@@ -209,9 +222,39 @@ fn list_failures(summary: &RunSummary, all: &str) {
             failure.message
         );
     }
-    if let Some(more) = more_than(summary.failures.len(), FAILURES_LISTED) {
+    if let Some(more) = more_than(failures.len(), FAILURES_LISTED) {
         warn!(operation = "failed-repository", "Failed: {more} more{all}");
     }
+}
+
+/// Says the commonest reasons of each class of which many failed: `gone: 12 × HTTP 404; 3 × HTTP 451;
+/// 2 others`.
+fn commonest(failures: &[Failure]) -> Vec<(&str, String)> {
+    let mut classes: BTreeMap<&str, BTreeMap<&str, u64>> = BTreeMap::new();
+    for failure in failures {
+        let reasons = classes.entry(failure.class.as_ref()).or_default();
+        *reasons.entry(&failure.message).or_default() += 1;
+    }
+    let sentence = |reasons: BTreeMap<&str, u64>| {
+        let total: u64 = reasons.values().sum();
+        let mut reasons: Vec<_> = reasons.into_iter().collect();
+        reasons.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        reasons.truncate(REASONS);
+        let shown: u64 = reasons.iter().map(|(_, count)| count).sum();
+        let mut parts: Vec<_> = reasons
+            .iter()
+            .map(|(reason, count)| format!("{} × {reason}", thousands(*count)))
+            .collect();
+        if shown < total {
+            parts.push(counted(total - shown, "other", "others"));
+        }
+        (total >= MANY).then(|| parts.join("; "))
+    };
+    let sentences = classes.into_iter().filter_map(|(class, reasons)| {
+        let sentence = sentence(reasons)?;
+        Some((class, format!("{class}: {sentence}")))
+    });
+    sentences.collect()
 }
 
 /// Reports a run's progress: log lines, and a bar on a terminal. Call [`Reporter::update`] after
@@ -600,7 +643,7 @@ mod tests {
                 view.apply(&outcome(now, repo, kind));
                 reporter.update(now, &view);
             }
-            completed(&view.summary(START + SECOND * 75));
+            completed(&view.summary(START + SECOND * 75), false);
         });
         let expected = [
             "INFO Cache check: 50 hit, 150 stale operation=\"cache-check\" reasons_json=\"{\\\"hit\\\":50,",
@@ -623,7 +666,7 @@ mod tests {
         let all: Vec<_> = (0..25)
             .map(|i| checked(&format!("a/r{i:02}"), CacheReason::Miss))
             .collect();
-        let lines = logged(|| completed(&view(&[], &all).summary(START + SECOND)));
+        let lines = logged(|| completed(&view(&[], &all).summary(START + SECOND), true));
         assert!(
             lines[0].starts_with("ERROR The run did not close; open: a/r00, a/r01,"),
             "{lines:#?}"
@@ -633,6 +676,21 @@ mod tests {
             lines[1].starts_with("INFO Pipeline incomplete: 25 total"),
             "{lines:#?}"
         );
+    }
+
+    #[test]
+    fn the_commonest_reasons_of_each_class_are_said() {
+        let failure = |class, message: &str| Failure {
+            repo: "a/b".to_owned(),
+            class,
+            message: message.to_owned(),
+        };
+        let mut failures = vec![failure(FaultKind::Killed, "once"); 3];
+        for (count, message) in [(1, "w"), (5, "x"), (2, "y"), (1, "v"), (3, "z")] {
+            failures.extend(vec![failure(FaultKind::Gone, message); count]);
+        }
+        let expected = [("gone", "gone: 5 × x; 3 × z; 2 × y; 2 others".to_owned())];
+        assert_eq!(commonest(&failures), expected);
     }
 
     #[test]
@@ -649,8 +707,8 @@ mod tests {
             jobs: Vec::new(),
         };
         let view = RunView::new(RunId::new(), None, Some(list));
-        let lines = logged(|| completed(&view.summary(START)));
-        assert_eq!(lines.len(), FAILURES_LISTED + 3);
+        let lines = logged(|| completed(&view.summary(START), true));
+        assert_eq!(lines.len(), FAILURES_LISTED + 4);
         assert!(lines[FAILURES_LISTED].contains("Failed: 1,234 more"));
     }
 

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use clap::Args;
+use clap::{Arg, Args};
 use common::broker::{Entries, Position, SharedBroker};
 use common::exit::{self, ExitError};
 use common::failpoint;
@@ -55,25 +55,43 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// How often a wait at the start is mentioned.
 const SAY_EVERY: Duration = Duration::from_secs(60);
 
+/// The options that most runs need: `-h` shows no others.
+const BRIEF: [&str; 13] = [
+    "feed",
+    "limit",
+    "only",
+    "exclude",
+    "force",
+    "dry-run",
+    "explain",
+    "store",
+    "broker-url",
+    "concurrency",
+    "allow-host",
+    "token-for",
+    "max-failures",
+];
+
 /// The options of a run.
 #[derive(Args, Clone, Debug)]
+#[command(mut_args(brief))]
 pub struct RunConfig {
     #[command(flatten)]
-    feed: FeedConfig,
+    pub(crate) feed: FeedConfig,
     #[command(flatten)]
-    filter: FilterConfig,
+    pub(crate) filter: FilterConfig,
     #[command(flatten)]
     cache: CacheConfig,
     #[command(flatten)]
-    store: StoreConfig,
+    pub(crate) store: StoreConfig,
     #[command(flatten)]
-    engine: EngineConfig,
+    pub(crate) engine: EngineConfig,
     #[command(flatten)]
     watchdog: WatchdogConfig,
     #[command(flatten)]
     withdraw: WithdrawConfig,
     #[command(flatten)]
-    metrics: MetricsConfig,
+    pub(crate) metrics: MetricsConfig,
     /// Fetch the feed and check the cache, say what would be done, and write nothing.
     #[arg(long, env = "DRY_RUN", help_heading = "Cache")]
     dry_run: bool,
@@ -90,6 +108,14 @@ pub struct RunConfig {
         help_heading = "Stopping"
     )]
     max_failures: MaxFailures,
+}
+
+fn brief(arg: Arg) -> Arg {
+    let is_brief = arg.get_long().is_some_and(|long| BRIEF.contains(&long));
+    match is_brief {
+        true => arg,
+        false => arg.hide_short_help(true),
+    }
 }
 
 /// How many repositories may fail.
@@ -163,7 +189,7 @@ struct Start {
 /// What is known before the first job.
 #[derive(Debug)]
 struct Plan {
-    feed: Feed,
+    basis: Basis,
     checked: Vec<Checked>,
     /// What the next run is to know of the feed.
     record: FeedRecord,
@@ -171,8 +197,16 @@ struct Plan {
     index: Option<Index>,
     /// The feed's repositories, if the run is about all of them.
     whole: Option<HashSet<RepoRef>>,
-    /// The run that left nothing to do, if the feed is still the same.
-    before: Option<Before>,
+}
+
+/// What a run sets out from.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one in a run")]
+enum Basis {
+    /// The feed, as it was read.
+    Feed(Feed),
+    /// A run that left nothing to do; the feed is still the same.
+    Unchanged(Before),
 }
 
 impl Plan {
@@ -185,39 +219,32 @@ impl Plan {
             before.run()
         );
         Self {
-            feed: Feed {
-                origin: before.record.origin.clone(),
-                sha256: String::new(),
-                seen: None,
-                repositories: Vec::new(),
-                invalid: Vec::new(),
-                repeated: Vec::new(),
-            },
             checked: Vec::new(),
             record: before.record.clone(),
             index: None,
             whole: None,
-            before: Some(before),
+            basis: Basis::Unchanged(before),
         }
     }
 
     /// Returns what the run sets out to do, for the store.
     fn documents(&self, start: &Start, adopted: &Adopted) -> Result<(Manifest, JobList)> {
         let started_at = start.at.format(&Rfc3339)?;
-        if let Some(before) = &self.before {
-            return Ok(before.documents(&start.run, started_at));
-        }
-        let invalid: Vec<_> = self.feed.invalid.iter().map(|e| e.failure()).collect();
+        let feed = match &self.basis {
+            Basis::Unchanged(before) => return Ok(before.documents(&start.run, started_at)),
+            Basis::Feed(feed) => feed,
+        };
+        let invalid: Vec<_> = feed.invalid.iter().map(|e| e.failure()).collect();
         let manifest = Manifest {
             run: start.run.clone(),
             started_at,
-            feed: self.feed.origin.clone(),
-            feed_sha256: self.feed.sha256.clone(),
+            feed: feed.origin.clone(),
+            feed_sha256: feed.sha256.clone(),
             feed_entries: self.record.entries,
             feed_newest_push: self.record.newest_push.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             total: (invalid.len() + self.checked.len()) as u64,
-            repeated: self.feed.repeated.len() as u64,
+            repeated: feed.repeated.len() as u64,
             invalid: invalid.len() as u64,
             reasons: cache::counts(&self.checked),
             adopted: adopted.len() as u64,
@@ -388,12 +415,11 @@ impl RunConfig {
         }
         report::cache_checked(&checked);
         Ok(Plan {
-            feed,
+            basis: Basis::Feed(feed),
             checked,
             record,
             index,
             whole,
-            before: None,
         })
     }
 
@@ -567,7 +593,8 @@ impl RunConfig {
                 exit::OK => published,
                 code => code,
             });
-        report::completed(&summary);
+        let in_one_process = self.engine.broker.broker_url.is_none();
+        report::completed(&summary, in_one_process);
         code
     }
 

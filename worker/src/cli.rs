@@ -10,12 +10,14 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use common::cli::BLOCKING_THREADS;
+use common::cli::file::FileConfig;
+use common::cli::manual::{CompletionsCommand, ManCommand};
 use common::exit::{self, ExitError};
 use common::fault::{Fault, FaultKind};
 use common::ids::RepoRef;
 use common::shutdown::Shutdown;
 use common::telemetry::logs::LogConfig;
-use tracing::warn;
+use tracing::{info, warn};
 use url::Url;
 
 use crate::digest::assemble::assemble;
@@ -37,6 +39,8 @@ const AT_ONCE: Duration = Duration::from_millis(800);
 pub struct Cli {
     #[command(flatten)]
     log: LogConfig,
+    #[command(flatten)]
+    file: FileConfig,
     #[command(subcommand)]
     command: Command,
 }
@@ -62,6 +66,10 @@ enum Command {
     Digest(Box<DigestCommand>),
     /// Ask a worker on this machine whether it is well: 0 if so, else 1 and a sentence.
     Health(HealthCommand),
+    /// Print completions for a shell.
+    Completions(CompletionsCommand),
+    /// Write pages for `man` into a folder.
+    Man(ManCommand),
 }
 
 /// Writes the digest of one repository to standard output or a file.
@@ -124,7 +132,7 @@ impl Cli {
             Command::Run(_) => self.log.init(io::stdout)?,
             // Standard output is the digest's.
             Command::Digest(_) => self.log.init(io::stderr)?,
-            Command::Health(_) => {}
+            Command::Health(_) | Command::Completions(_) | Command::Man(_) => {}
         }
         match self.command {
             Command::Run(config) => {
@@ -139,6 +147,8 @@ impl Cli {
             }
             Command::Digest(command) => command.run().await,
             Command::Health(command) => command.run().await,
+            Command::Completions(command) => Ok(command.run::<Self>()),
+            Command::Man(command) => Ok(command.run::<Self>()?),
         }
     }
 }
@@ -198,6 +208,12 @@ impl DigestCommand {
             true => None,
             false => DigestLimits::default().max_text_bytes,
         };
+        if url.is_none() && Path::new(&self.source).join(".git").exists() {
+            info!(
+                operation = "digest",
+                "the digest is of HEAD: what is not committed is left out"
+            );
+        }
         self.slot.concurrency = Some(1);
         let policy = self.fetch.policy(|name| std::env::var_os(name))?;
         let max_text_bytes = limits.max_text_bytes;

@@ -10,6 +10,7 @@ use super::SharedBroker;
 use super::amqp::AmqpBroker;
 use super::amqp::options::Options;
 use crate::exit::{self, ExitError};
+use crate::text::unsubstituted;
 
 /// Which broker to use.
 #[derive(Args, Clone, Debug)]
@@ -45,6 +46,9 @@ impl BrokerConfig {
         let Some(url) = &self.broker_url else {
             return Ok(None);
         };
+        if let Some(why) = unsubstituted("--broker-url", &url.0) {
+            return Err(ExitError::new(exit::USAGE, why));
+        }
         let mut options = Options::new(&url.0, &self.queue_prefix)
             .map_err(|fault| ExitError::new(exit::USAGE, fault))?;
         options.patience = patience;

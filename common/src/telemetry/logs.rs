@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::IsTerminal;
 
 use anyhow::anyhow;
-use clap::{Args, ValueEnum};
+use clap::{Args, ColorChoice, ValueEnum};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
@@ -43,6 +43,15 @@ pub struct LogConfig {
         default_value = "info"
     )]
     pub log_level: String,
+    /// Whether to color lines for people: auto does on a terminal, unless NO_COLOR is set
+    #[arg(
+        long,
+        global = true,
+        env = "COLOR",
+        value_name = "WHEN",
+        default_value = "auto"
+    )]
+    pub color: ColorChoice,
 }
 
 /// The format of log lines.
@@ -100,11 +109,23 @@ impl LogConfig {
             .map_err(|error| anyhow!("logging is already set up: {error}"))
     }
 
+    /// Returns whether what is for people is colored.
+    pub fn is_colored(&self) -> bool {
+        let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        match self.color {
+            ColorChoice::Always => true,
+            ColorChoice::Never => false,
+            // https://no-color.org
+            ColorChoice::Auto => std::io::stdout().is_terminal() && !is_set("NO_COLOR"),
+        }
+    }
+
     fn line_format(&self) -> LineFormat {
-        if self.is_human() {
-            LineFormat::Human
-        } else {
-            LineFormat::Json
+        match self.is_human() {
+            true => LineFormat::Human {
+                colored: self.is_colored(),
+            },
+            false => LineFormat::Json,
         }
     }
 }
@@ -118,7 +139,7 @@ impl LogConfig {
 #[derive(Clone, Copy)]
 enum LineFormat {
     Json,
-    Human,
+    Human { colored: bool },
 }
 
 impl<S> FormatEvent<S, SpanFields> for LineFormat
@@ -135,15 +156,17 @@ where
         let level = *event.metadata().level();
         let mut fields = Fields::default();
         match self {
-            Self::Human => {
+            Self::Human { colored } => {
                 event.record(&mut fields);
                 let time = now
                     .format(format_description!("[hour]:[minute]:[second]"))
                     .map_err(|_| fmt::Error)?;
                 // Most lines are information, and need no label.
-                let level = match level {
-                    Level::INFO => String::new(),
-                    level => format!("{level} "),
+                let level = match (level, colored) {
+                    (Level::INFO, _) => String::new(),
+                    (Level::ERROR, true) => format!("{} ", red(level)),
+                    (Level::WARN, true) => format!("{} ", yellow(level)),
+                    (level, _) => format!("{level} "),
                 };
                 writeln!(writer, "{time} {level}{}", printable(&fields.message))
             }
@@ -177,6 +200,16 @@ where
             }
         }
     }
+}
+
+/// Colors a text red, for what failed.
+pub fn red(text: impl fmt::Display) -> String {
+    format!("\u{1b}[31m{text}\u{1b}[0m")
+}
+
+/// Colors a text yellow, for what may be wrong.
+pub fn yellow(text: impl fmt::Display) -> String {
+    format!("\u{1b}[33m{text}\u{1b}[0m")
 }
 
 /// Keeps a span's fields as JSON objects, one for each time that fields were recorded.
@@ -325,15 +358,29 @@ mod tests {
         assert!(timestamp.ends_with('Z'), "{timestamp}");
     }
 
+    const PLAIN: LineFormat = LineFormat::Human { colored: false };
+
+    #[test]
+    fn a_line_for_people_may_have_a_colored_level() {
+        let colored = LineFormat::Human { colored: true };
+        let line = lines_of(colored, || tracing::warn!("so so"));
+        assert!(line.ends_with(" \u{1b}[33mWARN\u{1b}[0m so so\n"), "{line}");
+        let line = lines_of(colored, || tracing::info!("well"));
+        assert!(
+            line.ends_with(" well\n") && !line.contains('\u{1b}'),
+            "{line}"
+        );
+    }
+
     #[test]
     fn a_line_for_people_is_time_and_message() {
-        let line = lines_of(LineFormat::Human, || {
+        let line = lines_of(PLAIN, || {
             tracing::info!(repo = "a/b", "stored a/b");
         });
         assert_eq!(line.split_once(' ').unwrap().1, "stored a/b\n");
-        let line = lines_of(LineFormat::Human, || tracing::error!("no"));
+        let line = lines_of(PLAIN, || tracing::error!("no"));
         assert!(line.ends_with(" ERROR no\n"), "{line}");
-        let line = lines_of(LineFormat::Human, || tracing::info!("ä\u{1b}[2J\nb"));
+        let line = lines_of(PLAIN, || tracing::info!("ä\u{1b}[2J\nb"));
         assert!(line.ends_with(" ä\\u{1b}[2J\\nb\n"), "{line}");
     }
 

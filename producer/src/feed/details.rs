@@ -11,15 +11,21 @@ const MAX_TOPICS: usize = 50;
 /// addresses of itself, which help nobody who has its address.
 const MAX_OTHER: usize = 2048;
 /// Fields that say what the catalogue has from elsewhere.
-const SAID: [&str; 8] = [
+const SAID: [&str; 14] = [
     "owner",
     "org",
     "name",
     "full_name",
+    "nameWithOwner",
+    "path_with_namespace",
     "url",
     "html_url",
+    "http_url_to_repo",
+    "web_url",
+    "repositoryURL",
     "pushedAt",
     "pushed_at",
+    "last_activity_at",
 ];
 
 /// What a feed tells of a repository. Fields that are absent, or not what they should be, are empty.
@@ -67,8 +73,8 @@ impl Details {
         let details = Self {
             description: first(&["description"]).and_then(|value| text(&value)),
             licence: first(&["license", "licenseInfo", "licence"]).and_then(licence),
-            language: first(&["language", "primaryLanguage"]).and_then(named),
-            topics: topics(first(&["topics", "repositoryTopics", "tag_list"])),
+            language: first(&["language", "primaryLanguage", "languages"]).and_then(named),
+            topics: topics(first(&["topics", "repositoryTopics", "tag_list", "tags"])),
             archived: first(&["archived", "isArchived"]).and_then(|value| value.as_bool()),
             stars: first(&[
                 "stargazersCount",
@@ -97,8 +103,12 @@ fn text(value: &Value) -> Option<String> {
     (!text.is_empty()).then(|| text.chars().take(MAX_TEXT).collect())
 }
 
-/// A text, or the name of an object.
+/// A text, or the name of an object, or of the first in a list.
 fn named(value: Value) -> Option<String> {
+    let value = match value {
+        Value::Array(values) => values.into_iter().next()?,
+        value => value,
+    };
     match value {
         Value::Object(fields) => text(fields.get("name")?),
         value => text(&value),

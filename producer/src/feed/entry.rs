@@ -1,27 +1,21 @@
 //! From the feed's bytes to its entries. Each entry is judged alone: an unusable one is listed with
 //! its index and the reason, and does not affect the others.
 
-use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
 use common::fault::FaultKind;
 use common::ids::{JobKey, PushedAt, RepoRef};
 use common::run::documents::Failure;
 use serde::Deserialize;
-use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use url::Url;
 use worker::fetch::address;
 
 use super::details::Details;
+use super::form::{self, Form, quoted};
 
-/// Most entries of a feed; the real one has 24,500. Together with the limit on bytes this bounds
-/// the memory that a feed can cost.
-const MAX_ENTRIES: usize = 1_000_000;
 /// An address travels in an object's metadata, of which S3 takes 2 KB in all.
 const MAX_ADDRESS_BYTES: usize = 1024;
-/// How much of a text that is not a feed is quoted.
-const QUOTED_CHARS: usize = 60;
 
 /// One repository of the feed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +63,28 @@ pub(super) struct Entries {
     pub(super) repositories: Vec<FeedRepo>,
     /// The others.
     pub(super) invalid: Vec<InvalidEntry>,
+    /// What the feed looked like.
+    pub(super) form: Form,
+    /// Who writes entries like the first usable one.
+    pub(super) source: Option<Source>,
+}
+
+/// Who writes entries with such fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
+pub(super) enum Source {
+    /// The scraper of the UK's public bodies, and whoever follows the README.
+    #[strum(to_string = "")]
+    Scraper,
+    #[strum(to_string = "fields of GitHub's API")]
+    GitHub,
+    #[strum(to_string = "fields of `gh repo list`")]
+    GitHubTool,
+    #[strum(to_string = "fields of GitLab")]
+    GitLab,
+    #[strum(to_string = "fields of Gitea or Forgejo")]
+    Gitea,
+    #[strum(to_string = "fields of code.json")]
+    CodeJson,
 }
 
 /// Parses a feed. Bytes that are not UTF-8 become U+FFFD, as in a browser: one in a description
@@ -78,71 +94,39 @@ pub(super) struct Entries {
 /// if the feed must not name local paths, as one from a server.
 ///
 /// # Errors
-/// Says what was found instead of a JSON array of at most [`MAX_ENTRIES`] entries.
+/// As [`form::entries`].
 pub(super) fn parse(bytes: &[u8], folder: Option<&Path>) -> Result<Entries, String> {
     let text = String::from_utf8_lossy(bytes);
-    let text = text.trim_start_matches('\u{feff}').trim();
-    match text.chars().next() {
-        Some('[') => {}
-        Some('{') => return Err(format!("found a JSON object: {}", quoted(text))),
-        Some(_) => return Err(format!("found something else: {}", quoted(text))),
-        None => return Err("found nothing in it".to_owned()),
-    }
     let mut entries = Entries::default();
-    let mut json = serde_json::Deserializer::from_str(text);
-    json.deserialize_seq(Elements {
-        folder,
-        entries: &mut entries,
-    })
-    .and_then(|()| json.end())
-    .map_err(|error| {
-        let what = if error.is_eof() {
-            "it ends in the middle"
-        } else {
-            "it is not JSON"
-        };
-        format!("after {} entries {what}: {error}", entries.total)
-    })?;
+    entries.form = form::entries(&text, names_one, |entry| entries.take(entry, folder))?;
     Ok(entries)
 }
 
-/// Takes each element of the array as text, so that only a broken array is fatal.
-struct Elements<'a> {
-    folder: Option<&'a Path>,
-    entries: &'a mut Entries,
+/// Whether an object that stands alone is an entry: it says which repository it is about.
+fn names_one(object: &str) -> bool {
+    let entry: Result<FeedEntry<'_>, _> = serde_json::from_str(object);
+    entry.is_ok_and(|entry| entry.repo().is_ok())
 }
 
-impl<'de> Visitor<'de> for Elements<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON array")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
-        // Skipping an element does not recurse, however deep it is nested.
-        while let Some(element) = elements.next_element::<&RawValue>()? {
-            let index = self.entries.total;
-            if index == MAX_ENTRIES {
-                return Err(serde::de::Error::custom(format_args!(
-                    "more than {MAX_ENTRIES} entries"
-                )));
+impl Entries {
+    fn take(&mut self, json: &str, folder: Option<&Path>) {
+        let index = self.total;
+        self.total += 1;
+        match read(index, json, folder) {
+            Ok((repo, source)) => {
+                self.source.get_or_insert(source);
+                self.repositories.push(repo);
             }
-            self.entries.total += 1;
-            match read(index, element.get(), self.folder) {
-                Ok(repo) => self.entries.repositories.push(repo),
-                Err((reason, repo)) => self.entries.invalid.push(InvalidEntry {
-                    index,
-                    repo,
-                    reason,
-                }),
-            }
+            Err((reason, repo)) => self.invalid.push(InvalidEntry {
+                index,
+                repo,
+                reason,
+            }),
         }
-        Ok(())
     }
 }
 
-/// The fields of an entry that matter, in the spellings of the scraper and of GitHub's API, as JSON.
+/// The fields of an entry that matter, in all spellings that are known, as JSON.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct FeedEntry<'a> {
@@ -151,12 +135,38 @@ struct FeedEntry<'a> {
     org: Option<&'a RawValue>,
     name: Option<&'a RawValue>,
     full_name: Option<&'a RawValue>,
+    #[serde(rename = "nameWithOwner")]
+    name_with_owner: Option<&'a RawValue>,
+    path_with_namespace: Option<&'a RawValue>,
     url: Option<&'a RawValue>,
     html_url: Option<&'a RawValue>,
+    http_url_to_repo: Option<&'a RawValue>,
+    web_url: Option<&'a RawValue>,
+    #[serde(rename = "repositoryURL")]
+    repository_url: Option<&'a RawValue>,
     #[serde(rename = "pushedAt")]
     pushed_at: Option<&'a RawValue>,
     #[serde(rename = "pushed_at")]
     pushed_at_of_api: Option<&'a RawValue>,
+    last_activity_at: Option<&'a RawValue>,
+    updated_at: Option<&'a RawValue>,
+    date: Option<&'a RawValue>,
+}
+
+/// The account, where it is an object.
+#[derive(Debug, Deserialize)]
+struct Owner<'a> {
+    #[serde(borrow)]
+    login: Option<&'a RawValue>,
+}
+
+/// The dates of an entry of a code.json: often no more than a day.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Dates<'a> {
+    #[serde(borrow)]
+    last_modified: Option<&'a RawValue>,
+    metadata_last_updated: Option<&'a RawValue>,
 }
 
 /// Parses one entry. An error comes with the repository if the entry names one.
@@ -164,7 +174,7 @@ fn read(
     index: usize,
     json: &str,
     folder: Option<&Path>,
-) -> Result<FeedRepo, (String, Option<RepoRef>)> {
+) -> Result<(FeedRepo, Source), (String, Option<RepoRef>)> {
     if !json.starts_with('{') {
         return Err((format!("not an object: {}", quoted(json)), None));
     }
@@ -172,41 +182,121 @@ fn read(
         serde_json::from_str(json).map_err(|error| (error.to_string(), None))?;
     let repo = entry.repo().map_err(|reason| (reason, None))?;
     let rest = || -> Result<(String, PushedAt), String> {
-        // In GitHub's API, `url` is the address of the API, and `html_url` the repository's.
-        let url = first_text(&[("html_url", entry.html_url), ("url", entry.url)])?;
-        let url = address(&url, folder)?;
-        let pushed_at = first_text(&[
-            ("pushedAt", entry.pushed_at),
-            ("pushed_at", entry.pushed_at_of_api),
-        ])?;
-        let pushed_at = PushedAt::new(&pushed_at).map_err(|error| error.to_string())?;
+        let url = address(&entry.address()?, folder)?;
+        let pushed_at = PushedAt::new(&entry.pushed()?).map_err(|error| error.to_string())?;
         Ok((url, pushed_at))
     };
     match rest() {
-        Ok((url, pushed_at)) => Ok(FeedRepo {
-            index,
-            repo,
-            url,
-            pushed_at,
-            details: Details::of(json),
-        }),
+        Ok((url, pushed_at)) => {
+            let repo = FeedRepo {
+                index,
+                repo,
+                url,
+                pushed_at,
+                details: Details::of(json),
+            };
+            Ok((repo, entry.source()))
+        }
         Err(reason) => Err((reason, Some(repo))),
     }
 }
 
-impl FeedEntry<'_> {
-    /// Returns `owner` or `org` with `name`; else `full_name`. (In GitHub's API `owner` is an object.)
+impl<'a> FeedEntry<'a> {
+    /// Returns GitLab's path; else `owner` or `org` with `name`; else `owner/name` in one field; else
+    /// the path of a code.json's address.
     fn repo(&self) -> Result<RepoRef, String> {
+        // Its `name` is for people, and may be anything.
+        if let Ok(path) = first_text(&[("path_with_namespace", self.path_with_namespace)]) {
+            return of_path(&path);
+        }
         let owner = first_text(&[("owner", self.owner), ("org", self.org)]);
         let name = first_text(&[("name", self.name)]);
-        let full_name = first_text(&[("full_name", self.full_name)]);
-        let repo = match (owner, name, full_name) {
-            (Ok(owner), Ok(name), _) => RepoRef::new(&owner, &name),
-            (_, _, Ok(full_name)) => full_name.parse(),
-            (Err(reason), _, _) | (_, Err(reason), _) => return Err(reason),
+        let both = first_text(&[
+            ("full_name", self.full_name),
+            ("nameWithOwner", self.name_with_owner),
+        ]);
+        let repo = match (owner, name, both, self.repository_url) {
+            (Ok(owner), Ok(name), ..) => RepoRef::new(&owner, &name),
+            (_, _, Ok(both), _) => both.parse(),
+            (_, _, _, Some(_)) => return self.repo_of_address(),
+            (Err(reason), Ok(name), ..) => match self.login() {
+                Some(owner) => RepoRef::new(&owner, &name),
+                None => return Err(reason),
+            },
+            (Err(reason), ..) | (_, Err(reason), ..) => return Err(reason),
         };
         repo.map_err(|error| error.to_string())
     }
+
+    /// Returns the account of an `owner` that is an object.
+    fn login(&self) -> Option<String> {
+        let owner: Owner<'_> = serde_json::from_str(self.owner?.get()).ok()?;
+        first_text(&[("login", owner.login)]).ok()
+    }
+
+    fn repo_of_address(&self) -> Result<RepoRef, String> {
+        let url = first_text(&[("repositoryURL", self.repository_url)])?;
+        let path = Url::parse(&url).map_err(|error| format!("repositoryURL: {error}"))?;
+        let path = path.path().trim_matches('/');
+        of_path(path.strip_suffix(".git").unwrap_or(path))
+    }
+
+    fn address(&self) -> Result<String, String> {
+        // In GitHub's API, `url` is the address of the API, and `html_url` the repository's.
+        first_text(&[
+            ("html_url", self.html_url),
+            ("url", self.url),
+            ("http_url_to_repo", self.http_url_to_repo),
+            ("web_url", self.web_url),
+            ("repositoryURL", self.repository_url),
+        ])
+    }
+
+    fn pushed(&self) -> Result<String, String> {
+        let dates = self.date.map(RawValue::get).unwrap_or_default();
+        let dates: Dates<'_> = serde_json::from_str(dates).unwrap_or_default();
+        let mut pushed = first_text(&[
+            ("pushedAt", self.pushed_at),
+            ("pushed_at", self.pushed_at_of_api),
+            ("last_activity_at", self.last_activity_at),
+            // Gitea tells no more.
+            ("updated_at", self.updated_at),
+            ("date.lastModified", dates.last_modified),
+            ("date.metadataLastUpdated", dates.metadata_last_updated),
+        ])?;
+        if self.date.is_some() && pushed.len() == "2026-01-02".len() {
+            pushed.push_str("T00:00:00Z");
+        }
+        Ok(pushed)
+    }
+
+    fn source(&self) -> Source {
+        let is_object = |field: Option<&RawValue>| field.is_some_and(|f| f.get().starts_with('{'));
+        match self {
+            _ if self.path_with_namespace.is_some() => Source::GitLab,
+            _ if self.repository_url.is_some() => Source::CodeJson,
+            _ if self.name_with_owner.is_some() => Source::GitHubTool,
+            _ if is_object(self.owner) && self.pushed_at.is_some() => Source::GitHubTool,
+            _ if self.pushed_at_of_api.is_some() && self.html_url.is_some() => Source::GitHub,
+            _ if self.full_name.is_some() && self.updated_at.is_some() => Source::Gitea,
+            _ => Source::Scraper,
+        }
+    }
+}
+
+/// Returns the repository of a path in which groups may be nested, as GitLab's are: `a/b/c` is `c` of
+/// the owner `a.b`. No part has a dot of its own, so two paths never share an owner.
+fn of_path(path: &str) -> Result<RepoRef, String> {
+    let (owner, name) = path
+        .rsplit_once('/')
+        .ok_or_else(|| format!("expected owner/name, got {}", quoted(path)))?;
+    if owner.contains('.') {
+        let owner = quoted(owner);
+        return Err(format!(
+            "owner {owner} has a dot, which here separates nested groups"
+        ));
+    }
+    RepoRef::new(&owner.replace('/', "."), name).map_err(|error| error.to_string())
 }
 
 /// Returns the first non-empty text; else says what is wrong with the first field that is there.
@@ -230,7 +320,7 @@ fn first_text(fields: &[(&str, Option<&RawValue>)]) -> Result<String, String> {
         wrong.get_or_insert(reason);
     }
     Err(wrong.unwrap_or_else(|| {
-        let names: Vec<_> = fields.iter().map(|(name, _)| *name).collect();
+        let names: Vec<_> = fields.iter().take(2).map(|(name, _)| *name).collect();
         format!("{} is missing", names.join(" or "))
     }))
 }
@@ -331,23 +421,14 @@ fn tidied(path: &Path) -> PathBuf {
     tidy
 }
 
-/// Quotes the beginning of an untrusted text.
-fn quoted(text: &str) -> String {
-    let beginning: String = text.chars().take(QUOTED_CHARS).collect();
-    let dots = if beginning.len() < text.len() {
-        "…"
-    } else {
-        ""
-    };
-    format!("{beginning:?}{dots}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn one(json: &str) -> Result<FeedRepo, String> {
-        read(0, json, None).map_err(|(reason, _)| reason)
+        read(0, json, None)
+            .map(|(repo, _)| repo)
+            .map_err(|(reason, _)| reason)
     }
 
     #[test]
@@ -405,6 +486,16 @@ mod tests {
             (r#"{"owner":"a","name":".."}"#, "name \"..\" is not"),
             (r#"{"owner":"a","name":"b\u0000"}"#, "name \"b\\0\" is not"),
             (r#"{"full_name":"a"}"#, "expected owner/name"),
+            (
+                r#"{"owner":{"id":1},"name":"b"}"#,
+                "owner is an object, not a text",
+            ),
+            (r#"{"path_with_namespace":"b"}"#, "expected owner/name"),
+            (
+                r#"{"path_with_namespace":"a.b/c/d"}"#,
+                "owner \"a.b/c\" has a dot",
+            ),
+            (r#"{"path_with_namespace":"a//d"}"#, "owner \"a.\" is not"),
             (r#"{"full_name":"a/b/c"}"#, "name \"b/c\" is not"),
             (r#"{"owner":"a","owner":"c","name":"b"}"#, "duplicate field"),
             (r#"{"owner":"\ud800","name":"b"}"#, "hex escape"),
@@ -528,8 +619,7 @@ mod tests {
             (&html, "found something else: \"<!DOCTYPE html>\\u{1b}xxx"),
             ("[{}, {}", "after 2 entries it ends in the middle"),
             ("[{\"owner\":\"a", "after 0 entries it ends in the middle"),
-            ("[{}, oops]", "after 1 entries it is not JSON"),
-            ("[{}] []", "after 1 entries it is not JSON"),
+            ("[{}] oops", "after 1 entries it is not JSON"),
             ("[{},]", "after 1 entries it is not JSON"),
         ] {
             let error = parse(text.as_bytes(), None).unwrap_err();
@@ -568,7 +658,7 @@ mod tests {
 
     #[test]
     fn a_feed_of_too_many_entries_is_refused() {
-        let feed = format!("[{}0]", "0,".repeat(MAX_ENTRIES));
+        let feed = format!("[{}0]", "0,".repeat(form::MAX_ENTRIES));
         let error = parse(feed.as_bytes(), None).unwrap_err();
         assert!(error.contains("more than 1000000 entries"), "{error}");
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use common::exit::{self, ExitError};
 use common::retry::{Attempt, Policy, retry};
-use common::text::{duration_within, parse_size};
+use common::text::{duration_within, parse_size, unsubstituted};
 use common::tls;
 use reqwest::StatusCode;
 use reqwest::header::{ETAG, HeaderMap, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED};
@@ -28,7 +28,7 @@ const MAX_VALIDATOR: usize = 1024;
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Feed")]
 pub struct FeedConfig {
-    /// The feed: a URL or a file
+    /// The feed: a URL or a file; - is standard input
     #[arg(long, env = "FEED", value_name = "URL|FILE", default_value = DEFAULT_FEED)]
     pub feed: FeedSource,
 
@@ -189,8 +189,11 @@ impl FeedConfig {
             file.take(limit.saturating_add(1))
                 .read_to_end(&mut bytes)
                 .await?;
-            let mut folder = tokio::fs::canonicalize(path).await?;
-            folder.pop();
+            // A pipe is in no folder: relative paths are taken from this process's.
+            let folder = match tokio::fs::canonicalize(path).await {
+                Ok(file) if file.is_file() => file.parent().unwrap_or(Path::new("/")).to_owned(),
+                _ => std::env::current_dir()?,
+            };
             io::Result::Ok(Fetched {
                 bytes,
                 seen: None,
@@ -209,7 +212,7 @@ impl FeedConfig {
     }
 }
 
-fn too_large(feed: &str, limit: u64) -> ExitError {
+pub(super) fn too_large(feed: &str, limit: u64) -> ExitError {
     let why = FetchError::TooLarge(limit);
     ExitError::new(exit::BAD_FEED, format!("{feed} is not a feed: {why}"))
 }
@@ -275,6 +278,12 @@ impl FromStr for FeedSource {
     fn from_str(text: &str) -> Result<Self, String> {
         if text.is_empty() {
             return Err("expected a URL or a file".to_owned());
+        }
+        if let Some(why) = unsubstituted("--feed", text) {
+            return Err(why);
+        }
+        if text == "-" {
+            return Ok(Self::File("/dev/stdin".into()));
         }
         if !text.contains("://") {
             return Ok(Self::File(text.into()));

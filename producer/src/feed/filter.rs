@@ -22,13 +22,13 @@ pub struct FilterConfig {
     pub limit: Option<usize>,
 
     /// Take only repositories whose owner/name matches; repeatable. `*` does not cross the slash,
-    /// letter case does not matter. In the environment, separate several by spaces
-    #[arg(long, env = "ONLY", value_name = "GLOB", value_delimiter = ' ')]
-    pub only: Vec<RepoGlob>,
+    /// letter case does not matter. Several may be separated by commas or spaces
+    #[arg(long, env = "ONLY", value_name = "GLOB")]
+    pub only: Vec<GlobList>,
 
     /// Leave out repositories whose owner/name matches; repeatable, wins over --only
-    #[arg(long, env = "EXCLUDE", value_name = "GLOB", value_delimiter = ' ')]
-    pub exclude: Vec<RepoGlob>,
+    #[arg(long, env = "EXCLUDE", value_name = "GLOB")]
+    pub exclude: Vec<GlobList>,
 
     /// Leave out repositories that the feed marks as archived
     #[arg(long, env = "SKIP_ARCHIVED")]
@@ -44,6 +44,11 @@ pub struct FilterConfig {
 /// `*` does not cross the slash, and letter case does not matter, as on GitHub.
 #[derive(Clone, Debug)]
 pub struct RepoGlob(GlobMatcher);
+
+/// Patterns as one value: separated by commas, which need no quotes in a shell, in an env file of
+/// Docker or in one of systemd; or by spaces. A comma in braces is the pattern's own.
+#[derive(Clone, Debug)]
+pub struct GlobList(Vec<RepoGlob>);
 
 impl FilterConfig {
     /// Returns whether a run that selected `selected` counts this unusable entry.
@@ -106,7 +111,10 @@ impl FilterConfig {
             return true;
         }
         let name = repo.to_string();
-        let any = |globs: &[RepoGlob]| globs.iter().any(|glob| glob.0.is_match(&name));
+        let any = |lists: &[GlobList]| {
+            let mut globs = lists.iter().flat_map(|list| &list.0);
+            globs.any(|glob| glob.0.is_match(&name))
+        };
         (self.only.is_empty() || any(&self.only)) && !any(&self.exclude)
     }
 }
@@ -126,6 +134,28 @@ impl FromStr for RepoGlob {
             ));
         }
         Ok(Self(glob.compile_matcher()))
+    }
+}
+
+impl FromStr for GlobList {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut depth = 0_usize;
+        let between = |c: char| {
+            match c {
+                '{' => depth += 1,
+                '}' => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            c.is_whitespace() || c == ',' && depth == 0
+        };
+        let parts = text.split(between).filter(|part| !part.is_empty());
+        let globs: Vec<RepoGlob> = parts.map(str::parse).collect::<Result<_, _>>()?;
+        if globs.is_empty() {
+            return Err(format!("expected a glob such as alphagov/*, got {text:?}"));
+        }
+        Ok(Self(globs))
     }
 }
 
@@ -153,7 +183,7 @@ mod tests {
         entries.iter().map(|entry| entry.repo.to_string()).collect()
     }
 
-    fn globs(texts: &[&str]) -> Vec<RepoGlob> {
+    fn globs(texts: &[&str]) -> Vec<GlobList> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
     }
 
@@ -213,6 +243,22 @@ mod tests {
                 names(&expected),
                 "{filter:?}"
             );
+        }
+    }
+
+    #[test]
+    fn one_value_may_hold_several() {
+        for (text, count) in [
+            ("a/*", 1),
+            ("a/* b/*", 2),
+            ("a/*,b/*", 2),
+            (" a/*, {b,c}/* ,d/{e,{f,g}} ", 3),
+        ] {
+            let list: GlobList = text.parse().unwrap();
+            assert_eq!(list.0.len(), count, "{text}");
+        }
+        for text in ["", ", ,", "a/*,b", "a/*,{b"] {
+            assert!(text.parse::<GlobList>().is_err(), "{text}");
         }
     }
 

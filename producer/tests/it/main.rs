@@ -7,6 +7,7 @@
 mod bucket;
 mod cache;
 mod catalog;
+mod check;
 mod crash;
 mod dead;
 mod distributed;
@@ -28,6 +29,7 @@ mod readme;
 mod renewal;
 mod rights;
 mod run;
+mod settings;
 mod signals;
 mod slow_names;
 mod status;

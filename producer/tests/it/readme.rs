@@ -462,6 +462,7 @@ fn readme_is_short() {
 fn images_are_named_by_this_version() {
     for path in [
         "compose.yaml",
+        "deploy/compose.release.yaml",
         "deploy/Dockerfile",
         "deploy/kubernetes/base/kustomization.yaml",
         "deploy/kubernetes/overlays/try/kustomization.yaml",
@@ -470,7 +471,7 @@ fn images_are_named_by_this_version() {
         let text = read(path);
         let named = text.lines().filter_map(|line| {
             let tag = line.split_once("newTag: ");
-            let image = || line.split_once("repofleet/worker:");
+            let image = || line.split_once("/worker:");
             Some(tag.or_else(image)?.1)
         });
         let mut seen = 0;

@@ -1,5 +1,6 @@
 //! The slots of a process, and the children that work in them.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
@@ -27,7 +28,7 @@ use super::confine::{self, Wall};
 use super::decoder::{FrameDecoder, TokenNews, shown};
 use super::protocol::{ARGUMENT, ChildRequest};
 use super::scratch::Scratch;
-use super::token::{TokenPool, TokenTurn};
+use super::token::{TokenPool, TokenState, TokenTurn};
 use super::{SlotConfig, SlotError, SlotResult};
 use crate::digest::{DigestLimits, Subject};
 use crate::fetch::policy::{FetchPolicy, FetchSource, FetchWay};
@@ -37,7 +38,7 @@ use crate::source::ObjectId;
 /// For a local repository: its packs are mapped, and the operator chose it.
 const LOCAL_ADDRESS_SPACE: u64 = 32 << 30;
 /// Room for a pack's index, which is smaller than its pack unless its objects are very small.
-pub(crate) const INDEX_BYTES: u64 = 64 << 20;
+pub const INDEX_BYTES: u64 = 64 << 20;
 /// For a child without a job to end.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 /// For a killed child to end. One that hangs in the kernel is not waited for.
@@ -113,6 +114,20 @@ impl Slots {
 
     /// Logs which walls the kernel does not raise around slots, if any.
     pub fn tell_walls(&self) {
+        match self.missing_walls() {
+            None => {}
+            Some((true, said)) => info!(operation = "slot", "{said}"),
+            Some((false, said)) => warn!(operation = "slot", "{said}"),
+        }
+    }
+
+    /// Counts each host's tokens by what the host said of them so far.
+    pub fn token_states(&self) -> BTreeMap<(String, TokenState), i64> {
+        self.tokens.count(now())
+    }
+
+    /// Says which walls the kernel does not raise around slots, if any, and whether most kernels do not.
+    pub fn missing_walls(&self) -> Option<(bool, String)> {
         let lacks = |wall: &&Wall| !self.walls.contains(wall);
         let missing: Vec<_> = Wall::VARIANTS.iter().filter(lacks).collect();
         let names: Vec<_> = missing.iter().map(|wall| wall.as_ref()).collect();
@@ -124,12 +139,12 @@ impl Slots {
             could.join("; ")
         );
         match &missing[..] {
-            [] => {}
+            [] => None,
             // Most kernels that servers have today: nothing is wrong there.
             [Wall::LandlockNetwork, Wall::LandlockSignals] | [Wall::LandlockSignals] => {
-                info!(operation = "slot", "{said}");
+                Some((true, said))
             }
-            _ => warn!(operation = "slot", "{said}"),
+            _ => Some((false, said)),
         }
     }
 

@@ -93,7 +93,9 @@ fn who_has_read_enough_is_no_error() {
     drop(child.stdout.take());
     let ended = child.wait_with_output().unwrap();
     assert!(ended.status.success(), "{ended:?}");
-    assert!(ended.stderr.is_empty(), "{ended:?}");
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.contains("what is not committed is left out"), "{said}");
 }
 
 /// Runs `worker digest` with these arguments, and `token` as GITHUB_TOKEN, in an empty folder.

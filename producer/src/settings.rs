@@ -1,0 +1,142 @@
+//! `producer config`: the options in force, and where each comes from.
+
+use std::io::{self, Write};
+
+use clap::Args;
+use common::cli::{Origin, Setting};
+use common::exit;
+
+use crate::run::RunConfig;
+
+/// Variables that are no options: credentials, and what libraries read.
+const VARIABLES: [&str; 16] = [
+    "GITHUB_TOKEN",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_PROFILE",
+    "AWS_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "R2_BUCKET",
+    "R2_ENDPOINT",
+    "R2_ACCESS_KEY",
+    "R2_SECRET_KEY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+    "SSL_CERT_FILE",
+];
+
+/// Prints the options that `run` would have.
+#[derive(Args, Debug)]
+pub struct SettingsCommand {
+    // Not read: what matters is where they come from.
+    #[command(flatten)]
+    _run: Box<RunConfig>,
+}
+
+impl SettingsCommand {
+    /// Prints `settings` as a file for `--config`.
+    pub fn run(&self, settings: &[Setting]) -> u8 {
+        let is_set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        let variables: Vec<_> = VARIABLES.into_iter().filter(is_set).collect();
+        // Whoever reads it may have had enough.
+        io::stdout()
+            .write_all(page(settings, &variables).as_bytes())
+            .ok();
+        exit::OK
+    }
+}
+
+fn page(settings: &[Setting], variables: &[&str]) -> String {
+    let mut settings: Vec<_> = settings.iter().filter(|s| s.name != "config").collect();
+    settings.sort_by(|a, b| a.name.cmp(&b.name));
+    let lines: Vec<_> = settings.into_iter().map(line).collect();
+    let width = lines.iter().map(|(line, _)| line.chars().count()).max();
+    let width = width.unwrap_or_default().min(60);
+    let mut page = String::new();
+    for (line, origin) in lines {
+        page += &format!("{line:width$}  # {origin}\n");
+    }
+    if !variables.is_empty() {
+        page += &format!(
+            "# Also in the environment, and not shown: {}\n",
+            variables.join(", ")
+        );
+    }
+    page
+}
+
+/// Returns an option as a line of TOML, and where it comes from. What is not set, or secret, is a
+/// comment.
+fn line(setting: &Setting) -> (String, String) {
+    let name = &setting.name;
+    let origin = match &setting.origin {
+        Origin::Flag => format!("--{name}"),
+        Origin::Variable(variable) => format!("variable {variable}"),
+        Origin::File(path) => path.display().to_string(),
+        Origin::Default => "default".to_owned(),
+    };
+    let line = match &setting.values {
+        None if setting.origin == Origin::Default => format!("# {name} is not set"),
+        None => format!("# {name} is secret"),
+        Some(values) if values.is_empty() => format!("# {name} is not set"),
+        Some(values) if setting.is_list => {
+            let values: Vec<_> = values.iter().map(|value| quoted(value)).collect();
+            format!("{name} = [{}]", values.join(", "))
+        }
+        Some(values) if matches!(values[0].as_str(), "true" | "false") => {
+            format!("{name} = {}", values[0])
+        }
+        Some(values) => format!("{name} = {}", quoted(&values[0])),
+    };
+    (line, origin)
+}
+
+/// Quotes a text for TOML, whose basic strings are JSON's but for DEL.
+fn quoted(text: &str) -> String {
+    let quoted = serde_json::Value::from(text).to_string();
+    quoted.replace('\u{7f}', "\\u007f")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_option_is_shown_with_its_origin() {
+        let setting = |name: &str, values: Option<&[&str]>, is_list, origin| Setting {
+            name: name.to_owned(),
+            values: values.map(|values| values.iter().map(|v| (*v).to_owned()).collect()),
+            is_list,
+            origin,
+        };
+        let settings = [
+            setting("store", Some(&["a \"b\""]), false, Origin::Flag),
+            setting(
+                "broker-url",
+                None,
+                false,
+                Origin::Variable("BROKER_URL".to_owned()),
+            ),
+            setting(
+                "only",
+                Some(&["a/*", "b"]),
+                true,
+                Origin::File("fleet.toml".into()),
+            ),
+            setting("limit", Some(&[]), false, Origin::Default),
+            setting("force", Some(&["true"]), false, Origin::Flag),
+        ];
+        let expected = "\
+# broker-url is secret  # variable BROKER_URL
+force = true            # --force
+# limit is not set      # default
+only = [\"a/*\", \"b\"]     # fleet.toml
+store = \"a \\\"b\\\"\"       # --store
+# Also in the environment, and not shown: GITHUB_TOKEN
+";
+        assert_eq!(page(&settings, &["GITHUB_TOKEN"]), expected);
+    }
+}
