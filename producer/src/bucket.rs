@@ -155,6 +155,10 @@ pub struct CatalogConfig {
     /// Where the digests are, for --form vertex: gs://BUCKET[/PREFIX].
     #[arg(long, value_name = "URL", required_if_eq("form", "vertex"))]
     base: Option<String>,
+    /// Write the catalogue instead of printing it, from the records of all digests; what only the feed knows
+    /// stays as it was.
+    #[arg(long, conflicts_with_all = ["form", "base"])]
+    write: bool,
     #[command(flatten)]
     store: StoreConfig,
 }
@@ -169,12 +173,22 @@ pub enum Form {
 }
 
 impl CatalogConfig {
-    /// Prints the catalogue; returns the exit code.
+    /// Prints or writes the catalogue; returns the exit code.
     ///
     /// # Errors
     /// [`exit::USAGE`] if there is none, [`exit::UNAVAILABLE`] if the store does not answer.
     pub async fn run(&self) -> Result<u8> {
         let store = self.store.open()?;
+        if self.write {
+            let lines = update::rewrite(store.as_ref()).await;
+            let lines = thousands(lines.map_err(ExitError::from)? as u64);
+            let place = store.location();
+            print_unless_closed(&format!(
+                "{place}/{}: {lines} lines\n",
+                DocumentKey::Catalog
+            ))?;
+            return Ok(exit::OK);
+        }
         let (catalog, expected) = update::load(store.as_ref())
             .await
             .map_err(ExitError::from)?;

@@ -234,6 +234,7 @@ const CATALOG_HELP: &str = "\
 Examples:
   producer catalog | jq -r 'select(.state == \"stale\") | .id'
   producer catalog --form vertex --base gs://digests > documents.jsonl
+  producer catalog --write                after digests were changed by hand
 
 It is the store's catalog.jsonl.gz, which every run that closes brings up to date.
 

@@ -10,7 +10,7 @@ use common::text::{counted, sha256, thousands};
 use tracing::{debug, info, warn};
 
 use self::entry::{FeedRepo, InvalidEntry, Source};
-use self::fetch::{FeedConfig, FeedSource};
+use self::fetch::{FeedConfig, FeedSource, Validators};
 use self::form::Form;
 
 pub mod entry;
@@ -38,6 +38,8 @@ pub struct Feed {
     pub origin: String,
     /// SHA-256 of its bytes, hexadecimal.
     pub sha256: String,
+    /// What its server calls it, if anything.
+    pub seen: Option<Validators>,
     /// What it looked like.
     form: Form,
     /// Who writes such entries.
@@ -79,8 +81,24 @@ pub enum LocalPaths {
 /// 408 and 429 is final), [`exit::BAD_FEED`] if it is too large, not a JSON array, or without a
 /// usable entry, [`exit::USAGE`] for plain http that is not allowed.
 pub async fn load(config: &FeedConfig, local_paths: LocalPaths) -> Result<Feed, ExitError> {
+    let feed = load_unless_seen(config, local_paths, None).await?;
+    feed.ok_or_else(|| ExitError::new(exit::INTERNAL, "a feed that nobody has seen is unchanged"))
+}
+
+/// [`load`]; `None` if the feed is still the one that was `seen`.
+///
+/// # Errors
+/// As [`load`].
+pub async fn load_unless_seen(
+    config: &FeedConfig,
+    local_paths: LocalPaths,
+    seen: Option<&Validators>,
+) -> Result<Option<Feed>, ExitError> {
     let started = Instant::now();
-    let fetched = config.fetch().await?;
+    let Some(fetched) = config.fetch(seen).await? else {
+        return Ok(None);
+    };
+    let seen = fetched.seen;
     let folder = match (&config.feed, local_paths) {
         (FeedSource::Url(_), LocalPaths::Allowed) => Some(PathBuf::new()),
         _ => fetched.folder,
@@ -89,15 +107,16 @@ pub async fn load(config: &FeedConfig, local_paths: LocalPaths) -> Result<Feed, 
     let origin = config.feed.to_string();
     let limit = config.max_feed_bytes;
     let parse = move || unpack_and_parse(origin, fetched.bytes, limit, folder.as_deref());
-    let feed = tokio::task::spawn_blocking(parse)
+    let mut feed = tokio::task::spawn_blocking(parse)
         .await
         .map_err(|error| ExitError::new(exit::INTERNAL, format!("reading the feed: {error}")))??;
+    feed.seen = seen;
     feed.log(length, started.elapsed());
     match feed.why_unusable() {
-        None => Ok(feed),
+        None => Ok(Some(feed)),
         Some(why) if config.allow_empty_feed => {
             warn!(operation = "feed", "{why}");
-            Ok(feed)
+            Ok(Some(feed))
         }
         Some(why) => Err(ExitError::new(
             exit::BAD_FEED,
@@ -143,6 +162,7 @@ pub fn parse(origin: String, bytes: &[u8], folder: Option<&Path>) -> Result<Feed
     Ok(Feed {
         origin,
         sha256: sha256(bytes),
+        seen: None,
         form: entries.form,
         source: entries.source,
         repositories,

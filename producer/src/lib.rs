@@ -36,6 +36,8 @@ pub mod catalog;
 
 pub mod closing;
 
+pub mod unchanged;
+
 pub mod bucket;
 
 pub mod verify;

@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Arg, Args};
 use common::broker::{Entries, Position, SharedBroker};
 use common::exit::{self, ExitError};
@@ -30,7 +30,7 @@ use worker::metrics::Metrics;
 
 use crate::cache::failures::Failures;
 use crate::cache::index::{Index, Learned};
-use crate::cache::{self, CacheConfig, Checked};
+use crate::cache::{self, CacheConfig, CacheSource, Check, Checked};
 use crate::closing;
 use crate::engine::{Engine, EngineConfig};
 use crate::feed::fetch::{FeedConfig, FeedSource};
@@ -42,6 +42,7 @@ use crate::follow::{Ended, Following};
 use crate::publish::{self, Adopted};
 use crate::report::{self, Reporter};
 use crate::terminal::bar::Bar;
+use crate::unchanged::{self, Before};
 use crate::watchdog::{Watchdog, WatchdogConfig};
 use crate::withdrawals::{self, WithdrawConfig};
 
@@ -188,7 +189,7 @@ struct Start {
 /// What is known before the first job.
 #[derive(Debug)]
 struct Plan {
-    feed: Feed,
+    basis: Basis,
     checked: Vec<Checked>,
     /// What the next run is to know of the feed.
     record: FeedRecord,
@@ -198,20 +199,52 @@ struct Plan {
     whole: Option<HashSet<RepoRef>>,
 }
 
+/// What a run sets out from.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one in a run")]
+enum Basis {
+    /// The feed, as it was read.
+    Feed(Feed),
+    /// A run that left nothing to do; the feed is still the same.
+    Unchanged(Before),
+}
+
 impl Plan {
+    /// The plan of a run for which an earlier one has done everything.
+    fn unchanged(before: Before) -> Self {
+        info!(
+            operation = "feed",
+            "Feed {}: unchanged since run {}, which left nothing to do",
+            before.record.origin,
+            before.run()
+        );
+        Self {
+            checked: Vec::new(),
+            record: before.record.clone(),
+            index: None,
+            whole: None,
+            basis: Basis::Unchanged(before),
+        }
+    }
+
     /// Returns what the run sets out to do, for the store.
     fn documents(&self, start: &Start, adopted: &Adopted) -> Result<(Manifest, JobList)> {
-        let invalid: Vec<_> = self.feed.invalid.iter().map(|e| e.failure()).collect();
+        let started_at = start.at.format(&Rfc3339)?;
+        let feed = match &self.basis {
+            Basis::Unchanged(before) => return Ok(before.documents(&start.run, started_at)),
+            Basis::Feed(feed) => feed,
+        };
+        let invalid: Vec<_> = feed.invalid.iter().map(|e| e.failure()).collect();
         let manifest = Manifest {
             run: start.run.clone(),
-            started_at: start.at.format(&Rfc3339)?,
-            feed: self.feed.origin.clone(),
-            feed_sha256: self.feed.sha256.clone(),
+            started_at,
+            feed: feed.origin.clone(),
+            feed_sha256: feed.sha256.clone(),
             feed_entries: self.record.entries,
             feed_newest_push: self.record.newest_push.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             total: (invalid.len() + self.checked.len()) as u64,
-            repeated: self.feed.repeated.len() as u64,
+            repeated: feed.repeated.len() as u64,
             invalid: invalid.len() as u64,
             reasons: cache::counts(&self.checked),
             adopted: adopted.len() as u64,
@@ -345,7 +378,25 @@ impl RunConfig {
             in_place(store, store.reachable().await)
         })
         .await?;
-        let mut feed = feed::load(&self.feed, self.engine.local_paths()).await?;
+        let before = match self.is_ordinary() {
+            true => Before::load(store.as_ref(), &self.feed.feed.to_string()).await?,
+            false => None,
+        };
+        let seen = before
+            .as_ref()
+            .and_then(|before| before.record.seen.as_ref());
+        let local_paths = self.engine.local_paths();
+        let loaded = feed::load_unless_seen(&self.feed, local_paths, seen).await?;
+        let mut feed = match (loaded, before) {
+            (Some(feed), _) => feed,
+            (None, Some(before)) => {
+                for (reason, count) in before.reasons() {
+                    metrics.cache_checked(reason, count);
+                }
+                return Ok(Plan::unchanged(before));
+            }
+            (None, None) => bail!("the feed is said to be unchanged, and nobody asked"),
+        };
         let record = FeedRecord::of(&feed);
         record
             .check(store.as_ref(), self.feed.feed_drop_limit)
@@ -364,12 +415,20 @@ impl RunConfig {
         }
         report::cache_checked(&checked);
         Ok(Plan {
-            feed,
+            basis: Basis::Feed(feed),
             checked,
             record,
             index,
             whole,
         })
+    }
+
+    /// Whether the run is one like every night's, to which an earlier one's answer may apply.
+    fn is_ordinary(&self) -> bool {
+        let cache = &self.cache;
+        let asks = cache.force || cache.retry_failed || cache.explain || self.dry_run;
+        let looks = cache.cache == CacheSource::Store && cache.check == Check::Index;
+        self.filter.takes_all() && !self.filter.skip_archived && looks && !asks
     }
 
     /// Finds out which jobs still wait from earlier runs; if that cannot be known, all are
@@ -499,6 +558,16 @@ impl RunConfig {
             true => closing::publish(&begun, &summary, &self.withdraw).await,
             false => exit::OK,
         };
+        if begun.whole.is_some()
+            && !self.filter.skip_archived
+            && let Err(fault) =
+                until(last_writes, unchanged::settle(store.as_ref(), &summary)).await
+        {
+            warn!(
+                operation = "run",
+                "the next run looks at each repository, whether or not the feed has changed: {fault}"
+            );
+        }
         if let Err(fault) = until(
             last_writes,
             remember_failures(store, &begun.checked, &begun.view),

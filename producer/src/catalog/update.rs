@@ -15,6 +15,7 @@ use tracing::warn;
 use super::{Catalog, Line, State, changes, page};
 use crate::cache::Checked;
 use crate::cache::index::Learned;
+use crate::cache::listing;
 use crate::withdrawals::{Withdrawal, Withdrawals};
 
 /// Digests of which nothing is known that are read at the same time.
@@ -55,9 +56,7 @@ pub async fn update(store: &dyn DigestStore, known: Known<'_>) -> Result<usize, 
             return Ok(new.lines.len());
         }
     }
-    Err(Fault::transient(format!(
-        "others wrote the catalogue {TRIES} times meanwhile"
-    )))
+    Err(others_write())
 }
 
 /// Changes the line of one repository, if there is a catalogue.
@@ -80,9 +79,64 @@ pub async fn update_one(
             return Ok(());
         }
     }
-    Err(Fault::transient(format!(
+    Err(others_write())
+}
+
+/// Holds every line against the store, without a run: reads each digest's record. Returns how many
+/// lines there are.
+///
+/// # Errors
+/// As [`update`].
+pub async fn rewrite(store: &dyn DigestStore) -> Result<usize, Fault> {
+    for _ in 0..TRIES {
+        let (old, expected) = load(store).await?;
+        let listed = listing::everything(store).await?;
+        let stored = listed.into_iter().map(|listed| listed.repo);
+        let new = held_against(&old, &heads(store, stored).await?);
+        let is_there = old == new && expected != Expected::Absent;
+        if is_there || write(store, &old, &new, &expected).await? {
+            return Ok(new.lines.len());
+        }
+    }
+    Err(others_write())
+}
+
+fn others_write() -> Fault {
+    Fault::transient(format!(
         "others wrote the catalogue {TRIES} times meanwhile"
-    )))
+    ))
+}
+
+/// The catalogue with the digests that there are. What only the feed knows stays as it was.
+fn held_against(old: &Catalog, metas: &BTreeMap<RepoRef, DigestMeta>) -> Catalog {
+    let mut new = Catalog::default();
+    for line in old.lines.values() {
+        let stored = metas.get_key_value(&line.id);
+        let stored = stored.filter(|_| line.state != State::Withdrawn);
+        let state = match (line.state, stored) {
+            (State::Left, None) => continue,
+            (State::Failed(_) | State::Left | State::Withdrawn, _) => line.state,
+            (_, None) => State::Missing,
+            (_, Some((_, meta))) => match &line.feed_pushed_at {
+                Some(pushed_at) if meta.pushed_at < *pushed_at => State::Stale,
+                _ => State::Current,
+            },
+        };
+        let id = stored.map_or(&line.id, |(repo, _)| repo).clone();
+        let line = Line {
+            id,
+            state,
+            ..line.clone()
+        };
+        new.insert(line.with_digest(stored.map(|(_, meta)| meta)));
+    }
+    for (repo, meta) in metas {
+        if !old.lines.contains_key(repo) {
+            let line = Line::new(repo.clone(), &meta.url, State::Current);
+            new.insert(line.with_digest(Some(meta)));
+        }
+    }
+    new
 }
 
 /// Reads the catalogue. One that cannot be read counts as empty, and is made anew.
@@ -162,19 +216,27 @@ async fn metas(
             unknown.push(repo.clone());
         }
     }
-    let heads = stream::iter(unknown)
+    metas.extend(heads(store, unknown.into_iter()).await?);
+    Ok(metas)
+}
+
+/// Reads the records of these repositories' digests.
+async fn heads(
+    store: &dyn DigestStore,
+    repos: impl Iterator<Item = RepoRef>,
+) -> Result<BTreeMap<RepoRef, DigestMeta>, Fault> {
+    let heads = stream::iter(repos)
         .map(|repo| async {
             let found = store.head(&repo).await?;
             Ok::<_, Fault>((repo, found))
         })
         .buffer_unordered(WIDTH);
     let heads: Vec<_> = heads.try_collect().await?;
-    for (repo, found) in heads {
-        if let Found::Stored { meta, .. } = found {
-            metas.insert(repo, meta);
-        }
-    }
-    Ok(metas)
+    let stored = heads.into_iter().filter_map(|(repo, found)| match found {
+        Found::Stored { meta, .. } => Some((repo, meta)),
+        _ => None,
+    });
+    Ok(stored.collect())
 }
 
 /// The old catalogue with the lines that are known better now.

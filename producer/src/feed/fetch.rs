@@ -10,6 +10,9 @@ use common::exit::{self, ExitError};
 use common::retry::{Attempt, Policy, retry};
 use common::text::{duration_within, parse_size, unsubstituted};
 use common::tls;
+use reqwest::StatusCode;
+use reqwest::header::{ETAG, HeaderMap, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED};
+use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 use tracing::debug;
 use url::{Host, Url};
@@ -17,6 +20,9 @@ use url::{Host, Url};
 /// Where the feed of UK government repositories is published every night.
 pub const DEFAULT_FEED: &str =
     "https://uk-x-gov-software-community.github.io/xgov-opensource-repo-scraper/repos.json";
+
+/// Longest ETag, or time, that is remembered.
+const MAX_VALIDATOR: usize = 1024;
 
 /// Where the feed is, and the limits for fetching it.
 #[derive(Clone, Debug, clap::Args)]
@@ -71,9 +77,37 @@ pub enum FeedSource {
     File(PathBuf),
 }
 
+/// What a server calls a copy of the feed, to be asked whether it still is that one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Validators {
+    /// Its ETag.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etag: Option<String>,
+    /// Its Last-Modified.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_modified: Option<String>,
+}
+
+impl Validators {
+    fn of(headers: &HeaderMap) -> Option<Self> {
+        let text = |name| {
+            let value = headers.get(name)?.to_str().ok()?;
+            (value.len() <= MAX_VALIDATOR).then(|| value.to_owned())
+        };
+        let (etag, last_modified) = (text(ETAG), text(LAST_MODIFIED));
+        (etag.is_some() || last_modified.is_some()).then_some(Self {
+            etag,
+            last_modified,
+        })
+    }
+}
+
 /// A feed's bytes.
 pub(super) struct Fetched {
     pub(super) bytes: Vec<u8>,
+    /// What its server calls it.
+    pub(super) seen: Option<Validators>,
     /// The folder of the file, if it was one.
     pub(super) folder: Option<PathBuf>,
 }
@@ -97,18 +131,22 @@ enum FetchError {
 }
 
 impl FeedConfig {
-    /// Fetches the feed, in up to three attempts.
-    pub(super) async fn fetch(&self) -> Result<Fetched, ExitError> {
+    /// Fetches the feed, in up to three attempts; `None` if it is still the one that was `seen`.
+    pub(super) async fn fetch(
+        &self,
+        seen: Option<&Validators>,
+    ) -> Result<Option<Fetched>, ExitError> {
         match &self.feed {
-            FeedSource::Url(url) => Ok(Fetched {
-                bytes: self.download(url).await?,
-                folder: None,
-            }),
-            FeedSource::File(path) => self.read(path).await,
+            FeedSource::Url(url) => self.download(url, seen).await,
+            FeedSource::File(path) => self.read(path).await.map(Some),
         }
     }
 
-    async fn download(&self, url: &Url) -> Result<Vec<u8>, ExitError> {
+    async fn download(
+        &self,
+        url: &Url,
+        seen: Option<&Validators>,
+    ) -> Result<Option<Fetched>, ExitError> {
         let plain = if self.allow_http_feed {
             Plain::Allowed
         } else {
@@ -124,7 +162,10 @@ impl FeedConfig {
         let client = http_client(self.contact.as_deref(), self.feed_timeout, plain, url)?;
         let what = format!("fetching {shown}");
         let limit = self.max_feed_bytes;
-        let fetched = retry(&self.retry, &what, || download_once(&client, url, limit)).await;
+        let fetched = retry(&self.retry, &what, || {
+            download_once(&client, url, seen, limit)
+        })
+        .await;
         fetched.map_err(|error| match error {
             FetchError::Unreachable(why) => {
                 let attempts = self.retry.pauses.len() + 1;
@@ -155,6 +196,7 @@ impl FeedConfig {
             };
             io::Result::Ok(Fetched {
                 bytes,
+                seen: None,
                 folder: Some(folder),
             })
         };
@@ -178,8 +220,9 @@ pub(super) fn too_large(feed: &str, limit: u64) -> ExitError {
 async fn download_once(
     client: &reqwest::Client,
     url: &Url,
+    seen: Option<&Validators>,
     limit: u64,
-) -> Result<Vec<u8>, Attempt<FetchError>> {
+) -> Result<Option<Fetched>, Attempt<FetchError>> {
     let failed = |error: reqwest::Error| {
         if error.is_redirect() || error.is_builder() {
             Attempt::Final(FetchError::Refused(root_cause(error)))
@@ -187,14 +230,18 @@ async fn download_once(
             Attempt::Again(FetchError::Unreachable(root_cause(error)))
         }
     };
-    let mut response = client
-        .get(url.clone())
-        .header("Accept", "application/json")
-        .send()
-        .await
-        .map_err(failed)?;
+    let mut request = client.get(url.clone()).header("Accept", "application/json");
+    if let Some(etag) = seen.and_then(|seen| seen.etag.as_deref()) {
+        request = request.header(IF_NONE_MATCH, etag);
+    } else if let Some(time) = seen.and_then(|seen| seen.last_modified.as_deref()) {
+        request = request.header(IF_MODIFIED_SINCE, time);
+    }
+    let mut response = request.send().await.map_err(failed)?;
 
     let status = response.status();
+    if seen.is_some() && status == StatusCode::NOT_MODIFIED {
+        return Ok(None);
+    }
     if !status.is_success() {
         let why = format!("the server answered {status}");
         let may_pass = status.is_server_error() || matches!(status.as_u16(), 408 | 429);
@@ -206,6 +253,7 @@ async fn download_once(
     }
 
     // The header spares the download; the bytes received decide, whatever it says.
+    let seen = Validators::of(response.headers());
     let mut bytes = Vec::new();
     let mut coming = response.content_length().unwrap_or(0);
     loop {
@@ -213,7 +261,11 @@ async fn download_once(
             return Err(Attempt::Final(FetchError::TooLarge(limit)));
         }
         let Some(chunk) = response.chunk().await.map_err(failed)? else {
-            return Ok(bytes);
+            return Ok(Some(Fetched {
+                bytes,
+                seen,
+                folder: None,
+            }));
         };
         bytes.extend_from_slice(&chunk);
         coming = 0;

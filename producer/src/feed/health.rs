@@ -3,12 +3,13 @@
 
 use common::exit::{self, ExitError};
 use common::fault::Fault;
-use common::ids::PushedAt;
+use common::ids::{PushedAt, RunId};
 use common::store::{DigestStore, DocumentKey};
 use common::text::{percent, thousands};
 use serde::{Deserialize, Serialize};
 
 use super::Feed;
+use super::fetch::Validators;
 
 /// So many entries may always go: somebody edits a small feed by hand.
 const FEW: u64 = 20;
@@ -23,6 +24,22 @@ pub struct FeedRecord {
     pub entries: u64,
     /// Its newest push.
     pub newest_push: Option<PushedAt>,
+    /// What its server called it, if anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen: Option<Validators>,
+    /// The run over all of it that left nothing to do, if the last one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settled: Option<Settled>,
+}
+
+/// A run that left nothing to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Settled {
+    /// The run.
+    pub run: RunId,
+    /// Of the digests.
+    pub format: String,
 }
 
 impl FeedRecord {
@@ -33,6 +50,8 @@ impl FeedRecord {
             origin: feed.origin.clone(),
             entries: (feed.repositories.len() + feed.invalid.len()) as u64,
             newest_push: pushes.max().cloned(),
+            seen: feed.seen.clone(),
+            settled: None,
         }
     }
 

@@ -278,3 +278,38 @@ fn a_feed_that_lost_much_ends_the_run_before_anything_is_done() {
     feed(&["a/b", "a/c"], 0);
     run(&[]).with(0);
 }
+
+#[test]
+fn the_catalogue_is_written_from_what_is_stored() {
+    let fleet = Fleet::of(&["a/b", "a/c", "a/d"]);
+    fleet.write_feed(&fleet.entries(&["a/b", "a/c", "a/d", "a/gone"]));
+    fleet.run(&["--max-failures", "100%"]).with(0);
+    let whole = lines(&fleet);
+    let same = done(&fleet, &["catalog", "--write"], 0);
+    assert!(
+        same.stdout.ends_with("catalog.jsonl.gz: 4 lines\n"),
+        "{}",
+        same.stdout
+    );
+    assert_eq!(lines(&fleet), whole);
+
+    let digests = fleet.store_folder().join("gitingest/a");
+    fs::remove_dir_all(digests.join("b")).unwrap();
+    done(&fleet, &["catalog", "--write"], 0);
+    let now = [
+        "a/b missing",
+        "a/c current",
+        "a/d current",
+        "a/gone failed: gone",
+    ];
+    assert_eq!(states(&fleet), now);
+    assert_eq!(lines(&fleet)[0]["description"], "An example");
+    assert_eq!(lines(&fleet)[0].get("key"), None);
+    assert_eq!(lines(&fleet)[1], whole[1]);
+
+    // Nothing is left of it: what the store knows is there again.
+    fs::remove_file(fleet.store_folder().join("catalog.jsonl.gz")).unwrap();
+    done(&fleet, &["catalog", "--write"], 0);
+    assert_eq!(states(&fleet), ["a/c current", "a/d current"]);
+    assert_eq!(lines(&fleet)[0]["sha256"], whole[1]["sha256"]);
+}

@@ -31,6 +31,8 @@ mod rights;
 mod run;
 mod settings;
 mod signals;
+mod slow_names;
 mod status;
+mod unchanged;
 mod verify;
 mod workers;
