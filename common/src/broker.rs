@@ -212,6 +212,9 @@ pub struct InHand {
     pub worker: String,
     /// [`Job::id`] of each.
     pub jobs: Vec<String>,
+    /// When each was taken, in milliseconds of Unix time; empty from a worker that does not tell.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub since_millis: Vec<i64>,
     /// The hosts that it has a token for; `None` from a worker that does not tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens: Option<Vec<String>>,

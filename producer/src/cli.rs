@@ -176,6 +176,7 @@ Examples:
   producer status --watch                  a live page, until the run closes
   producer status 20261123T130000Z-0a1b2c  another run, or a replay of dead letters
   producer status --json | jq .open        for programs
+  producer status --workers                what each worker has in hand, and for how long
 
 The numbers come from the run's documents in the store and from the broker's ledger. A run that has
 ended is told from its summary.json; then no broker is needed.
@@ -196,6 +197,7 @@ Members of --json; null is not known, or no longer to the point:
   workers_connected, workers_seen (a record within the last minute)
   paused [{reason, workers}], hosts_paused [{host, until}]: why workers wait
   notes                 sentences about what limits these numbers
+With --workers: worker, repo, run, seconds; one object for each repository in hand
 
 Exit codes:
   0    shown; with --watch, the run has closed

@@ -33,6 +33,8 @@ pub mod observed;
 
 pub mod page;
 
+mod workers;
+
 /// How long to wait for the broker: a person waits too.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The longest wait for the ledger's next entry.
@@ -59,6 +61,9 @@ pub struct StatusConfig {
     /// --json) one every 30 s.
     #[arg(long)]
     watch: bool,
+    /// Show what each worker has in hand, and for how long, instead of a run.
+    #[arg(long, conflicts_with_all = ["run", "watch"])]
+    workers: bool,
     #[command(flatten)]
     store: StoreConfig,
     #[command(flatten)]
@@ -83,6 +88,16 @@ impl StatusConfig {
     }
 
     async fn show(&self) -> Result<u8> {
+        if self.workers {
+            let Some(broker) = self.broker.connect(PATIENCE).await? else {
+                let why = "workers are asked through the broker: set BROKER_URL or --broker-url";
+                return Err(ExitError::new(exit::USAGE, why).into());
+            };
+            let shown = workers::show(&broker, self.json).await;
+            broker.close().await;
+            shown?;
+            return Ok(exit::OK);
+        }
         let store = self.store.open()?;
         let observed = self.observed(&store).await?;
         let broker = match self.broker.connect(PATIENCE).await {

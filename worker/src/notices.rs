@@ -38,8 +38,9 @@ pub(crate) struct Notices {
     throttle: Arc<HostThrottle>,
     /// The hosts that this worker has a token for.
     tokens: Vec<String>,
-    /// [`Job::id`](common::job::Job::id) of each delivery that is not settled yet.
-    in_hand: Mutex<Vec<String>>,
+    /// [`Job::id`](common::job::Job::id) of each delivery that is not settled yet, and when it was
+    /// taken, in milliseconds of Unix time.
+    in_hand: Mutex<Vec<(String, i64)>>,
     /// What was last recorded, if anything, says that the worker waits.
     told_waiting: AtomicBool,
     /// Since when notices are counted, and how many were heeded since.
@@ -57,10 +58,15 @@ impl Drop for Taken {
     fn drop(&mut self) {
         let mut in_hand = self.notices.in_hand();
         // Two copies of a job have the same id.
-        if let Some(place) = in_hand.iter().position(|id| *id == self.id) {
+        if let Some(place) = in_hand.iter().position(|(id, _)| *id == self.id) {
             in_hand.swap_remove(place);
         }
     }
+}
+
+fn now_millis() -> i64 {
+    let now = OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000;
+    i64::try_from(now).unwrap_or(i64::MAX)
 }
 
 impl Notices {
@@ -83,23 +89,23 @@ impl Notices {
         })
     }
 
-    fn in_hand(&self) -> MutexGuard<'_, Vec<String>> {
+    fn in_hand(&self) -> MutexGuard<'_, Vec<(String, i64)>> {
         self.in_hand.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lists the job `id` as in hand.
     pub(crate) fn take(self: &Arc<Self>, id: String) -> Taken {
-        self.in_hand().push(id.clone());
+        self.in_hand().push((id.clone(), now_millis()));
         let notices = Arc::clone(self);
         Taken { notices, id }
     }
 
     /// Tells the other workers that `host` is paused. They can do without.
     pub(crate) async fn host_paused(&self, host: &str, pause: Duration) {
-        let until = (OffsetDateTime::now_utc() + pause).unix_timestamp_nanos() / 1_000_000;
+        let pause = i64::try_from(pause.as_millis()).unwrap_or(i64::MAX);
         self.announce(Notice::HostPause(HostPause {
             host: host.to_owned(),
-            until_millis: i64::try_from(until).unwrap_or(i64::MAX),
+            until_millis: now_millis().saturating_add(pause),
             worker: self.name.clone(),
         }))
         .await;
@@ -148,12 +154,13 @@ impl Notices {
             Notice::InHand(_) => {}
             Notice::HostPause(_) | Notice::RollCall(_) if !self.may_heed(Instant::now()) => {}
             Notice::RollCall(call) => {
-                let jobs = self.in_hand().clone();
+                let (jobs, since_millis) = self.in_hand().iter().cloned().unzip();
                 let (answers, worker) = (call.roll_call, self.name.clone());
                 let answer = InHand {
                     answers,
                     worker,
                     jobs,
+                    since_millis,
                     tokens: Some(self.tokens.clone()),
                 };
                 self.announce(Notice::InHand(answer)).await;

@@ -345,6 +345,7 @@ async fn a_roll_call_is_answered(broker: SharedBroker) {
         answers: "one".to_owned(),
         worker: "worker-1".to_owned(),
         jobs: (0..1000).map(|n| job(&run, n).id()).collect(),
+        since_millis: (0..1000).collect(),
         tokens: Some(vec!["github.com".to_owned()]),
     });
     broker.announce(&answer).await.expect("announce");

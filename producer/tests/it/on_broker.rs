@@ -17,7 +17,9 @@ use testing::seaweedfs::SeaweedFs;
 use testing::tcp_proxy::TcpProxy;
 
 use crate::distributed::Distributed;
-use crate::fleet::{Fleet, PUSHED, PUSHED_LATER, Running, expected_text, wait_until};
+use crate::fleet::{
+    Fleet, PUSHED, PUSHED_LATER, Running, bare_producer, expected_text, wait_until,
+};
 
 /// A fleet of these repositories, with a bucket in this process.
 fn fleet_of(repos: &[&str]) -> (Distributed, S3Server) {
@@ -207,6 +209,59 @@ fn a_detached_run_goes_on_without_its_producer() {
         .wait()
         .with(exit::OK);
     assert_eq!(next.summary()["cached"], 2);
+}
+
+#[test]
+fn what_each_worker_has_in_hand_is_shown() {
+    let (fleet, _bucket) = fleet_of(&["a/b", "a/c"]);
+    let status = |arguments: &[&str]| {
+        let mut command = bare_producer();
+        command.args(["status", "--workers"]).args(arguments);
+        fleet.tell(&mut command);
+        Running::start(&mut command).wait().with(exit::OK).stdout
+    };
+    assert_eq!(status(&[]), "no worker is connected\n");
+    fleet.fleet.server.set_held(true);
+    let run = Running::start(&mut fleet.producer(&["--detach"]));
+    let detached = run.wait().with(exit::OK).log().pop().unwrap();
+    let run = &detached["context"]["metadata"]["run_id"];
+    let busy = fleet.start_worker(&["--concurrency", "2"]);
+    fleet.fleet.server.wait_for_requests("a/b", 1);
+    fleet.fleet.server.wait_for_requests("a/c", 1);
+    let idle = fleet.start_worker(&["--concurrency", "1"]);
+    idle.wait_for_line("\"ready\"");
+
+    let lines = status(&["--json"]);
+    let lines = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap());
+    let mut found: Vec<Value> = lines.collect();
+    assert_eq!(found.pop().unwrap()["repo"], Value::Null, "the idle one");
+    let mut repos: Vec<_> = found
+        .iter()
+        .map(|job| job["repo"].as_str().unwrap())
+        .collect();
+    repos.sort_unstable();
+    assert_eq!(repos, ["a/b", "a/c"]);
+    for job in &found {
+        assert_eq!(&job["run"], run);
+        assert!(job["seconds"].as_u64().unwrap() < 120, "{job}");
+    }
+    let page = status(&[]);
+    assert!(
+        page.starts_with("WORKER ") && page.contains("nothing in hand"),
+        "{page}"
+    );
+
+    fleet.fleet.server.set_held(false);
+    let run = Running::start(&mut fleet.producer(&[]))
+        .wait()
+        .with(exit::OK);
+    assert_eq!(run.summary()["failed"], 0);
+    for worker in [busy, idle] {
+        worker.signal(Signal::TERM);
+        worker.wait().with(exit::OK);
+    }
 }
 
 #[test]

@@ -866,13 +866,25 @@ async fn a_roll_call_is_answered_with_every_job_in_hand_also_while_the_worker_st
         });
         work.broker.announce(&call).await.unwrap();
         assert_eq!(notices.next().await, Some(call));
+        let Some(Notice::InHand(answer)) = notices.next().await else {
+            panic!("no answer")
+        };
+        let [since] = answer.since_millis[..] else {
+            panic!("{answer:?}")
+        };
+        let now = time::OffsetDateTime::now_utc().unix_timestamp();
+        assert!(
+            (now - 120..=now).contains(&(since / 1000)),
+            "{since}, {now}"
+        );
         let expected = InHand {
             answers: roll_call,
             worker: "tested".to_owned(),
             jobs: vec![job(fixture.url("bad")).id()],
+            since_millis: vec![since],
             tokens: Some(vec![fixture.server.authority()]),
         };
-        assert_eq!(notices.next().await, Some(Notice::InHand(expected)));
+        assert_eq!(answer, expected);
     }
     work.shutdown.hard.cancel();
     work.worker.await.unwrap().unwrap();
