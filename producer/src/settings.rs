@@ -158,12 +158,12 @@ mod tests {
         ];
         let expected = "\
 [producer]
-# broker-url is secret                      # variable BROKER_URL
+# broker-url is secret                       # variable BROKER_URL
 # feed = \"https://h/x?…\", not shown in full  # --feed
-force = true                                # --force
-# limit is not set                          # default
-only = [\"a/*\", \"b\"]                         # fleet.toml
-store = \"a \\\"b\\\"\"                           # --store
+force = true                                 # --force
+# limit is not set                           # default
+only = [\"a/*\", \"b\"]                          # fleet.toml
+store = \"a \\\"b\\\"\"                            # --store
 # Also in the environment, and not shown: GITHUB_TOKEN
 ";
         assert_eq!(page(&settings, &["GITHUB_TOKEN"]), expected);

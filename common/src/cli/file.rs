@@ -292,11 +292,24 @@ mod tests {
                 "producer dead list",
                 "producer --log=human dead list --owner=x",
             ),
-            ("producer help run", "producer --log=human help run"),
             // A value that is called like a command.
             ("producer --log run", "producer --log run"),
         ] {
             assert_eq!(added(file, line), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_about_the_program_needs_no_file() {
+        for (line, expected) in [
+            ("producer help run", true),
+            ("producer run --help", true),
+            ("producer -V", true),
+            ("producer completions bash", true),
+            ("producer run --log man", false),
+        ] {
+            let arguments: Vec<_> = line.split(' ').map(OsString::from).collect();
+            assert_eq!(is_about_itself(&arguments), expected, "{line}");
         }
     }
 

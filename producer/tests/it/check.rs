@@ -77,7 +77,7 @@ fn where_all_is_well_each_line_says_so_and_nothing_is_left() {
 
     let said = run(check(&fleet, &["--max-fetch-bytes", "1KiB"]).env("GITHUB_TOKEN", "s3cret"));
     let said = said.with(OK).stdout;
-    assert!(said.contains("ok       hosts: http://"), "{said}");
+    assert!(said.contains("ok       hosts: 127.0.0.1:"), "{said}");
     let last = said.lines().last().unwrap();
     assert!(last.contains(" ok") && !last.contains("failed"), "{last}");
 
