@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes what a release consists of. The same inputs give the same bytes.
+# Makes what a release consists of. The same inputs, with the same tools on the machine, give the same bytes.
 #
 # Usage: deploy/release.sh tarball TARGET [--binaries FOLDER] [--out FOLDER]    one tarball, with its SBOM
 #        deploy/release.sh finish [--base-url URL] [--out FOLDER]               install.sh, and SHA256SUMS of everything

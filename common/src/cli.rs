@@ -1,5 +1,6 @@
 //! The command line and its environment variables, as schedulers and compose files set them.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -63,13 +64,14 @@ pub fn parse<P: Parser>() -> (P, Vec<Setting>) {
     });
     let (arguments, of_file) = settings.added_to(&arguments, &command);
     let parsed = command.clone().try_get_matches_from(&arguments);
-    let matches = parsed.unwrap_or_else(|error| {
-        let origin = origin_of(&error, &command, &of_file, path.as_deref());
+    let matches = parsed.unwrap_or_else(|mut error| {
+        let origin = origin_of(&error, &command, &arguments, &of_file, path.as_deref());
+        hide_secret(&mut error, &command);
         // Not `exit`, which would print it first.
         let code = error.exit_code();
         error.print().ok();
         if let Some(origin) = origin {
-            writeln!(std::io::stderr(), "\nThe value is that of {origin}.").ok();
+            writeln!(std::io::stderr(), "\nThe value comes from {origin}.").ok();
         }
         std::process::exit(code)
     });
@@ -137,7 +139,7 @@ fn in_force(
         };
         Some(Setting {
             name: name.to_owned(),
-            values: (!arg.is_hide_env_values_set()).then_some(values),
+            values: (!arg.is_hide_env_values_set() || is_shown_in_part(name)).then_some(values),
             is_list: matches!(arg.get_action(), ArgAction::Append),
             origin,
         })
@@ -145,59 +147,79 @@ fn in_force(
     options.iter().filter_map(setting).collect()
 }
 
+/// Whether an option may hold a secret that whoever shows it can leave out.
+fn is_shown_in_part(name: &str) -> bool {
+    ["feed", "cache-url"].contains(&name)
+}
+
 /// Says where the invalid value came from, unless it was typed: clap names only the option.
 fn origin_of(
     error: &Error,
     command: &Command,
+    arguments: &[OsString],
     of_file: &[String],
     path: Option<&Path>,
 ) -> Option<String> {
-    let ContextValue::String(arg) = error.get(ContextKind::InvalidArg)? else {
-        return None;
-    };
-    let option = arg.split([' ', '=']).next()?.strip_prefix("--")?;
+    let option = invalid_option(error)?;
     match path {
-        Some(path) if of_file.iter().any(|name| name == option) => {
-            Some(format!("{option} in {}", path.display()))
-        }
-        _ => variable_of(error, command, std::env::args())
+        Some(path) if of_file.contains(&option) => Some(format!("{option} in {}", path.display())),
+        _ => variable_of(&option, command, arguments)
             .map(|variable| format!("the environment variable {variable}")),
     }
 }
 
-/// Returns the environment variable that the invalid value came from, if it did: clap names only the
-/// option.
-fn variable_of(
-    error: &Error,
-    command: &Command,
-    given: impl Iterator<Item = String>,
-) -> Option<String> {
+/// Returns the option that clap found invalid, without dashes.
+fn invalid_option(error: &Error) -> Option<String> {
     let ContextValue::String(arg) = error.get(ContextKind::InvalidArg)? else {
         return None;
     };
-    let option = arg.split([' ', '=']).next()?;
-    let is_it = |given: String| given == option || given.starts_with(&format!("{option}="));
-    if given.into_iter().any(is_it) {
+    let option = arg.split([' ', '=']).next()?.strip_prefix("--")?;
+    Some(option.to_owned())
+}
+
+/// Keeps the value of an option that may hold a secret out of the message.
+fn hide_secret(error: &mut Error, command: &Command) {
+    let Some(option) = invalid_option(error) else {
+        return;
+    };
+    let is_hidden = |arg: &&Arg| arg.is_hide_env_values_set();
+    if error.get(ContextKind::InvalidValue).is_some()
+        && options(command, &option).iter().any(is_hidden)
+    {
+        let hidden = ContextValue::String("(not shown)".to_owned());
+        error.insert(ContextKind::InvalidValue, hidden);
+    }
+}
+
+/// The options of this name, of all commands.
+fn options<'a>(command: &'a Command, name: &str) -> Vec<&'a Arg> {
+    let own = command.get_arguments();
+    let own = own.filter(|arg| arg.get_long() == Some(name));
+    let others = command
+        .get_subcommands()
+        .flat_map(|command| options(command, name));
+    own.chain(others).collect()
+}
+
+/// Returns the environment variable that the invalid value of `option` came from, if it did.
+fn variable_of(option: &str, command: &Command, arguments: &[OsString]) -> Option<String> {
+    let is_it = |argument: &OsString| {
+        let argument = argument.to_string_lossy();
+        let rest = argument
+            .strip_prefix("--")
+            .and_then(|a| a.strip_prefix(option));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+    };
+    if arguments.iter().any(is_it) {
         return None;
     }
-    let name = option.strip_prefix("--")?;
-    let mut levels = vec![command];
-    while let Some(level) = levels.pop() {
-        let found = level
-            .get_arguments()
-            .find(|arg| arg.get_long() == Some(name));
-        let variable = found
-            .and_then(Arg::get_env)
-            .map(|name| name.to_string_lossy().into_owned());
-        if variable
-            .as_ref()
-            .is_some_and(|name| std::env::var_os(name).is_some())
-        {
-            return variable;
-        }
-        levels.extend(level.get_subcommands());
-    }
-    None
+    let variables = options(command, option)
+        .into_iter()
+        .filter_map(Arg::get_env);
+    let mut variables = variables.filter(|name| std::env::var_os(name).is_some());
+    variables
+        .next()
+        .map(|name| name.to_string_lossy().into_owned())
 }
 
 fn lenient(command: Command) -> Command {

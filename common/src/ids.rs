@@ -59,7 +59,7 @@ impl RepoRef {
     /// Checks both parts.
     ///
     /// On hosts with nested groups, as GitLab, the owner is their names joined by dots: `a.b`. No
-    /// account or group that is taken has a dot in its name.
+    /// account of GitHub, and no group that the feed takes, has a dot in its own name.
     ///
     /// Owners may hold `_` (enterprise-managed users) and may end with a dash (accounts made
     /// before GitHub forbade that), since such owners exist.

@@ -15,6 +15,7 @@ use common::store::SharedStore;
 use common::telemetry::http::always_ready;
 use common::telemetry::logs::{red, yellow};
 use common::text::{counted, format_duration, thousands};
+use futures::stream::{self, StreamExt};
 use serde::Serialize;
 use strum::Display;
 use time::OffsetDateTime;
@@ -22,6 +23,8 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 use worker::digest::{DigestLimits, Subject};
+use worker::fetch::host::authority;
+use worker::fetch::token::GITHUB;
 use worker::metrics::Metrics;
 use worker::slot::slots::{INDEX_BYTES, Slots};
 use worker::slot::token::TokenState;
@@ -40,6 +43,8 @@ const BROKER_PATIENCE: Duration = Duration::from_secs(10);
 const OLD_FEED: time::Duration = time::Duration::hours(36);
 /// Repositories of a host that are tried, since one may be gone.
 const TRIED: usize = 3;
+/// Hosts that are tried.
+const HOSTS: usize = 20;
 /// Of a repository, no more than this is fetched: that it is too large shows as much.
 const MAX_BYTES: u64 = 1 << 20;
 
@@ -73,7 +78,7 @@ struct Finding {
     check: &'static str,
     state: State,
     message: String,
-    /// With which a run would end.
+    /// The exit code that this failure stands for; 0 otherwise.
     exit_code: u8,
 }
 
@@ -135,12 +140,25 @@ impl Findings {
         check: &'static str,
         step: impl Future<Output = Result<(T, String), ExitError>>,
     ) -> Option<T> {
-        let limit = || {
-            let limit = format_duration(LIMIT);
+        self.within(LIMIT, check, step).await
+    }
+
+    /// As [`about`](Self::about), for a check that may take longer.
+    async fn within<T>(
+        &mut self,
+        limit: Duration,
+        check: &'static str,
+        step: impl Future<Output = Result<(T, String), ExitError>>,
+    ) -> Option<T> {
+        let overdue = || {
+            let limit = format_duration(limit);
             let message = format!("it took more than {limit}; is a network or disk in the way?");
             ExitError::new(exit::UNAVAILABLE, message)
         };
-        match timeout(LIMIT, step).await.unwrap_or_else(|_| Err(limit())) {
+        match timeout(limit, step)
+            .await
+            .unwrap_or_else(|_| Err(overdue()))
+        {
             Ok((found, message)) => {
                 self.add(check, State::Ok, message);
                 Some(found)
@@ -172,12 +190,13 @@ impl CheckCommand {
         }
         if !self.json {
             let [well, warnings, failed] = findings.counts;
-            let said = format!(
-                "{} well, {}, {} failed",
-                thousands(well),
-                counted(warnings, "warning", "warnings"),
-                thousands(failed)
-            );
+            let mut said = format!("{} ok", thousands(well));
+            if warnings > 0 {
+                said += &format!(", {}", counted(warnings, "warning", "warnings"));
+            }
+            if failed > 0 {
+                said += &format!(", {} failed", thousands(failed));
+            }
             writeln!(io::stdout(), "{said}").ok();
         }
         Ok(findings.exit_code)
@@ -221,8 +240,9 @@ impl CheckCommand {
         let mut odd = Vec::new();
         if slot.stall >= slot.timeout {
             odd.push(format!(
-                "--stall {} s never passes before --timeout {} s; make it shorter",
-                slot.stall, slot.timeout
+                "--stall {} can never apply: --timeout {} ends the attempt first; lower --stall",
+                format_duration(Duration::from_secs(slot.stall)),
+                format_duration(Duration::from_secs(slot.timeout))
             ));
         }
         if in_fleet && !self.worker && slot.concurrency.is_some() {
@@ -260,7 +280,9 @@ impl CheckCommand {
             );
             Ok((feed, message))
         };
-        let Some(feed) = findings.about("feed", loading).await else {
+        // Three attempts, with pauses between them.
+        let limit = run.feed.feed_timeout * 3 + LIMIT;
+        let Some(feed) = findings.within(limit, "feed", loading).await else {
             return Vec::new();
         };
         if let Some(first) = feed.invalid.first() {
@@ -277,10 +299,10 @@ impl CheckCommand {
         }
         let newest = FeedRecord::of(&feed).newest_push;
         let now = OffsetDateTime::now_utc();
-        if let Some(newest) = newest.filter(|newest| now - newest.time() > OLD_FEED) {
-            let message = format!(
-                "its newest push is of {newest}: has whoever writes it stopped? (entries that do not change are not digested again)"
-            );
+        let is_fetched = matches!(run.feed.feed, FeedSource::Url(_));
+        if let Some(newest) = newest.filter(|newest| is_fetched && now - newest.time() > OLD_FEED) {
+            let message =
+                format!("the newest push is from {newest}; the feed may no longer be updated");
             findings.add("feed", State::Warning, message);
         }
         let all = feed.repositories.len() as u64;
@@ -374,17 +396,42 @@ impl CheckCommand {
         }
         match slots.missing_walls() {
             None => findings.add("walls", State::Ok, "all stand around slots"),
-            Some((_, said)) => findings.add("walls", State::Warning, said),
+            Some((true, said)) => findings.add("walls", State::Ok, said),
+            Some((false, said)) => findings.add("walls", State::Warning, said),
         }
-        for (host, repositories) in by_host(selected) {
-            host_of(findings, &slots, &host, &repositories, stop).await;
+        let hosts = by_host(selected);
+        let more = hosts.len().saturating_sub(HOSTS);
+        let tries: Vec<_> = hosts
+            .iter()
+            .take(HOSTS)
+            .map(|(host, repositories)| try_host(&slots, host, repositories, stop))
+            .collect();
+        let mut tries = stream::iter(tries).buffered(engine.slot.slots().into());
+        let mut tried = Vec::new();
+        while let Some((host, finding)) = tries.next().await {
+            if finding.state == State::Ok {
+                tried.push(host);
+            }
+            findings.put(finding);
+        }
+        drop(tries);
+        if more > 0 {
+            let message = format!(
+                "{} not tried",
+                counted(more as u64, "more host", "more hosts")
+            );
+            findings.add("hosts", State::Ok, message);
         }
         let states = slots.token_states();
         for ((host, state), count) in &states {
             let tokens = counted(count.unsigned_abs(), "token", "tokens");
             match state {
+                TokenState::Usable if tried.iter().any(|tried| tried == host) => {
+                    findings.add("tokens", State::Ok, format!("{host}: {tokens} taken"));
+                }
                 TokenState::Usable => {
-                    findings.add("tokens", State::Ok, format!("{host}: {tokens}"));
+                    let message = format!("{host}: {tokens}, not tried: no repository was fetched from there");
+                    findings.add("tokens", State::Ok, message);
                 }
                 TokenState::Resting => findings.add(
                     "tokens",
@@ -400,8 +447,8 @@ impl CheckCommand {
                 ),
             }
         }
-        if states.is_empty() {
-            let message = "none for any host: GitHub limits anonymous downloads; set GITHUB_TOKEN, or --token-for";
+        if states.is_empty() && tried.iter().any(|host| host == GITHUB) {
+            let message = "none for github.com, which limits anonymous downloads: set GITHUB_TOKEN";
             findings.add("tokens", State::Warning, message);
         }
     }
@@ -411,9 +458,9 @@ impl CheckCommand {
 fn by_host(selected: &[FeedRepo]) -> BTreeMap<String, Vec<&FeedRepo>> {
     let mut hosts: BTreeMap<String, Vec<&FeedRepo>> = BTreeMap::new();
     for repository in selected {
-        let host = Url::parse(&repository.url).ok();
-        let host = host.map(|url| url[..url::Position::BeforePath].to_owned());
-        let some = hosts.entry(host.unwrap_or_default()).or_default();
+        let url = Url::parse(&repository.url).ok();
+        let host = url.map(|url| authority(&url)).unwrap_or_default();
+        let some = hosts.entry(host).or_default();
         if some.len() < TRIED {
             some.push(repository);
         }
@@ -421,49 +468,68 @@ fn by_host(selected: &[FeedRepo]) -> BTreeMap<String, Vec<&FeedRepo>> {
     hosts
 }
 
-/// Fetches a repository of a host, or the next one if it is gone.
-async fn host_of(
-    findings: &mut Findings,
+/// Fetches a repository of a host, or the next one if it is gone; as often as there are tokens for the
+/// host, which take turns.
+async fn try_host(
     slots: &Slots,
     host: &str,
     repositories: &[&FeedRepo],
     stop: &CancellationToken,
-) {
+) -> (String, Finding) {
     let shown = match host {
         "" => "this machine",
         host => host,
     };
-    let mut gone = None;
+    let finding = |state, exit_code, message: String| Finding {
+        check: "hosts",
+        state,
+        message: format!("{shown}: {message}"),
+        exit_code,
+    };
+    let mut found = finding(State::Warning, exit::OK, "not tried".to_owned());
     for repository in repositories {
-        let subject = Subject::Repository {
-            owner: repository.repo.owner().to_owned(),
-            name: repository.repo.name().to_owned(),
-        };
-        let fault = match slots.work(&repository.url, subject, None, stop).await {
-            Ok(SlotResult::Digest(_) | SlotResult::Unmoved { .. }) => None,
-            Err(SlotError::Fault(fault)) if fault.kind == FaultKind::TooLarge => None,
-            Err(SlotError::Fault(fault)) => Some(fault),
-            Err(SlotError::Stopped) => return,
-        };
-        match fault {
-            None => {
-                let message = format!("{shown}: {} can be fetched", repository.repo);
-                return findings.add("hosts", State::Ok, message);
+        found = match fetch(slots, host, repository, stop).await {
+            Ok(()) => {
+                let message = format!("{} can be fetched", repository.repo);
+                return (host.to_owned(), finding(State::Ok, exit::OK, message));
             }
-            Some(fault) if fault.kind == FaultKind::Gone => {
-                gone = Some(format!("{shown}: {}: {fault}", repository.repo));
+            Err(fault) if fault.kind == FaultKind::Gone => {
+                let message = format!("{}: {fault}", repository.repo);
+                finding(State::Warning, exit::OK, message)
             }
-            Some(fault) => {
+            Err(fault) => {
                 let code = match fault.kind {
                     FaultKind::Refused => exit::USAGE,
                     _ => exit::UNAVAILABLE,
                 };
-                let message = format!("{shown}: {}: {fault}", repository.repo);
-                return findings.failed("hosts", &ExitError::new(code, message));
+                let message = format!("{}: {fault}", repository.repo);
+                return (host.to_owned(), finding(State::Failed, code, message));
             }
+        };
+    }
+    (host.to_owned(), found)
+}
+
+/// Fetches a repository once with each token for its host, or once without any.
+async fn fetch(
+    slots: &Slots,
+    host: &str,
+    repository: &FeedRepo,
+    stop: &CancellationToken,
+) -> Result<(), Fault> {
+    let tokens = slots.token_states();
+    let tokens = tokens.iter().filter(|((of, _), _)| of == host);
+    let tokens: i64 = tokens.map(|(_, count)| count).sum();
+    for _ in 0..tokens.max(1) {
+        let subject = Subject::Repository {
+            owner: repository.repo.owner().to_owned(),
+            name: repository.repo.name().to_owned(),
+        };
+        match slots.work(&repository.url, subject, None, stop).await {
+            Ok(SlotResult::Digest(_) | SlotResult::Unmoved { .. }) | Err(SlotError::Stopped) => {}
+            Err(SlotError::Fault(fault)) if fault.kind == FaultKind::TooLarge => {}
+            Err(SlotError::Fault(fault)) => return Err(fault),
         }
     }
-    if let Some(gone) = gone {
-        findings.add("hosts", State::Warning, gone);
-    }
+    Ok(())
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use common::cli::file::FileConfig;
 use common::cli::manual::{CompletionsCommand, ManCommand};
-use common::cli::{BLOCKING_THREADS, Setting};
+use common::cli::{BLOCKING_THREADS, Origin, Setting};
 use common::exit;
 use common::shutdown::Shutdown;
 use common::telemetry::logs::LogConfig;
@@ -51,7 +51,7 @@ Exit codes:
   2    the command line is wrong
   3    the run closed, but more repositories failed than --max-failures allows
   4    an audit found something (`producer verify`)
-  65   the feed is not a JSON array, too large, empty, or without a usable entry, and nothing was
+  65   the feed is not one, too large, empty, or without a usable entry, and nothing was
        touched; or more digests would have been withdrawn than --withdraw-limit allows, and none was
   69   store, broker or disk could not be used for longer than --patience, the feed could not be
        fetched, or --metrics-addr is taken; or the run closed, and its catalogue could not be written
@@ -138,7 +138,6 @@ Exit codes:
   2    an option or a token is wrong; of several failures, the largest code counts
   65   the feed is not usable
   69   feed, store, broker, a host or the scratch folder cannot be used
-  75   another producer is at work: only with the store's folder or queues in use
   130  stopped by SIGINT (143: by SIGTERM)";
 
 const CONFIG_HELP: &str = "\
@@ -197,7 +196,8 @@ Members of --json; null is not known, or no longer to the point:
   workers_connected, workers_seen (a record within the last minute)
   paused [{reason, workers}], hosts_paused [{host, until}]: why workers wait
   notes                 sentences about what limits these numbers
-With --workers: worker, repo, run, seconds; one object for each repository in hand
+With --workers: worker, repo, run, seconds; one object for each repository in hand, and one with null
+for a worker that has none
 
 Exit codes:
   0    shown; with --watch, the run has closed
@@ -343,7 +343,8 @@ impl Cli {
 
     async fn run(mut self, settings: &[Setting]) -> Result<u8> {
         // Its lines say all that matters.
-        if matches!(self.command, Command::Check(_)) && self.log.log_level == "info" {
+        let by_default = |s: &Setting| s.name == "log-level" && s.origin == Origin::Default;
+        if matches!(self.command, Command::Check(_)) && settings.iter().any(by_default) {
             self.log.log_level = "error".to_owned();
         }
         let bar = match io::stderr().is_terminal() {
@@ -351,10 +352,12 @@ impl Cli {
             false => Bar::hidden(),
         };
         if self.command.answers() {
-            self.log.init(io::stderr)?;
+            let colored = self.log.is_colored(&io::stderr());
+            self.log.init(io::stderr, colored)?;
         } else {
             let lines = bar.clone();
-            self.log.init(move || lines.writer(io::stdout()))?;
+            let colored = self.log.is_colored(&io::stdout());
+            self.log.init(move || lines.writer(io::stdout()), colored)?;
         }
         let shutdown = Shutdown::on_signals().context("cannot listen to signals")?;
         let asked = async {
@@ -369,7 +372,11 @@ impl Cli {
                 Command::Withdraw(config) => unless_stopped(config.run(), &shutdown).await,
                 Command::Verify(config) => config.run(bar, &shutdown).await,
                 Command::Restore(config) => unless_stopped(config.run(), &shutdown).await,
-                Command::Check(command) => command.run(self.log.is_colored(), &shutdown).await,
+                Command::Check(command) => {
+                    command
+                        .run(self.log.is_colored(&io::stdout()), &shutdown)
+                        .await
+                }
                 Command::Config(command) => Ok(command.run(settings)),
                 Command::Completions(command) => Ok(command.run::<Self>()),
                 Command::Man(command) => Ok(command.run::<Self>()?),

@@ -78,7 +78,7 @@ pub enum LocalPaths {
 ///
 /// # Errors
 /// [`exit::UNAVAILABLE`] if the feed cannot be fetched (three attempts; a status of 4xx other than
-/// 408 and 429 is final), [`exit::BAD_FEED`] if it is too large, not a JSON array, or without a
+/// 408 and 429 is final), [`exit::BAD_FEED`] if it is too large, no feed, or without a
 /// usable entry, [`exit::USAGE`] for plain http that is not allowed.
 pub async fn load(config: &FeedConfig, local_paths: LocalPaths) -> Result<Feed, ExitError> {
     let feed = load_unless_seen(config, local_paths, None).await?;

@@ -26,9 +26,9 @@ const BAR_TICK: Duration = Duration::from_secs(1);
 const BAR_PAUSE: Duration = Duration::from_millis(100);
 /// How many failed repositories are logged one by one; the run's summary.json has them all.
 const FAILURES_LISTED: usize = 1000;
-/// From how many failures of a class on its commonest reasons are logged, …
+/// A class with fewer failures needs no list of its commonest reasons.
 const MANY: u64 = 4;
-/// … and how many of them.
+/// How many of the commonest reasons are logged.
 const REASONS: usize = 3;
 /// How many open ones.
 const OPEN_LISTED: usize = 20;
@@ -233,7 +233,16 @@ fn commonest(failures: &[Failure]) -> Vec<(&str, String)> {
     let mut classes: BTreeMap<&str, BTreeMap<&str, u64>> = BTreeMap::new();
     for failure in failures {
         let reasons = classes.entry(failure.class.as_ref()).or_default();
-        *reasons.entry(&failure.message).or_default() += 1;
+        // Each entry of the feed begins with its own place in it.
+        let reason = match failure.class {
+            FaultKind::InvalidEntry => failure
+                .message
+                .split_once(": ")
+                .filter(|(place, _)| place.starts_with("entry "))
+                .map_or(failure.message.as_str(), |(_, reason)| reason),
+            _ => &failure.message,
+        };
+        *reasons.entry(reason).or_default() += 1;
     }
     let sentence = |reasons: BTreeMap<&str, u64>| {
         let total: u64 = reasons.values().sum();
@@ -248,7 +257,8 @@ fn commonest(failures: &[Failure]) -> Vec<(&str, String)> {
         if shown < total {
             parts.push(counted(total - shown, "other", "others"));
         }
-        (total >= MANY).then(|| parts.join("; "))
+        let is_common = reasons.first().is_some_and(|(_, count)| *count > 1);
+        (total >= MANY && is_common).then(|| parts.join("; "))
     };
     let sentences = classes.into_iter().filter_map(|(class, reasons)| {
         let sentence = sentence(reasons)?;
@@ -689,7 +699,18 @@ mod tests {
         for (count, message) in [(1, "w"), (5, "x"), (2, "y"), (1, "v"), (3, "z")] {
             failures.extend(vec![failure(FaultKind::Gone, message); count]);
         }
-        let expected = [("gone", "gone: 5 × x; 3 × z; 2 × y; 2 others".to_owned())];
+        for i in 0..4 {
+            let message = format!("entry {i}: name is missing");
+            failures.push(failure(FaultKind::InvalidEntry, &message));
+            failures.push(failure(FaultKind::TooLarge, &format!("{i} bytes")));
+        }
+        let expected = [
+            ("gone", "gone: 5 × x; 3 × z; 2 × y; 2 others".to_owned()),
+            (
+                "invalid_entry",
+                "invalid_entry: 4 × name is missing".to_owned(),
+            ),
+        ];
         assert_eq!(commonest(&failures), expected);
     }
 

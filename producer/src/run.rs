@@ -428,7 +428,10 @@ impl RunConfig {
         let cache = &self.cache;
         let asks = cache.force || cache.retry_failed || cache.explain || self.dry_run;
         let looks = cache.cache == CacheSource::Store && cache.check == Check::Index;
-        self.filter.takes_all() && !self.filter.skip_archived && looks && !asks
+        // What an answer to a query was about is remembered nowhere: it may hold a secret.
+        let is_named = matches!(&self.feed.feed, FeedSource::Url(url) if url.query().is_none());
+        let is_whole = self.filter.takes_all() && !self.filter.skip_archived;
+        is_named && is_whole && looks && !asks
     }
 
     /// Finds out which jobs still wait from earlier runs; if that cannot be known, all are

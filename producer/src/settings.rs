@@ -5,17 +5,20 @@ use std::io::{self, Write};
 use clap::Args;
 use common::cli::{Origin, Setting};
 use common::exit;
+use url::Url;
 
+use crate::feed::fetch::shown;
 use crate::run::RunConfig;
 
 /// Variables that are no options: credentials, and what libraries read.
-const VARIABLES: [&str; 16] = [
+const VARIABLES: [&str; 19] = [
     "GITHUB_TOKEN",
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
     "AWS_PROFILE",
     "AWS_REGION",
+    "AWS_DEFAULT_REGION",
     "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_S3",
     "R2_BUCKET",
@@ -23,7 +26,9 @@ const VARIABLES: [&str; 16] = [
     "R2_ACCESS_KEY",
     "R2_SECRET_KEY",
     "HTTPS_PROXY",
+    "https_proxy",
     "ALL_PROXY",
+    "all_proxy",
     "NO_PROXY",
     "SSL_CERT_FILE",
 ];
@@ -55,7 +60,8 @@ fn page(settings: &[Setting], variables: &[&str]) -> String {
     let lines: Vec<_> = settings.into_iter().map(line).collect();
     let width = lines.iter().map(|(line, _)| line.chars().count()).max();
     let width = width.unwrap_or_default().min(60);
-    let mut page = String::new();
+    // What is only the producer's would be refused by a worker that reads the same file.
+    let mut page = "[producer]\n".to_owned();
     for (line, origin) in lines {
         page += &format!("{line:width$}  # {origin}\n");
     }
@@ -78,7 +84,15 @@ fn line(setting: &Setting) -> (String, String) {
         Origin::File(path) => path.display().to_string(),
         Origin::Default => "default".to_owned(),
     };
+    let hides = |values: &Vec<String>| values.iter().any(|value| shortened(value).is_some());
     let line = match &setting.values {
+        Some(values) if hides(values) => {
+            let shown = values
+                .iter()
+                .map(|v| shortened(v).unwrap_or_else(|| v.clone()));
+            let shown: Vec<_> = shown.map(|value| quoted(&value)).collect();
+            format!("# {name} = {}, not shown in full", shown.join(", "))
+        }
         None if setting.origin == Origin::Default => format!("# {name} is not set"),
         None => format!("# {name} is secret"),
         Some(values) if values.is_empty() => format!("# {name} is not set"),
@@ -92,6 +106,13 @@ fn line(setting: &Setting) -> (String, String) {
         Some(values) => format!("{name} = {}", quoted(&values[0])),
     };
     (line, origin)
+}
+
+/// Returns a URL without credentials and query, if it has either.
+fn shortened(value: &str) -> Option<String> {
+    let shortened = shown(&Url::parse(value).ok()?);
+    let is_longer = value.contains('@') || value.contains('?');
+    is_longer.then_some(shortened)
 }
 
 /// Quotes a text for TOML, whose basic strings are JSON's but for DEL.
@@ -128,13 +149,21 @@ mod tests {
             ),
             setting("limit", Some(&[]), false, Origin::Default),
             setting("force", Some(&["true"]), false, Origin::Flag),
+            setting(
+                "feed",
+                Some(&["https://u:p@h/x?token=t"]),
+                false,
+                Origin::Flag,
+            ),
         ];
         let expected = "\
-# broker-url is secret  # variable BROKER_URL
-force = true            # --force
-# limit is not set      # default
-only = [\"a/*\", \"b\"]     # fleet.toml
-store = \"a \\\"b\\\"\"       # --store
+[producer]
+# broker-url is secret                      # variable BROKER_URL
+# feed = \"https://h/x?…\", not shown in full  # --feed
+force = true                                # --force
+# limit is not set                          # default
+only = [\"a/*\", \"b\"]                         # fleet.toml
+store = \"a \\\"b\\\"\"                           # --store
 # Also in the environment, and not shown: GITHUB_TOKEN
 ";
         assert_eq!(page(&settings, &["GITHUB_TOKEN"]), expected);

@@ -109,7 +109,9 @@ pub async fn settle(store: &dyn DigestStore, summary: &RunSummary) -> Result<(),
         return Ok(());
     };
     let stays = manifest.invalid + manifest.failed_before();
-    if record.seen.is_none() || !summary.closed || summary.failed != stays {
+    // What is unusable may be usable to a later version, or with other options.
+    let is_whole = manifest.invalid == 0;
+    if record.seen.is_none() || !summary.closed || summary.failed != stays || !is_whole {
         return Ok(());
     }
     record.settled = Some(Settled {

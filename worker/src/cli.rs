@@ -129,9 +129,13 @@ impl Cli {
 
     async fn run(self) -> Result<u8> {
         match self.command {
-            Command::Run(_) => self.log.init(io::stdout)?,
+            Command::Run(_) => self
+                .log
+                .init(io::stdout, self.log.is_colored(&io::stdout()))?,
             // Standard output is the digest's.
-            Command::Digest(_) => self.log.init(io::stderr)?,
+            Command::Digest(_) => self
+                .log
+                .init(io::stderr, self.log.is_colored(&io::stderr()))?,
             Command::Health(_) | Command::Completions(_) | Command::Man(_) => {}
         }
         match self.command {

@@ -34,7 +34,8 @@ impl Settings {
         arguments: &[OsString],
         command: &Command,
     ) -> Result<(Option<PathBuf>, Self), String> {
-        let Some(path) = value_of("--config", arguments).or_else(from_environment) else {
+        let path = value_of("--config", arguments).or_else(from_environment);
+        let Some(path) = path.filter(|_| !is_about_itself(arguments)) else {
             return Ok((None, Self::default()));
         };
         let path = PathBuf::from(path);
@@ -73,7 +74,10 @@ impl Settings {
             let Some(arg) = known.get(name.as_str()) else {
                 return Err(unknown(&name, known.keys(), command.get_name()));
             };
-            let values = values(&name, value)?;
+            let mut values = values(&name, value)?;
+            if matches!(arg.get_action(), ArgAction::SetTrue) {
+                values = vec![is_true(&name, &values)?.to_string()];
+            }
             if values.len() > 1 && !matches!(arg.get_action(), ArgAction::Append) {
                 return Err(format!("{name} takes one value, not a list"));
             }
@@ -114,6 +118,32 @@ impl Settings {
             }
         }
         (all, added)
+    }
+}
+
+/// Whether the command is about the program itself, and needs no options.
+fn is_about_itself(arguments: &[OsString]) -> bool {
+    let asks = ["-h", "--help", "-V", "--version"];
+    let commands = ["help", "completions", "man"];
+    arguments
+        .iter()
+        .any(|argument| asks.iter().any(|ask| argument == ask))
+        || arguments
+            .get(1)
+            .is_some_and(|first| commands.iter().any(|command| first == command))
+}
+
+/// Reads whether a flag is on, as from the environment.
+fn is_true(name: &str, values: &[String]) -> Result<bool, String> {
+    match values
+        .iter()
+        .map(|value| value.to_ascii_lowercase())
+        .next()
+        .as_deref()
+    {
+        Some("true" | "yes" | "on" | "1" | "y" | "t") => Ok(true),
+        Some("false" | "no" | "off" | "0" | "n" | "f") => Ok(false),
+        _ => Err(format!("{name} takes true or false")),
     }
 }
 
@@ -247,7 +277,7 @@ mod tests {
 
     #[test]
     fn what_is_not_given_comes_from_the_file() {
-        let file = "log = 'json'\ntimeout = 5\nonly = ['a/*', 'b/*']\nforce = true\ndry_run = false\n\
+        let file = "log = 'json'\ntimeout = 5\nonly = ['a/*', 'b/*']\nforce = 1\ndry_run = 'off'\n\
                     owner = 'x'\n[worker]\nwhatever = 1\n[producer]\nlog = 'human'\n";
         for (line, expected) in [
             (
@@ -262,6 +292,7 @@ mod tests {
                 "producer dead list",
                 "producer --log=human dead list --owner=x",
             ),
+            ("producer help run", "producer --log=human help run"),
             // A value that is called like a command.
             ("producer --log run", "producer --log run"),
         ] {
@@ -279,6 +310,7 @@ mod tests {
             ("[run]\ntimeout = 5", "producer has no option \"run\""),
             ("timeout = [1, 2]", "timeout takes one value"),
             ("timeout = 2026-01-01", "timeout takes a text"),
+            ("force = \"perhaps\"", "force takes true or false"),
             ("only = [[1]]", "only takes a text"),
             ("timeout = '${T}'", "timeout is a literal ${…}"),
             ("\ntimeout = s3cret", "line 2 is not TOML"),

@@ -9,7 +9,7 @@ use clap_complete::Shell;
 use crate::exit::{self, ExitError};
 use crate::job::{DIGEST_FORMAT, WIRE_VERSION};
 
-/// Examples are what most people look for; clap has them last.
+/// clap prints examples last; most people look for them first.
 const EXAMPLES_FIRST: &str =
     "{about-with-newline}\n{usage-heading} {usage}\n\n{before-help}{all-args}{after-help}";
 

@@ -75,11 +75,11 @@ impl LogConfig {
         }
     }
 
-    /// Sends every log line of this process to `writer` from now on.
+    /// Sends every log line of this process to `writer` from now on, those for people `colored` or not.
     ///
     /// # Errors
     /// If `log_level` is invalid, or logging is already set up.
-    pub fn init<W>(&self, writer: W) -> anyhow::Result<()>
+    pub fn init<W>(&self, writer: W, colored: bool) -> anyhow::Result<()>
     where
         W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
     {
@@ -103,28 +103,26 @@ impl LogConfig {
         tracing_subscriber::fmt()
             .with_env_filter(filter)
             .fmt_fields(SpanFields)
-            .event_format(self.line_format())
+            .event_format(self.line_format(colored))
             .with_writer(writer)
             .try_init()
             .map_err(|error| anyhow!("logging is already set up: {error}"))
     }
 
-    /// Returns whether what is for people is colored.
-    pub fn is_colored(&self) -> bool {
+    /// Returns whether what is for people is colored, where it goes to `stream`.
+    pub fn is_colored(&self, stream: &impl IsTerminal) -> bool {
         let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         match self.color {
             ColorChoice::Always => true,
             ColorChoice::Never => false,
             // https://no-color.org
-            ColorChoice::Auto => std::io::stdout().is_terminal() && !is_set("NO_COLOR"),
+            ColorChoice::Auto => stream.is_terminal() && !is_set("NO_COLOR"),
         }
     }
 
-    fn line_format(&self) -> LineFormat {
+    fn line_format(&self, colored: bool) -> LineFormat {
         match self.is_human() {
-            true => LineFormat::Human {
-                colored: self.is_colored(),
-            },
+            true => LineFormat::Human { colored },
             false => LineFormat::Json,
         }
     }

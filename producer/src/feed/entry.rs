@@ -285,7 +285,7 @@ impl<'a> FeedEntry<'a> {
 }
 
 /// Returns the repository of a path in which groups may be nested, as GitLab's are: `a/b/c` is `c` of
-/// the owner `a.b`. No part has a dot of its own, so two paths never share an owner.
+/// the owner `a.b`. No part has a dot of its own, so no two groups share an owner.
 fn of_path(path: &str) -> Result<RepoRef, String> {
     let (owner, name) = path
         .rsplit_once('/')
@@ -619,8 +619,8 @@ mod tests {
             (&html, "found something else: \"<!DOCTYPE html>\\u{1b}xxx"),
             ("[{}, {}", "after 2 entries it ends in the middle"),
             ("[{\"owner\":\"a", "after 0 entries it ends in the middle"),
-            ("[{}] oops", "after 1 entries it is not JSON"),
-            ("[{},]", "after 1 entries it is not JSON"),
+            ("[{}] oops", "after 1 entry it is not JSON"),
+            ("[{},]", "after 1 entry it is not JSON"),
         ] {
             let error = parse(text.as_bytes(), None).unwrap_err();
             assert!(error.contains(found), "{text:.40}: {error}");
@@ -660,7 +660,7 @@ mod tests {
     fn a_feed_of_too_many_entries_is_refused() {
         let feed = format!("[{}0]", "0,".repeat(form::MAX_ENTRIES));
         let error = parse(feed.as_bytes(), None).unwrap_err();
-        assert!(error.contains("more than 1000000 entries"), "{error}");
+        assert!(error.contains("more than 1,000,000 entries"), "{error}");
     }
 
     #[test]

@@ -29,7 +29,7 @@ const MAX_VALIDATOR: usize = 1024;
 #[command(next_help_heading = "Feed")]
 pub struct FeedConfig {
     /// The feed: a URL or a file; - is standard input
-    #[arg(long, env = "FEED", value_name = "URL|FILE", default_value = DEFAULT_FEED)]
+    #[arg(long, env = "FEED", value_name = "URL|FILE", default_value = DEFAULT_FEED, hide_env_values = true)]
     pub feed: FeedSource,
 
     /// Largest feed to read

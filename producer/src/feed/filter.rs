@@ -46,7 +46,7 @@ pub struct FilterConfig {
 pub struct RepoGlob(GlobMatcher);
 
 /// Patterns as one value: separated by commas, which need no quotes in a shell, in an env file of
-/// Docker or in one of systemd; or by spaces. A comma in braces is the pattern's own.
+/// Docker or in one of systemd; or by spaces. What is in braces or brackets is the pattern's own.
 #[derive(Clone, Debug)]
 pub struct GlobList(Vec<RepoGlob>);
 
@@ -144,11 +144,11 @@ impl FromStr for GlobList {
         let mut depth = 0_usize;
         let between = |c: char| {
             match c {
-                '{' => depth += 1,
-                '}' => depth = depth.saturating_sub(1),
+                '{' | '[' => depth += 1,
+                '}' | ']' => depth = depth.saturating_sub(1),
                 _ => {}
             }
-            c.is_whitespace() || c == ',' && depth == 0
+            depth == 0 && (c.is_whitespace() || c == ',')
         };
         let parts = text.split(between).filter(|part| !part.is_empty());
         let globs: Vec<RepoGlob> = parts.map(str::parse).collect::<Result<_, _>>()?;
@@ -252,7 +252,7 @@ mod tests {
             ("a/*", 1),
             ("a/* b/*", 2),
             ("a/*,b/*", 2),
-            (" a/*, {b,c}/* ,d/{e,{f,g}} ", 3),
+            (" a/*, {b, c}/* ,d/{e,{f,g}}, a/[b,c]* ", 4),
         ] {
             let list: GlobList = text.parse().unwrap();
             assert_eq!(list.0.len(), count, "{text}");

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, Read};
 
+use common::text::counted;
 use flate2::bufread::MultiGzDecoder;
 use ruzstd::decoding::StreamingDecoder;
 
@@ -35,19 +36,27 @@ pub(super) fn decompress(
     bytes: Vec<u8>,
     limit: u64,
 ) -> io::Result<Option<(Vec<u8>, Option<Compression>)>> {
-    let (compression, mut reader): (_, Box<dyn Read>) = match bytes.as_slice() {
+    let mut plain = Vec::new();
+    let all = limit.saturating_add(1);
+    let compression = match bytes.as_slice() {
         compressed @ [0x1f, 0x8b, ..] => {
-            (Compression::Gzip, Box::new(MultiGzDecoder::new(compressed)))
+            let decoder = MultiGzDecoder::new(compressed);
+            decoder.take(all).read_to_end(&mut plain)?;
+            Compression::Gzip
         }
         compressed @ [0x28, 0xb5, 0x2f, 0xfd, ..] => {
-            let decoder = StreamingDecoder::new(compressed).map_err(io::Error::other)?;
-            (Compression::Zstd, Box::new(decoder))
+            let mut rest = compressed;
+            // A frame for each file that was put behind another.
+            while !rest.is_empty() && plain.len() as u64 <= limit {
+                let frame = StreamingDecoder::new(&mut rest).map_err(io::Error::other)?;
+                frame
+                    .take(all - plain.len() as u64)
+                    .read_to_end(&mut plain)?;
+            }
+            Compression::Zstd
         }
         _ => return Ok(Some((bytes, None))),
     };
-    let mut plain = Vec::new();
-    let all = limit.saturating_add(1);
-    reader.by_ref().take(all).read_to_end(&mut plain)?;
     let fits = plain.len() as u64 <= limit;
     Ok(fits.then_some((plain, Some(compression))))
 }
@@ -80,7 +89,7 @@ impl fmt::Display for Form {
     }
 }
 
-/// Hands each entry of a feed to `take`, as text that may or may not be JSON.
+/// Hands over each entry of a feed, as text that may or may not be JSON.
 ///
 /// `is_entry` tells whether an object that stands alone is an entry, rather than an error message.
 ///
@@ -89,18 +98,19 @@ impl fmt::Display for Form {
 pub(super) fn entries<'a>(
     text: &'a str,
     is_entry: impl Fn(&str) -> bool,
-    mut take: impl FnMut(&'a str),
+    mut hand_over: impl FnMut(&'a str),
 ) -> Result<Form, String> {
     let text = text.trim_start_matches('\u{feff}');
     let mut scanner = Scanner { text, at: 0 };
     let mut form = Form::default();
     let mut total = 0;
-    let mut counted = |entry: &'a str| {
+    let (mut first_object, mut found_entry) = (None, false);
+    let mut take = |entry: &'a str| {
         if total == MAX_ENTRIES {
             return Err(Broken::TooMany);
         }
         total += 1;
-        take(entry);
+        hand_over(entry);
         Ok(())
     };
     let mut read = || -> Result<(), Broken> {
@@ -109,7 +119,7 @@ pub(super) fn entries<'a>(
             match first {
                 b'[' => {
                     form.arrays += 1;
-                    scanner.array(&mut counted)?;
+                    scanner.array(&mut take)?;
                 }
                 b'{' => {
                     let object = scanner.element()?;
@@ -118,19 +128,24 @@ pub(super) fn entries<'a>(
                             form.arrays += 1;
                             form.list = Some(name);
                             let mut list = Scanner { text: list, at: 0 };
-                            list.array(&mut counted)?;
+                            list.array(&mut take)?;
                         }
-                        None if form.objects > 0 || is_entry(object) => {
+                        None => {
                             form.objects += 1;
-                            counted(object)?;
+                            first_object.get_or_insert(begun);
+                            found_entry = found_entry || is_entry(object);
+                            take(object)?;
                         }
-                        None => return Err(Broken::Object(begun)),
                     }
                 }
                 _ => return Err(Broken::NotJson),
             }
         }
-        Ok(())
+        match first_object {
+            // A message about an error looks like an entry that is odd.
+            Some(at) if !found_entry => Err(Broken::Object(at)),
+            _ => Ok(()),
+        }
     };
     let outcome = read();
     let found = text.trim();
@@ -141,11 +156,15 @@ pub(super) fn entries<'a>(
         Err(Broken::NotJson) if form.arrays + form.objects == 0 => {
             format!("found something else: {}", quoted(found))
         }
-        Err(Broken::NotJson) => format!("after {total} entries it is not JSON"),
-        Err(Broken::Ends) => format!("after {total} entries it ends in the middle"),
-        Err(Broken::TooMany) => format!("it has more than {MAX_ENTRIES} entries"),
+        Err(Broken::NotJson) => format!("after {} it is not JSON", shown(total)),
+        Err(Broken::Ends) => format!("after {} it ends in the middle", shown(total)),
+        Err(Broken::TooMany) => format!("it has more than {}", shown(MAX_ENTRIES)),
     };
     Err(why)
+}
+
+fn shown(entries: usize) -> String {
+    counted(entries as u64, "entry", "entries")
 }
 
 /// Returns the member of an object that is its list of entries, if one is.
@@ -325,8 +344,8 @@ mod tests {
             ("[1][2]\n[]", vec!["1", "2"], "3 arrays"),
             (one, vec![one], "an entry a line"),
             (
-                "{\"name\":1}\n{\"x\":2}\n",
-                vec!["{\"name\":1}", "{\"x\":2}"],
+                "{\"x\":NaN}\n{\"name\":1}\n",
+                vec!["{\"x\":NaN}", "{\"name\":1}"],
                 "an entry a line",
             ),
             (
@@ -360,12 +379,12 @@ mod tests {
                 "{\"message\":1}",
                 "found a JSON object: \"{\\\"message\\\":1}\"",
             ),
-            ("[1] oops", "after 1 entries it is not JSON"),
-            ("[1,]", "after 1 entries it is not JSON"),
+            ("[1] oops", "after 1 entry it is not JSON"),
+            ("[1,]", "after 1 entry it is not JSON"),
             ("[,1]", "after 0 entries it is not JSON"),
-            ("[1}", "after 1 entries it is not JSON"),
+            ("[1}", "after 1 entry it is not JSON"),
             ("[1 2", "after 0 entries it ends in the middle"),
-            ("[1,{\"a\":[", "after 1 entries it ends in the middle"),
+            ("[1,{\"a\":[", "after 1 entry it ends in the middle"),
             (
                 "{\"name\":\"a\\\"}",
                 "after 0 entries it ends in the middle",
@@ -389,15 +408,18 @@ mod tests {
             gzip.extend(encoder.finish().unwrap());
         }
         let zstd = ruzstd::encoding::compress_to_vec(
-            &b"[1][2]"[..],
+            &b"[1]"[..],
             ruzstd::encoding::CompressionLevel::Fastest,
         );
-        for (bytes, compression) in [(&gzip, Compression::Gzip), (&zstd, Compression::Zstd)] {
+        let zstd = [zstd.clone(), zstd].concat();
+        for (bytes, compression, expected) in [
+            (&gzip, Compression::Gzip, &b"[1][2]"[..]),
+            (&zstd, Compression::Zstd, b"[1][1]"),
+        ] {
             let (plain, found) = decompress(bytes.clone(), 6).unwrap().unwrap();
-            assert_eq!(
-                (plain.as_slice(), found),
-                (&b"[1][2]"[..], Some(compression))
-            );
+            assert_eq!((plain.as_slice(), found), (expected, Some(compression)));
+            let junk = [&bytes[..], b"junk"].concat();
+            assert!(decompress(junk, 60).is_err(), "{compression}");
             assert_eq!(decompress(bytes.clone(), 5).unwrap(), None);
             assert!(decompress(bytes[..bytes.len() - 3].to_vec(), 6).is_err());
         }

@@ -1,4 +1,4 @@
-//! What each worker is at: `producer status --workers`.
+//! What each worker has in hand: `producer status --workers`.
 
 use anyhow::Result;
 use common::broker::{InHand, SharedBroker};

@@ -80,7 +80,7 @@ fn a_wrong_value_is_said_to_be_a_variables_where_it_is() {
         let mut command = bare_producer();
         let run = Running::start(command.args(arguments).env(name, "abc")).wait();
         let run = run.with(USAGE);
-        let said = format!("that of the environment variable {name}.");
+        let said = format!("comes from the environment variable {name}.");
         assert_eq!(run.stderr.contains(&said), named, "{name}: {}", run.stderr);
     }
 }

@@ -259,7 +259,7 @@ async fn what_is_no_feed_is_named_with_what_was_found() {
             r#"found a JSON object: "{\"message\":\"API rate limit"#,
         ),
         ("/nothing", "found nothing"),
-        ("/truncated", "after 1 entries it ends in the middle"),
+        ("/truncated", "after 1 entry it ends in the middle"),
         ("/told-less", "after 0 entries it ends in the middle"),
     ] {
         let url = format!("{}{path}", server.url());

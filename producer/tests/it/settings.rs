@@ -82,7 +82,7 @@ fn a_wrong_file_is_a_wrong_command_line() {
         ("timeot = \"5m\"", "did you mean timeout?"),
         (
             "timeout = \"5 parsecs\"",
-            "The value is that of timeout in ",
+            "The value comes from timeout in ",
         ),
         (
             "broker-url = \"amqp://u:${PW}@h\"",
