@@ -100,7 +100,8 @@ impl FetchConfig {
         let tokens = token::read(&self.token_for, variable).map_err(usage)?;
         let unknown = tokens.iter().map(|token| &token.host).find(|host| {
             let is_known = host.port.is_none() && DEFAULT_HOSTS.contains(&host.host.as_str());
-            !is_known && !self.allow_host.contains(host)
+            let mut allowed = self.allow_host.iter().cloned().map(AllowedHost::of_https);
+            !is_known && !allowed.any(|allowed| allowed == **host)
         });
         if let Some(host) = unknown {
             let why =
@@ -374,8 +375,12 @@ mod tests {
             config.policy(|name| (name == "MINE").then(|| "sesame".into()))
         };
         let allowed = ["--allow-host", "git.example.org:8443"];
+        let default_port = ["--allow-host", "git.example.org:443"];
         for (option, allow, expected) in [
             ("gitlab.com=MINE", &[][..], 1),
+            ("gitlab.com:443=MINE", &[], 1),
+            ("git.example.org=MINE", &default_port, 1),
+            ("git.example.org:443=MINE", &default_port, 1),
             (
                 "git.example.org:8443=MINE,codeberg.org=MINE",
                 &allowed[..],
