@@ -81,10 +81,25 @@ pub enum FetchMode {
 pub enum FetchWay {
     /// By protocol v2, without what no digest shows.
     V2,
+    /// By protocol v2, trees first, and then only the files that a digest shows.
+    ObjectInfo,
+    /// Like [`Self::V2`], since [`Self::ObjectInfo`] failed.
+    ObjectInfoFallback,
     /// By libgit2, as the operator wants it.
     Git2,
     /// By libgit2, since protocol v2 failed.
     Fallback,
+}
+
+impl FetchWay {
+    /// Returns what was done instead, if this is a fallback.
+    pub fn instead(self) -> Option<&'static str> {
+        match self {
+            Self::V2 | Self::ObjectInfo | Self::Git2 => None,
+            Self::ObjectInfoFallback => Some("in one pack"),
+            Self::Fallback => Some("with libgit2"),
+        }
+    }
 }
 
 impl FetchConfig {
