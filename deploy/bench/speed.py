@@ -59,7 +59,9 @@ class Bench:
         self.root = scratch / "served"
         self.names = servers.serve_together([arguments.corpus], self.root, str.lower)
         self.certificate = servers.Certificate(scratch) if arguments.tls else None
-        self.environment = {**os.environ, "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull}
+        # What this machine's environment names would be read too.
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("SSL_CERT_", "GIT_"))}
+        self.environment = {**kept, "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull}
         if self.certificate:
             self.environment["SSL_CERT_FILE"] = self.environment["GIT_SSL_CAINFO"] = str(self.certificate.file)
 

@@ -8,6 +8,8 @@ pub mod write;
 
 mod walk;
 
+mod directory;
+
 mod ignore;
 
 mod tree;

@@ -33,6 +33,8 @@ pub mod fetch;
 
 pub mod source;
 
+mod disk;
+
 pub mod digest;
 
 pub mod run;

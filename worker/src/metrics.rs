@@ -153,7 +153,7 @@ impl Metrics {
             ),
             fetch_ways: family(
                 "fetch_ways_total",
-                "Repositories of hosts by how they were fetched: `v2` without what no digest shows, `git2` by libgit2 since --fetch says so, `fallback` by libgit2 since the host or its answer was not as v2 needs it",
+                "Repositories of hosts by how they were fetched: `v2` in one pack without what no digest shows, `object_info` trees first and then only the files that show, `object_info_fallback` in one pack since the host did not answer that as it should, `git2` by libgit2 since --fetch says so, `fallback` by libgit2 since the host or its answer was not as v2 needs it",
                 &["way"],
             ),
             slot_walls: register(

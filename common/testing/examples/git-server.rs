@@ -76,6 +76,7 @@ impl Arguments {
             only_v0: self.only_v0,
             config: self.config,
             filter: self.filter.map(|filter| &*filter.leak()),
+            ..Dialect::default()
         });
         let limit = match self.throttle {
             Some(Form::Status) => Fault::github_limit(Some(1)),

@@ -248,8 +248,12 @@ pub struct Dialect {
     pub only_v0: bool,
     /// git's configuration, such as `("uploadpack.allowFilter", "false")`.
     pub config: Vec<(&'static str, &'static str)>,
-    /// The filter that it uses in place of one that a client asks for; empty for none.
+    /// The filter that it uses in place of `blob:limit`; empty for none.
     pub filter: Option<&'static str>,
+    /// What it says in place of a blob's size.
+    pub sizes: Option<&'static str>,
+    /// Whether it refuses blobs that a client asks for by name.
+    pub refuses_blobs: bool,
 }
 
 impl Dialect {
@@ -259,7 +263,7 @@ impl Dialect {
             return body.clone();
         };
         let text = String::from_utf8_lossy(body);
-        let Some(at) = text.find("filter ") else {
+        let Some(at) = text.find("filter blob:limit") else {
             return body.clone();
         };
         let end = at + text[at..].find('\n').map_or(0, |end| end + 1);
@@ -268,6 +272,24 @@ impl Dialect {
             other => line(&format!("filter {other}\n")),
         };
         Bytes::from([&text[..at - 4], &filter, &text[end..]].concat())
+    }
+
+    /// Returns what it says in place of git.
+    fn says(&self, body: &Bytes) -> Option<Response> {
+        let text = String::from_utf8_lossy(body);
+        let packets = if let Some(size) = self.sizes
+            && text.contains("command=object-info")
+        {
+            let names = text.split("oid ").skip(1).map(|rest| &rest[..40]);
+            let sizes = names.map(|name| line(&format!("{name} {size}")));
+            line("size") + &sizes.collect::<String>() + "0000"
+        } else if self.refuses_blobs && text.contains("want ") && !text.contains("deepen ") {
+            line("ERR upload-pack: not our ref")
+        } else {
+            return None;
+        };
+        let response = Response::new(200, packets);
+        Some(response.header("content-type", "application/x-git-upload-pack-result"))
     }
 }
 
@@ -477,7 +499,7 @@ impl Fault {
             Self::Says {
                 place: Place::SideBand3,
                 ..
-            } => kind == Kind::UploadPack && (!is_v2(request) || asks_for_pack(request)),
+            } => kind == Kind::UploadPack && asks_for_pack(request),
             Self::RefuseToken { .. } => request.header("authorization").is_some(),
             Self::RequireToken(token) => {
                 request.header("authorization") != Some(&authorization(token))
@@ -755,8 +777,16 @@ fn says(place: Place, words: &str, kind: Kind, is_v2: bool) -> Response {
     let packet = match place {
         Place::Err => line(&format!("ERR {words}\n")),
         Place::SideBand3 => {
-            let before = if is_v2 { "packfile\n" } else { "NAK\n" };
-            format!("{}{}0000", line(before), line(&format!("\u{3}{words}\n")))
+            let before = match is_v2 {
+                true => line("packfile\n"),
+                // What a stateless client wants is told once more.
+                false => format!(
+                    "{}0000{}",
+                    line(&format!("shallow {}", "1".repeat(40))),
+                    line("NAK\n")
+                ),
+            };
+            format!("{before}{}0000", line(&format!("\u{3}{words}\n")))
         }
     };
     match kind {
@@ -801,6 +831,9 @@ async fn backend(
         return Ok(Response::new(404, "no such repository\n"));
     }
     let dialect = locked(&shared.dialect).clone();
+    if let Some(response) = dialect.says(&request.body) {
+        return Ok(response);
+    }
     let body = dialect.heard(&request.body);
     let mut command = backend_command(shared, repo, kind, request, &dialect);
     command.env("CONTENT_LENGTH", body.len().to_string());
@@ -1117,7 +1150,12 @@ fn line(text: &str) -> String {
 
 /// Whether a request in protocol v2 asks for a pack.
 fn asks_for_pack(request: &Request) -> bool {
-    String::from_utf8_lossy(&request.body).contains("command=fetch")
+    let asked = if is_v2(request) {
+        "command=fetch"
+    } else {
+        "done\n"
+    };
+    String::from_utf8_lossy(&request.body).contains(asked)
 }
 
 fn is_v2(request: &Request) -> bool {

@@ -14,6 +14,8 @@ pub mod seaweedfs;
 
 pub mod repositories;
 
+pub mod packs;
+
 pub mod seeds;
 
 pub mod root;

@@ -9,6 +9,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use super::packs::{self, Mode};
+
 /// The time of every commit, in seconds since 1970.
 const COMMIT_TIME: u64 = 1_700_000_000;
 
@@ -112,17 +114,6 @@ pub fn empty(root: &Path, owner: &str, name: &str) -> PathBuf {
     path
 }
 
-/// The mode of an entry in a [`Raw`] tree.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// A plain file.
-    File,
-    /// A symbolic link.
-    Symlink,
-    /// A directory.
-    Directory,
-}
-
 /// A repository of raw trees, which may hold names that git would refuse.
 #[derive(Debug)]
 pub struct Raw {
@@ -147,20 +138,12 @@ impl Raw {
 
     /// Writes a tree of exactly these entries, in this order, and returns its id.
     pub fn tree<N: AsRef<[u8]>>(&self, entries: &[(Mode, N, &str)]) -> String {
-        let mut tree = Vec::new();
-        for (mode, name, id) in entries {
-            tree.extend_from_slice(match mode {
-                Mode::File => b"100644 ",
-                Mode::Symlink => b"120000 ",
-                Mode::Directory => b"40000 ",
-            });
-            tree.extend_from_slice(name.as_ref());
-            tree.push(0);
-            for pair in 0..id.len() / 2 {
-                let byte = u8::from_str_radix(&id[2 * pair..2 * pair + 2], 16);
-                tree.push(byte.expect("an object's name is hexadecimal"));
-            }
-        }
+        let entries = entries.iter().map(|(mode, name, id)| {
+            let byte = |at| u8::from_str_radix(&id[2 * at..][..2], 16);
+            let id = std::array::from_fn(|at| byte(at).expect("a name is hexadecimal"));
+            (*mode, name, id)
+        });
+        let tree = packs::tree(&entries.collect::<Vec<_>>());
         let arguments = ["hash-object", "--literally", "-t", "tree", "-w", "--stdin"];
         git(&self.path, arguments, &tree)
     }

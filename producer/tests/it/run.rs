@@ -10,7 +10,8 @@ use common::job::DIGEST_FORMAT;
 use flate2::read::GzDecoder;
 use serde_json::{Value, json};
 use testing::http_server::{HttpServer, Response};
-use testing::repositories::{self, BombLeaf, Builder, Mode, Raw};
+use testing::packs::Mode;
+use testing::repositories::{self, BombLeaf, Builder, Raw};
 
 use crate::fleet::{
     Fleet, PUSHED, PUSHED_LATER, bare_producer, expected_text, failures, files_below,

@@ -7,8 +7,8 @@ use common::fault::Fault;
 use super::walk::{Listing, NodeKind};
 use crate::source::{ObjectId, Source};
 
-/// Links that are read at once.
-const LINKS_BATCH: usize = 256;
+/// Links that are read at once: each time may be a request to a host.
+const LINKS_BATCH: usize = 4096;
 
 /// Renders the tree until the text is longer than `max_bytes`, and reads its links' targets.
 pub(super) fn render(

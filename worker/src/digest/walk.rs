@@ -1,9 +1,8 @@
 //! The files that a digest shows, in its order.
 //!
-//! Time and memory are bounded whatever the trees hold: a budget of tree entries and of matching work,
-//! no recursion, and a cache of trees of fixed size, for trees that contain another a billion times.
+//! Time and memory are bounded whatever the trees hold: budgets of tree entries, of their bytes and of
+//! matching work, and no recursion.
 
-use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::vec::IntoIter;
 
@@ -11,21 +10,20 @@ use common::fault::Fault;
 use common::text::thousands;
 
 use super::DigestLimits;
+use super::directory::{Directory, Trees};
 use super::ignore::rules::{ActiveRules, RuleMatch, Rules};
-use crate::source::{EntryKind, ObjectId, Source, TreeEntry};
+use crate::source::{EntryKind, ObjectId, Source};
 
 /// Most tree entries that one walk visits; a tree visited twice counts twice.
 pub(super) const MAX_ENTRIES: u64 = 1_000_000;
 /// Most elementary steps of matching names against patterns.
 const MAX_STEPS: u64 = 200_000_000;
-/// Most entries in the cache of trees.
-const MAX_CACHED_ENTRIES: usize = 250_000;
-/// Longest name in a file system, in bytes.
-const NAME_MAX: usize = 255;
 /// Longest target of a symbolic link, in bytes.
 pub(super) const TARGET_MAX: u64 = 4095;
-/// Sizes that are read at once.
-const SIZES_BATCH: usize = 1024;
+/// Fewest sizes that are asked for at once, if there are as many: each time may be a request to a host.
+const FEWEST_SIZES: usize = 1024;
+/// Most sizes that are asked for at once.
+const MOST_SIZES: usize = 16 << 10;
 
 /// What the digest shows: directories, each followed by its contents. The first is the root.
 #[derive(Debug)]
@@ -87,103 +85,6 @@ impl Listing {
     }
 }
 
-/// The trees of a source, each in the digest's order.
-pub(super) struct Trees<'a> {
-    source: &'a dyn Source,
-    cache: HashMap<ObjectId, Rc<[CheckoutEntry]>>,
-    cached: usize,
-}
-
-/// An entry of a tree that git would check out.
-#[derive(Debug)]
-pub(super) struct CheckoutEntry {
-    /// With U+FFFD for bytes that are not UTF-8.
-    pub(super) name: String,
-    pub(super) kind: EntryKind,
-    pub(super) id: ObjectId,
-}
-
-impl<'a> Trees<'a> {
-    pub(super) fn new(source: &'a dyn Source) -> Self {
-        Self {
-            source,
-            cache: HashMap::new(),
-            cached: 0,
-        }
-    }
-
-    /// Returns the entries of `tree`, in the digest's order.
-    pub(super) fn get(&mut self, tree: ObjectId) -> Result<Rc<[CheckoutEntry]>, Fault> {
-        if let Some(entries) = self.cache.get(&tree) {
-            return Ok(Rc::clone(entries));
-        }
-        let entries: Rc<[CheckoutEntry]> = sorted(self.source.entries(tree)?).into();
-        // An empty tree takes room in the cache too.
-        let weight = entries.len() + 1;
-        if self.cached + weight <= MAX_CACHED_ENTRIES {
-            self.cached += weight;
-            self.cache.insert(tree, Rc::clone(&entries));
-        }
-        Ok(entries)
-    }
-}
-
-/// Drops what git would not check out, and sorts the rest.
-fn sorted(entries: Vec<TreeEntry>) -> Vec<CheckoutEntry> {
-    let mut seen = HashSet::with_capacity(entries.len());
-    let kept = entries.iter().map(|entry| {
-        let name = entry.name.as_slice();
-        usable(name) && seen.insert(name)
-    });
-    let kept: Vec<bool> = kept.collect();
-    drop(seen);
-    // A tree may have a million entries: no name is kept twice, unless it has capital letters.
-    let mut keyed = Vec::with_capacity(entries.len());
-    for (entry, _) in entries.into_iter().zip(kept).filter(|(_, kept)| *kept) {
-        let lower = String::from_utf8_lossy(&entry.name).to_lowercase();
-        let group = group(entry.kind, &lower);
-        let lower = (lower.as_bytes() != entry.name).then_some(lower);
-        keyed.push((group, lower, entry));
-    }
-    keyed.sort_unstable_by(|(group, lower, entry), (other_group, other_lower, other)| {
-        fn text<'a>(lower: &'a Option<String>, entry: &'a TreeEntry) -> &'a [u8] {
-            lower
-                .as_ref()
-                .map_or(entry.name.as_slice(), String::as_bytes)
-        }
-        let by_group = group.cmp(other_group);
-        let by_text = || text(lower, entry).cmp(text(other_lower, other));
-        by_group
-            .then_with(by_text)
-            .then_with(|| entry.name.cmp(&other.name))
-    });
-    let named = keyed.into_iter().map(|(_, _, entry)| CheckoutEntry {
-        name: String::from_utf8(entry.name)
-            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()),
-        kind: entry.kind,
-        id: entry.id,
-    });
-    named.collect()
-}
-
-/// Whether git would check out an entry of this name.
-fn usable(name: &[u8]) -> bool {
-    !matches!(name, b"" | b"." | b"..")
-        && name.len() <= NAME_MAX
-        && !name.contains(&b'/')
-        && !name.eq_ignore_ascii_case(b".git")
-}
-
-/// READMEs, files, dot-files, directories and links, dot-directories and dot-links.
-fn group(kind: EntryKind, lower: &str) -> u8 {
-    let dot = u8::from(lower.starts_with('.'));
-    match kind {
-        EntryKind::File if lower == "readme" || lower.starts_with("readme.") => 0,
-        EntryKind::File => 1 + dot,
-        EntryKind::Symlink | EntryKind::Directory | EntryKind::Submodule => 3 + dot,
-    }
-}
-
 /// Lists what the digest shows of `tree`.
 pub(super) fn walk(
     source: &dyn Source,
@@ -204,6 +105,8 @@ pub(super) fn walk(
         visited: 0,
         steps: 0,
         reached: LimitsReached::default(),
+        unsized_nodes: Vec::new(),
+        settled: 1,
     };
     walk.run(tree)
 }
@@ -220,6 +123,18 @@ struct Walk<'a, 't> {
     visited: u64,
     steps: u64,
     reached: LimitsReached,
+    /// Files and links in the listing that may have to go, since their sizes are not known yet.
+    unsized_nodes: Vec<Unsized>,
+    /// The node behind the last file or link that stays.
+    settled: usize,
+}
+
+/// A file or link whose size is not known yet.
+struct Unsized {
+    node: usize,
+    blob: ObjectId,
+    /// Whether the budget was used up when it was met.
+    exhausted: bool,
 }
 
 /// Which limits left something out.
@@ -235,11 +150,9 @@ struct OpenDirectory<'a> {
     node: usize,
     path_len: usize,
     rules: ActiveRules<'a>,
-    entries: Rc<[CheckoutEntry]>,
+    directory: Rc<Directory>,
     /// The entries still to be taken.
     children: IntoIter<Child>,
-    /// The sizes of the next blobs among them.
-    sizes: IntoIter<u64>,
 }
 
 /// An entry that is not ignored.
@@ -251,7 +164,7 @@ struct Child {
 impl<'a> Walk<'a, '_> {
     fn run(mut self, tree: ObjectId) -> Result<Listing, Fault> {
         let mut open = vec![self.enter(0, tree, self.rules.root())?];
-        while !self.reached.files {
+        loop {
             let depth = open.len();
             let Some(directory) = open.last_mut() else {
                 break;
@@ -265,10 +178,14 @@ impl<'a> Walk<'a, '_> {
                 self.path
                     .truncate(open.last().map_or(0, |parent| parent.path_len));
             }
+            if self.unsized_nodes.len() >= self.sizes_at_once() {
+                self.settle(&mut open)?;
+            }
+            if self.reached.files {
+                open.clear();
+            }
         }
-        for directory in open.iter().rev() {
-            self.leave(directory.node);
-        }
+        self.settle(&mut [])?;
         self.listing.notices = self.notices();
         Ok(self.listing)
     }
@@ -280,17 +197,18 @@ impl<'a> Walk<'a, '_> {
         tree: ObjectId,
         rules: ActiveRules<'a>,
     ) -> Result<OpenDirectory<'a>, Fault> {
-        let entries = match self.is_exhausted() {
+        let directory = match self.is_exhausted() {
             true => Rc::default(),
             false => self.trees.get(tree)?,
         };
+        self.visited += directory.unusable as u64;
         let mut children = Vec::new();
         let path_len = self.path.len();
         if path_len > 0 {
             self.path.push('/');
         }
         let prefix = self.path.len();
-        for (i, entry) in entries.iter().enumerate() {
+        for (i, entry) in directory.entries().enumerate() {
             if self.is_exhausted() {
                 break;
             }
@@ -309,14 +227,14 @@ impl<'a> Walk<'a, '_> {
             node,
             path_len,
             rules,
-            entries,
+            directory,
             children: children.into_iter(),
-            sizes: Vec::new().into_iter(),
         })
     }
 
     fn is_exhausted(&mut self) -> bool {
-        self.reached.work |= self.visited >= MAX_ENTRIES || self.steps >= MAX_STEPS;
+        let exhausted = self.visited >= MAX_ENTRIES || self.steps >= MAX_STEPS;
+        self.reached.work |= exhausted || self.trees.is_exhausted();
         self.reached.work
     }
 
@@ -328,55 +246,128 @@ impl<'a> Walk<'a, '_> {
         child: &Child,
         depth: usize,
     ) -> Result<Option<OpenDirectory<'a>>, Fault> {
-        let entries = Rc::clone(&open.entries);
-        let entry = &entries[child.entry];
-        let blob = entry.id;
+        let directory = Rc::clone(&open.directory);
+        let entry = directory.entry(child.entry);
+        let (name, blob) = (&*entry.name, entry.id);
         match entry.kind {
             EntryKind::Submodule => {}
             EntryKind::Directory if child.verdict.pruned || depth > self.limits.max_depth => {}
             EntryKind::Directory => {
-                let node = self.push(open.node, &entry.name, NodeKind::Directory);
+                let node = self.push(open.node, name, NodeKind::Directory);
                 if open.path_len > 0 {
                     self.path.push('/');
                 }
-                self.path.push_str(&entry.name);
+                self.path.push_str(name);
                 let rules = open
                     .rules
-                    .child(self.rules, &self.path, &entry.name, child.verdict);
+                    .child(self.rules, &self.path, name, child.verdict);
                 return self.enter(node, entry.id, rules).map(Some);
             }
             EntryKind::File => {
-                let size = self.size(open, blob)?;
-                if size <= self.limits.max_file_bytes && self.admits(size) {
-                    self.push(open.node, &entry.name, NodeKind::File { blob, size });
-                }
+                self.push_unsized(open.node, name, NodeKind::File { blob, size: 0 }, blob);
             }
             EntryKind::Symlink => {
-                let size = self.size(open, blob)?;
-                if (1..=TARGET_MAX).contains(&size) && self.admits(0) {
-                    let target = None;
-                    self.push(open.node, &entry.name, NodeKind::Symlink { blob, target });
-                }
+                let kind = NodeKind::Symlink { blob, target: None };
+                self.push_unsized(open.node, name, kind, blob);
             }
         }
         Ok(None)
     }
 
-    /// Returns the size of the next blob, and reads those of the following ones with it.
-    fn size(&self, open: &mut OpenDirectory<'_>, blob: ObjectId) -> Result<u64, Fault> {
-        if let Some(size) = open.sizes.next() {
-            return Ok(size);
+    fn push_unsized(&mut self, parent: usize, name: &str, kind: NodeKind, blob: ObjectId) {
+        let node = self.push(parent, name, kind);
+        self.unsized_nodes.push(Unsized {
+            node,
+            blob,
+            exhausted: self.reached.work,
+        });
+    }
+
+    /// Returns how many sizes are asked for at once: as many as the listing has room for files, and one
+    /// that shows that there are more.
+    fn sizes_at_once(&self) -> usize {
+        let room = self.limits.max_files.saturating_sub(self.listing.files);
+        let room = usize::try_from(room).unwrap_or(MOST_SIZES);
+        room.saturating_add(1).clamp(FEWEST_SIZES, MOST_SIZES)
+    }
+
+    /// Finds out the sizes that are not known yet, and removes what the limits do not admit.
+    fn settle(&mut self, mut open: &mut [OpenDirectory<'_>]) -> Result<(), Fault> {
+        let pending = std::mem::take(&mut self.unsized_nodes);
+        let blobs: Vec<ObjectId> = pending.iter().map(|file| file.blob).collect();
+        let sizes = match blobs.is_empty() {
+            true => Vec::new(),
+            false => self.source.sizes(&blobs)?,
+        };
+        if sizes.len() != blobs.len() {
+            return Err(Fault::transient("the sizes of some files are missing"));
         }
-        let following = open.children.as_slice().iter();
-        let following = following.map(|child| &open.entries[child.entry]);
-        let blobs = following.filter(|e| matches!(e.kind, EntryKind::File | EntryKind::Symlink));
-        let batch: Vec<ObjectId> = std::iter::once(blob)
-            .chain(blobs.map(|entry| entry.id))
-            .take(SIZES_BATCH)
+        let from = self.settled;
+        let mut stays = vec![false; self.listing.nodes.len() - from];
+        for (file, actual) in pending.iter().zip(sizes) {
+            let admitted = match &mut self.listing.nodes[file.node].kind {
+                NodeKind::Directory => true,
+                NodeKind::File { size, .. } => {
+                    *size = actual;
+                    actual <= self.limits.max_file_bytes && self.admits(actual)
+                }
+                NodeKind::Symlink { .. } => (1..=TARGET_MAX).contains(&actual) && self.admits(0),
+            };
+            stays[file.node - from] = admitted;
+            if self.reached.files {
+                // The walk ends here, and what lies behind was not met.
+                self.reached.work = file.exhausted;
+                self.listing.nodes.truncate(file.node);
+                stays.truncate(file.node - from);
+                open = &mut [];
+                break;
+            }
+        }
+        self.remove(stays, open);
+        Ok(())
+    }
+
+    /// Removes the nodes behind the settled ones that do not stay, except directories that are open or
+    /// hold something.
+    fn remove(&mut self, mut stays: Vec<bool>, open: &mut [OpenDirectory<'_>]) {
+        let from = self.settled;
+        for (i, node) in self.listing.nodes[from..].iter().enumerate().rev() {
+            if stays[i] && node.parent >= from {
+                stays[node.parent - from] = true;
+            }
+        }
+        let files_end = stays.iter().rposition(|stays| *stays);
+        for directory in open.iter() {
+            if directory.node >= from {
+                stays[directory.node - from] = true;
+            }
+        }
+        // Where each node goes.
+        let mut next = from;
+        let places: Vec<usize> = stays
+            .iter()
+            .map(|stays| {
+                next += usize::from(*stays);
+                next - usize::from(*stays)
+            })
             .collect();
-        open.sizes = self.source.sizes(&batch)?.into_iter();
-        let size = open.sizes.next();
-        size.ok_or_else(|| Fault::transient(format!("the size of {blob} is missing")))
+        let place = |node: &mut usize| {
+            if *node >= from {
+                *node = places[*node - from];
+            }
+        };
+        let moved = self.listing.nodes.drain(from..).zip(stays);
+        let mut moved: Vec<Node> = moved
+            .filter(|(_, stays)| *stays)
+            .map(|(node, _)| node)
+            .collect();
+        moved.iter_mut().for_each(|node| place(&mut node.parent));
+        open.iter_mut()
+            .for_each(|directory| place(&mut directory.node));
+        self.listing.nodes.extend(moved);
+        if let Some(end) = files_end {
+            self.settled = places[end] + 1;
+        }
     }
 
     /// Counts a file of `size` bytes if the limits allow it.
@@ -424,78 +415,5 @@ impl<'a> Walk<'a, '_> {
             format!("Limit reached: {} {what}; {how}", thousands(limit))
         };
         reached.map(notice).collect()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn entry(kind: EntryKind, name: &str) -> TreeEntry {
-        TreeEntry {
-            name: name.as_bytes().to_vec(),
-            kind,
-            id: ObjectId([0; 20]),
-        }
-    }
-
-    #[test]
-    fn files_come_before_directories_and_links_and_dots_after_the_rest_of_their_kind() {
-        use EntryKind::{Directory, File, Submodule, Symlink};
-        let entries = vec![
-            entry(File, ".a"),
-            entry(File, "B.txt"),
-            entry(File, "_u.txt"),
-            entry(File, "a.txt"),
-            entry(File, "ReadMe"),
-            entry(File, "README.md"),
-            entry(File, "readmes"),
-            entry(Symlink, "README.link"),
-            entry(Symlink, ".link"),
-            entry(Directory, "Dir"),
-            entry(Directory, ".dir"),
-            entry(Submodule, "module"),
-        ];
-        let names: Vec<String> = sorted(entries).into_iter().map(|e| e.name).collect();
-        assert_eq!(
-            names,
-            [
-                "ReadMe",
-                "README.md",
-                "_u.txt",
-                "a.txt",
-                "B.txt",
-                "readmes",
-                ".a",
-                "Dir",
-                "module",
-                "README.link",
-                ".dir",
-                ".link",
-            ]
-        );
-    }
-
-    #[test]
-    fn names_that_only_case_tells_apart_are_sorted_raw() {
-        let entries = ["b", "B", "a"].map(|name| entry(EntryKind::File, name));
-        let names: Vec<String> = sorted(entries.to_vec())
-            .into_iter()
-            .map(|e| e.name)
-            .collect();
-        assert_eq!(names, ["a", "B", "b"]);
-    }
-
-    #[test]
-    fn what_a_checkout_would_refuse_is_dropped() {
-        let long = "x".repeat(256);
-        for name in ["", ".", "..", ".git", ".GIT", "a/b", "/", long.as_str()] {
-            assert!(!usable(name.as_bytes()), "{name:?}");
-        }
-        let twice = vec![
-            entry(EntryKind::File, "a"),
-            entry(EntryKind::Directory, "a"),
-        ];
-        assert_eq!(sorted(twice).len(), 1);
     }
 }

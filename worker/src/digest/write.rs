@@ -4,13 +4,18 @@ use std::ops::ControlFlow;
 
 use common::fault::Fault;
 
+use super::directory::Trees;
 use super::ignore::files;
-use super::walk::{self, Listing, NodeKind, Trees};
+use super::walk::{self, Listing, NodeKind};
 use super::{DigestLimits, Facts, Part, Subject, body, tree};
 use crate::source::{ObjectId, Source};
 
 /// The line above and below a file's header.
 const SEPARATOR: &str = "================================================";
+/// Most files that are read at once: each time may be a request to a host.
+const MOST_FILES: usize = 4096;
+/// See [`ContentWriter::batch`].
+const LARGEST_SHARE: u64 = 16;
 
 /// Writes the tree and content of `source` to `emit`, in pieces.
 ///
@@ -42,6 +47,7 @@ pub fn write(
 
     let mut trees = Trees::new(source);
     let (rules, notice) = files::rules(source, &mut trees, head.tree, limits.max_depth)?;
+    trees.renew();
     let mut listing = walk::walk(source, &mut trees, head.tree, &root_name, &rules, limits)?;
     drop(trees);
     facts.files = listing.files;
@@ -89,9 +95,12 @@ struct ContentWriter<'a> {
 impl ContentWriter<'_> {
     fn write(&mut self, source: &dyn Source) -> Result<(), Fault> {
         let mut open = self.write_up_to_body()?;
+        let mut share = 1;
         while let Some(first) = open {
             let mut failed = None;
-            source.read(&self.batch(first), &mut |_, bytes| {
+            let batch = self.batch(first, share);
+            share = (2 * share).min(LARGEST_SHARE);
+            source.read(&batch, &mut |_, bytes| {
                 match self
                     .write_body(bytes)
                     .and_then(|()| self.write_up_to_body())
@@ -110,9 +119,9 @@ impl ContentWriter<'_> {
         Ok(())
     }
 
-    /// Returns the blobs, from the file at `first` on, that fill the room if each body is as long as
-    /// its blob. If bodies turn out shorter, another batch follows.
-    fn batch(&self, first: usize) -> Vec<ObjectId> {
+    /// Returns the blobs, from the file at `first` on, that fill the room if each body is a `share`th
+    /// of its blob. If bodies turn out shorter, another batch follows.
+    fn batch(&self, first: usize, share: u64) -> Vec<ObjectId> {
         let mut expected = 0;
         let files = self.listing.nodes[first..]
             .iter()
@@ -122,10 +131,10 @@ impl ContentWriter<'_> {
             });
         let needed = files.take_while(|(_, size)| {
             let is_needed = self.room.is_none_or(|room| expected < room);
-            expected += size + 2 * SEPARATOR.len() as u64;
+            expected += size / share + 2 * SEPARATOR.len() as u64;
             is_needed
         });
-        needed.map(|(blob, _)| blob).collect()
+        needed.map(|(blob, _)| blob).take(MOST_FILES).collect()
     }
 
     /// Writes links, and the header of the next file. Returns that file's node if there is room for

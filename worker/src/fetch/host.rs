@@ -7,6 +7,9 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use url::{Host, Url};
 
+/// The default port of https.
+const HTTPS: u16 = 443;
+
 /// A host that the operator named.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AllowedHost {
@@ -25,6 +28,13 @@ impl AllowedHost {
             None => url.port(),
         };
         port == self.port && url.host_str() == Some(&self.host)
+    }
+
+    /// Returns it as an https URL names it: without the scheme's default port.
+    #[must_use]
+    pub fn of_https(mut self) -> Self {
+        self.port = self.port.filter(|port| *port != HTTPS);
+        self
     }
 }
 

@@ -9,6 +9,7 @@ use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use common::fault::Fault;
 use common::tls;
 use git2::transport::{Service, SmartSubtransport, SmartSubtransportStream, Transport};
@@ -21,7 +22,9 @@ use url::Url;
 
 use super::answer::{self, Asked, Context, TokenRefusal};
 use super::host::{authority, is_public, literal_address};
-use super::packets::PacketScan;
+use super::pack::gauge::PackGauge;
+use super::pack::limits::{Failure, PackLimits};
+use super::packets::{Chunks, Packet, Packets};
 use super::policy::{FetchPolicy, FetchSource, FetchWay};
 use crate::resolver::lookup;
 
@@ -106,17 +109,15 @@ pub(super) struct ResponseBody {
     reply: Option<Reply>,
 }
 
-impl ResponseBody {
-    /// Returns the next piece; empty at the end.
-    pub(super) fn chunk(&mut self) -> Result<bytes::Bytes, Fault> {
+impl Chunks for ResponseBody {
+    fn chunk(&mut self) -> Result<Bytes, Fault> {
         match &mut self.reply {
             Some(reply) => self.session.chunk(self.service, &mut reply.response),
-            None => Ok(bytes::Bytes::new()),
+            None => Ok(Bytes::new()),
         }
     }
 
-    /// Classifies what the host says in this response instead of going on.
-    pub(super) fn said(&self, words: &[u8]) -> Fault {
+    fn said(&self, words: &[u8]) -> Fault {
         match &self.reply {
             Some(reply) => self.session.said(words, reply),
             None => Fault::transient("the response has ended"),
@@ -455,7 +456,7 @@ impl HttpSession {
     }
 
     /// Reads and counts the next piece of a response's body; empty at its end.
-    fn chunk(&self, service: Service, response: &mut Response) -> Result<bytes::Bytes, Fault> {
+    fn chunk(&self, service: Service, response: &mut Response) -> Result<Bytes, Fault> {
         let chunk = self
             .runtime
             .block_on(response.chunk())
@@ -522,9 +523,9 @@ impl SmartSubtransport for Subtransport {
                 session: Arc::clone(&self.session),
                 service,
                 request: Vec::new(),
-                reply: None,
-                packets: PacketScan::default(),
-                chunk: bytes::Bytes::new(),
+                packets: None,
+                gauge: PackGauge::new(PackLimits::unfiltered()),
+                chunk: Bytes::new(),
             })),
             Service::ReceivePackLs | Service::ReceivePack => {
                 Err(git2::Error::from_str("nothing is ever pushed"))
@@ -561,40 +562,48 @@ struct Exchange {
     session: Arc<HttpSession>,
     service: Service,
     request: Vec<u8>,
-    reply: Option<Reply>,
-    packets: PacketScan,
-    chunk: bytes::Bytes,
+    packets: Option<Packets<ResponseBody>>,
+    gauge: PackGauge,
+    /// What libgit2 has not read yet of the last packet.
+    chunk: Bytes,
 }
 
 impl Exchange {
     fn next(&mut self) -> Result<(), Fault> {
-        let reply = match &mut self.reply {
-            Some(reply) => reply,
-            none => none.insert(match self.service {
-                Service::UploadPackLs => self.session.get(Protocol::V0)?,
-                _ => {
-                    let request = std::mem::take(&mut self.request);
-                    self.session.post(Protocol::V0, request)?
-                }
-            }),
-        };
-        self.chunk = self.session.chunk(self.service, &mut reply.response)?;
-        // libgit2 passes on neither the host's last word, nor why it cannot read a repository.
-        self.packets.scan(&self.chunk, |packet| {
-            let said = answer::last_word(packet).map(|words| self.session.said(words, reply));
-            let fault = said.or_else(|| match reply.asked {
-                Asked::Refs => {
-                    if let Some(name) = answer::advertised(packet) {
-                        self.session.keep_ref(name);
+        let packets = match &mut self.packets {
+            Some(packets) => packets,
+            none => {
+                let reply = match self.service {
+                    Service::UploadPackLs => self.session.get(Protocol::V0)?,
+                    _ => {
+                        let request = std::mem::take(&mut self.request);
+                        self.session.post(Protocol::V0, request)?
                     }
-                    answer::unreadable(packet)
-                }
-                Asked::Pack => None,
-            });
-            if let Some(fault) = fault {
-                self.session.note(fault);
+                };
+                none.insert(Packets::of(self.session.body(reply, self.service)))
             }
-        });
+        };
+        // libgit2 passes on neither the host's last word, nor why it cannot read a repository.
+        self.chunk = match packets.next().map_err(Failure::into_fault)? {
+            None => Bytes::new(),
+            Some(Packet::Flush) => Bytes::from_static(b"0000"),
+            Some(Packet::Delimiter) => Bytes::from_static(b"0001"),
+            Some(Packet::Data(data)) => {
+                match (self.service, data.split_first()) {
+                    (Service::UploadPackLs, _) => {
+                        if let Some(name) = answer::advertised(&data) {
+                            self.session.keep_ref(name);
+                        }
+                        answer::unreadable(&data).map_or(Ok(()), Err)?;
+                    }
+                    (_, Some((1, pack))) => self.gauge.push(pack)?,
+                    _ => {}
+                }
+                [format!("{:04x}", data.len() + 4).as_bytes(), &data]
+                    .concat()
+                    .into()
+            }
+        };
         Ok(())
     }
 }
@@ -618,15 +627,6 @@ impl Write for Exchange {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-impl Drop for Exchange {
-    fn drop(&mut self) {
-        if let Some(reply) = self.reply.take() {
-            // libgit2 stops reading at the end of git's data, just before that of the body.
-            self.session.drain(reply.response);
-        }
     }
 }
 

@@ -3,21 +3,21 @@
 use std::fmt;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use common::fault::Fault;
 use git2::{Config, ErrorClass, ErrorCode, ObjectType, Odb, Oid, Repository, RepositoryOpenFlags};
 use rustix::io::Errno;
 
+use crate::disk;
 use crate::fetch::answer;
 use crate::fetch::http::ProgressSink;
-use crate::source::{EntryKind, Head, ObjectId, Source, TreeEntry};
+use crate::fetch::pack::limits::MAX_TREE;
+use crate::source::{Head, ObjectId, Source};
 
 #[cfg(any(test, fuzzing))]
 pub(super) mod fuzz;
-
-/// Largest tree that is read, in bytes. GitHub does not show one of a tenth of this.
-pub(super) const MAX_TREE_BYTES: usize = 64 << 20;
 
 /// The objects of a repository on disk, read at one commit.
 pub struct Objects {
@@ -135,9 +135,9 @@ impl Source for Objects {
         Ok(self.head)
     }
 
-    /// Parses the tree's bytes itself: libgit2 rejects a whole tree for a name that git merely would
-    /// not check out.
-    fn entries(&self, tree: ObjectId) -> Result<Vec<TreeEntry>, Fault> {
+    /// Returns the tree as it is: libgit2 rejects a whole tree for a name that git merely would not
+    /// check out.
+    fn tree(&self, tree: ObjectId) -> Result<Rc<[u8]>, Fault> {
         self.alive();
         let odb = self.odb()?;
         let header = odb.read_header(oid(tree));
@@ -145,14 +145,14 @@ impl Source for Objects {
         if kind != ObjectType::Tree {
             return Err(Fault::transient(format!("{tree} is a {kind}, not a tree")));
         }
-        if size > MAX_TREE_BYTES {
+        if size as u64 > MAX_TREE {
             return Err(Fault::too_large(format!(
-                "tree {tree} has {size} bytes, more than {MAX_TREE_BYTES}"
+                "tree {tree} has {size} bytes, more than {MAX_TREE}"
             )));
         }
         let object = odb.read(oid(tree));
         let object = object.map_err(|error| self.unreadable(tree, &error))?;
-        parse_tree(object.data()).ok_or_else(|| Fault::transient(format!("tree {tree} is damaged")))
+        Ok(object.data().into())
     }
 
     fn sizes(&self, blobs: &[ObjectId]) -> Result<Vec<u64>, Fault> {
@@ -192,70 +192,6 @@ fn check_blob(blob: ObjectId, kind: ObjectType) -> Result<(), Fault> {
     } else {
         Err(Fault::transient(format!("{blob} is a {kind}, not a blob")))
     }
-}
-
-/// Parses a tree object; `None` if it is damaged.
-pub(super) fn parse_tree(bytes: &[u8]) -> Option<Vec<TreeEntry>> {
-    let entry = |raw: RawEntry<'_>| TreeEntry {
-        name: raw.name.to_vec(),
-        kind: raw.kind,
-        id: raw.id,
-    };
-    raw_entries(bytes).map(|raw| raw.map(entry)).collect()
-}
-
-/// An entry of a tree, in the tree's bytes.
-pub(super) struct RawEntry<'a> {
-    name: &'a [u8],
-    pub(super) kind: EntryKind,
-    pub(super) id: ObjectId,
-}
-
-/// Yields the entries of a tree object; `None` where it is damaged, and nothing after that.
-pub(super) fn raw_entries(mut bytes: &[u8]) -> impl Iterator<Item = Option<RawEntry<'_>>> {
-    std::iter::from_fn(move || {
-        if bytes.is_empty() {
-            return None;
-        }
-        let entry = raw_entry(&mut bytes);
-        if entry.is_none() {
-            bytes = &[];
-        }
-        Some(entry)
-    })
-}
-
-fn raw_entry<'a>(bytes: &mut &'a [u8]) -> Option<RawEntry<'a>> {
-    let all = *bytes;
-    let space = all.iter().position(|byte| *byte == b' ')?;
-    let kind = entry_kind(&all[..space])?;
-    let rest = &all[space + 1..];
-    let end = rest.iter().position(|byte| *byte == 0)?;
-    let (id, after) = rest[end + 1..].split_first_chunk()?;
-    *bytes = after;
-    Some(RawEntry {
-        name: &rest[..end],
-        kind,
-        id: ObjectId(*id),
-    })
-}
-
-/// Reads a mode as git does: by the type's bits alone, and an unknown type is a submodule.
-fn entry_kind(mode: &[u8]) -> Option<EntryKind> {
-    let digit = |mode: u32, byte: &u8| {
-        let digit = char::from(*byte).to_digit(8)?;
-        mode.checked_mul(8)?.checked_add(digit)
-    };
-    let mode = mode
-        .iter()
-        .try_fold(0, digit)
-        .filter(|_| !mode.is_empty())?;
-    Some(match mode & 0o170_000 {
-        0o100_000 => EntryKind::File,
-        0o120_000 => EntryKind::Symlink,
-        0o040_000 => EntryKind::Directory,
-        _ => EntryKind::Submodule,
-    })
 }
 
 fn is_no_head(error: &git2::Error) -> bool {
@@ -323,17 +259,11 @@ pub(super) fn fault(what: impl fmt::Display, error: &git2::Error) -> Fault {
     if error.class() == ErrorClass::Net {
         return Fault::transient(message);
     }
-    match (system_error(error.message()), error.class()) {
-        (Some(Errno::NOSPC | Errno::DQUOT), _) => Fault::infra(format!(
-            "{message}; make room in the scratch folder or choose another with --scratch"
-        )),
-        (Some(Errno::FBIG), _) => {
-            Fault::too_large(format!("{message}: over the file limit of a slot"))
-        }
-        (Some(Errno::NOMEM), _) | (None, ErrorClass::NoMemory) => {
-            Fault::killed(format!("{message}: over the memory limit of a slot"))
-        }
-        (Some(Errno::MFILE), _) => Fault::killed(message),
+    let no_memory = (error.class() == ErrorClass::NoMemory).then_some(Errno::NOMEM);
+    let errno = system_error(error.message()).or(no_memory);
+    let refusal = errno.map(|errno| disk::refusal(&message, errno));
+    match (refusal, error.class()) {
+        (Some(Some(refusal)), _) => refusal,
         (None, ErrorClass::Os | ErrorClass::Filesystem) => Fault::infra(message),
         // Includes a pack that was cut or damaged in transfer; another copy may be whole.
         _ => Fault::transient(message),
@@ -376,40 +306,6 @@ pub(super) fn object_id(oid: Oid) -> ObjectId {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn trees_are_read_whatever_their_names() {
-        let id = [7; 20];
-        let mut bytes = Vec::new();
-        for (mode, name) in [
-            ("100644", "a"),
-            ("100755", "../b"),
-            ("100664", ""),
-            ("120000", "\n"),
-            ("40000", ".git"),
-            ("040000", "c"),
-            ("160000", "d"),
-            ("0", "e"),
-        ] {
-            bytes.extend_from_slice(format!("{mode} {name}\0").as_bytes());
-            bytes.extend_from_slice(&id);
-        }
-        let kinds: Vec<EntryKind> = parse_tree(&bytes).unwrap().iter().map(|e| e.kind).collect();
-        use EntryKind::{Directory, File, Submodule, Symlink};
-        assert_eq!(
-            kinds,
-            [
-                File, File, File, Symlink, Directory, Directory, Submodule, Submodule
-            ]
-        );
-        assert!(parse_tree(&bytes[..bytes.len() - 1]).is_none());
-        assert!(parse_tree(b"100644 a").is_none());
-        for mode in ["", "1x0644", "+100644", "100648", "100000100644"] {
-            let tree = [mode.as_bytes(), b" a\0", &id].concat();
-            assert!(parse_tree(&tree).is_none(), "{mode}");
-        }
-        assert_eq!(parse_tree(b""), Some(Vec::new()));
-    }
 
     #[test]
     fn a_system_error_is_told_from_a_damaged_pack() {

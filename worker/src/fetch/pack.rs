@@ -18,12 +18,15 @@ use flate2::Decompress;
 
 use self::bytes::PackBytes;
 use self::limits::{Budget, Failure, PackLimits};
-use self::stream::{Entry, EntryKind, NO_BASE, Pieces, Scanned, check_size, damaged, object_name};
+use self::stream::{
+    Entry, EntryKind, NO_BASE, OVERHEAD, Pieces, Scanned, check_size, damaged, object_name,
+};
 use super::http::ProgressSink;
-use super::objects::{parse_tree, raw_entries};
-use crate::source::{self, Head, ObjectId, Source, TreeEntry};
+use crate::source::{self, Head, ObjectId, Source, TreeEntry, tree_entries};
 
 pub(super) mod limits;
+
+pub(super) mod gauge;
 
 mod bytes;
 
@@ -31,8 +34,13 @@ mod delta;
 
 mod stream;
 
-#[cfg(any(test, fuzzing))]
-mod writer;
+// Fuzzing knows no dependencies of tests.
+#[cfg(fuzzing)]
+#[path = "../../../common/testing/src/packs.rs"]
+#[expect(dead_code, reason = "tests use more of it")]
+mod packs;
+#[cfg(all(test, not(fuzzing)))]
+use testing::packs;
 
 #[cfg(any(test, fuzzing))]
 pub(super) mod fuzz;
@@ -79,11 +87,9 @@ impl Pack {
         Self::new(scanned, limits, sink)
     }
 
-    /// Reads a pack of `commit` and all that it holds, except for blobs beyond the filter. `path` is
-    /// where a large one goes.
+    /// Reads a pack. `path` is where a large one goes.
     pub(super) fn read(
         pieces: &mut Pieces<'_>,
-        commit: ObjectId,
         limits: PackLimits,
         path: PathBuf,
         sink: Arc<dyn ProgressSink>,
@@ -102,10 +108,61 @@ impl Pack {
         let mut order: Vec<u32> = (0..entries.len() as u32)
             .filter(|at| named(entries[*at as usize].kind))
             .collect();
-        order.sort_by_key(|at| entries[*at as usize].id);
+        order.sort_unstable_by_key(|at| entries[*at as usize].id);
         pack.order = order;
-        pack.head = Some(pack.check(commit)?);
         Ok(pack)
+    }
+
+    /// Sets HEAD to `commit`, all of which must be there, except for blobs beyond the filter.
+    pub(super) fn at(self, commit: ObjectId) -> Result<Self, Failure> {
+        let passed_over = self.count(EntryKind::PassedOver);
+        let has_blobs = self.count(EntryKind::Blob) > 0;
+        let mut filtered = HashSet::new();
+        let tree = self.visit_trees(commit, &mut |entry| {
+            let is_there = match self.named(entry.id) {
+                Some(at) => self.entry(at).kind == EntryKind::Blob,
+                // No blob came: it understood another filter.
+                None if !has_blobs => false,
+                // No filter leaves these out.
+                None if entry.kind == source::EntryKind::Symlink || entry.id == EMPTY_BLOB => false,
+                // It did not filter, so nothing may be missing.
+                None if passed_over > 0 => {
+                    filtered.insert(entry.id);
+                    filtered.len() <= passed_over
+                }
+                None => true,
+            };
+            is_there
+                .then_some(())
+                .ok_or_else(|| missing("blob", entry.id))
+        })?;
+        let head = Some(Head { commit, tree });
+        Ok(Self { head, ..self })
+    }
+
+    /// Sets HEAD to `commit`, all of whose trees must be there, and no blobs. These are visited.
+    pub(super) fn at_trees(
+        self,
+        commit: ObjectId,
+        visit: &mut dyn FnMut(ObjectId),
+    ) -> Result<Self, Failure> {
+        if self.count(EntryKind::Blob) + self.count(EntryKind::PassedOver) > 0 {
+            return Err(Failure::Surprise("it sends files unasked".to_owned()));
+        }
+        let tree = self.visit_trees(commit, &mut |entry| {
+            visit(entry.id);
+            Ok(())
+        })?;
+        let head = Some(Head { commit, tree });
+        Ok(Self { head, ..self })
+    }
+
+    /// Returns those of `blobs` that did not come.
+    pub(super) fn lacking(&self, blobs: impl IntoIterator<Item = ObjectId>) -> Vec<ObjectId> {
+        let blobs = blobs.into_iter();
+        blobs
+            .filter(|blob| self.find(*blob, EntryKind::Blob).is_none())
+            .collect()
     }
 
     fn new(scanned: Scanned, limits: PackLimits, sink: Arc<dyn ProgressSink>) -> Self {
@@ -241,25 +298,29 @@ impl Pack {
         Ok(())
     }
 
-    /// Checks that all trees of `commit` came, and all blobs that the filter cannot have left out.
-    fn check(&self, commit: ObjectId) -> Result<Head, Failure> {
-        let missing = |what: &str, id| Failure::Surprise(format!("its pack lacks {what} {id}"));
+    /// Visits each file and link of `commit`, all of whose trees must be there, and returns the root
+    /// tree.
+    fn visit_trees(
+        &self,
+        commit: ObjectId,
+        visit: &mut dyn FnMut(TreeEntry<'_>) -> Result<(), Failure>,
+    ) -> Result<ObjectId, Failure> {
         let found = self.find(commit, EntryKind::Commit);
         let bytes = self.object(found.ok_or_else(|| missing("commit", commit))?)?;
         let root = tree_of(&bytes).ok_or_else(|| damaged("the commit names no tree"))?;
-        let passed_over = self.count(EntryKind::PassedOver);
-        let has_blobs = self.count(EntryKind::Blob) > 0;
-        let mut filtered = HashSet::new();
-        let mut seen = HashSet::new();
         let find_tree = |tree| {
             let found = self.find(tree, EntryKind::Tree);
             found.ok_or_else(|| missing("tree", tree))
         };
+        let mut count = 0;
+        let mut seen = HashSet::new();
         let mut open = vec![find_tree(root)?];
         while let Some(tree) = open.pop() {
             self.sink.alive();
-            for entry in raw_entries(&self.object(tree)?) {
+            for entry in tree_entries(&self.object(tree)?) {
                 let entry = entry.ok_or_else(|| damaged("a tree cannot be read"))?;
+                count += 1;
+                self.limits.check_tree_entries(count)?;
                 match entry.kind {
                     source::EntryKind::Submodule => {}
                     source::EntryKind::Directory => {
@@ -268,28 +329,11 @@ impl Pack {
                             open.push(below);
                         }
                     }
-                    kind => {
-                        match self.named(entry.id) {
-                            Some(at) if self.entry(at).kind == EntryKind::Blob => continue,
-                            Some(_) => return Err(missing("blob", entry.id)),
-                            None => {}
-                        }
-                        let is_small = kind == source::EntryKind::Symlink || entry.id == EMPTY_BLOB;
-                        if is_small || !has_blobs {
-                            return Err(missing("blob", entry.id));
-                        }
-                        // It did not filter, so nothing may be missing.
-                        if passed_over > 0
-                            && filtered.insert(entry.id)
-                            && filtered.len() > passed_over
-                        {
-                            return Err(missing("blob", entry.id));
-                        }
-                    }
+                    source::EntryKind::File | source::EntryKind::Symlink => visit(entry)?,
                 }
             }
         }
-        Ok(Head { commit, tree: root })
+        Ok(root)
     }
 
     fn count(&self, kind: EntryKind) -> usize {
@@ -346,22 +390,18 @@ impl Pack {
         }
         Ok(bytes)
     }
-
-    fn blob(&self, blob: ObjectId) -> Result<u32, Fault> {
-        self.find(blob, EntryKind::Blob)
-            .ok_or_else(|| Fault::transient(format!("{blob} is not a blob of this repository")))
-    }
 }
 
 impl Reading {
     /// Keeps an object for the next ones that are based on it.
     fn keep(&mut self, at: u32, bytes: &Rc<[u8]>) {
-        if self.cached + bytes.len() > CACHED_BASES {
+        let weight = bytes.len() + OVERHEAD;
+        if self.cached + weight > CACHED_BASES {
             self.bases.clear();
             self.cached = 0;
         }
-        if bytes.len() <= CACHED_BASES / 4 && self.bases.insert(at, Rc::clone(bytes)).is_none() {
-            self.cached += bytes.len();
+        if weight <= CACHED_BASES / 4 && self.bases.insert(at, Rc::clone(bytes)).is_none() {
+            self.cached += weight;
         }
     }
 }
@@ -393,6 +433,10 @@ impl Children<'_> {
     }
 }
 
+pub(super) fn missing(what: &str, id: ObjectId) -> Failure {
+    Failure::Surprise(format!("its pack lacks {what} {id}"))
+}
+
 /// Returns the tree that a commit names in its first line.
 fn tree_of(commit: &[u8]) -> Option<ObjectId> {
     let line = commit.strip_prefix(b"tree ")?.get(..41)?;
@@ -414,13 +458,14 @@ impl Source for Pack {
         Ok(self.head)
     }
 
-    fn entries(&self, tree: ObjectId) -> Result<Vec<TreeEntry>, Fault> {
+    fn tree(&self, tree: ObjectId) -> Result<Rc<[u8]>, Fault> {
         self.sink.alive();
         let found = self.find(tree, EntryKind::Tree);
-        let found = found
-            .ok_or_else(|| Fault::transient(format!("{tree} is not a tree of this repository")))?;
-        parse_tree(&self.object(found)?)
-            .ok_or_else(|| Fault::transient(format!("tree {tree} is damaged")))
+        self.object(
+            found.ok_or_else(|| {
+                Fault::transient(format!("{tree} is not a tree of this repository"))
+            })?,
+        )
     }
 
     fn sizes(&self, blobs: &[ObjectId]) -> Result<Vec<u64>, Fault> {
@@ -438,7 +483,10 @@ impl Source for Pack {
         visit: &mut dyn FnMut(usize, &[u8]) -> ControlFlow<()>,
     ) -> Result<(), Fault> {
         for (i, blob) in blobs.iter().enumerate() {
-            let bytes = self.object(self.blob(*blob)?)?;
+            let found = self.find(*blob, EntryKind::Blob);
+            let bytes = self.object(found.ok_or_else(|| {
+                Fault::transient(format!("{blob} is not a blob of this repository"))
+            })?)?;
             self.sink.alive();
             if visit(i, &bytes).is_break() {
                 break;
@@ -453,9 +501,12 @@ mod tests {
     use ::bytes::Bytes;
     use common::fault::FaultKind;
     use sha1::{Digest, Sha1};
-    use source::EntryKind::{Directory, File, Symlink};
 
-    use super::writer::{Nobody, Writer, appending, tree, varint};
+    use super::fuzz::Nobody;
+    use super::packs::Mode::{Directory, File, Symlink};
+    use super::packs::{
+        Id, Kind, Mode, PackWriter as Writer, appending, object_name, tree, varint,
+    };
     use super::*;
 
     fn limits() -> PackLimits {
@@ -465,7 +516,7 @@ mod tests {
     fn read_with(
         pack: &[u8],
         size: usize,
-        commit: ObjectId,
+        commit: Id,
         limits: PackLimits,
     ) -> Result<Pack, Failure> {
         let folder = tempfile::tempdir().unwrap();
@@ -473,10 +524,10 @@ mod tests {
         let mut pieces = || Ok((!rest.is_empty()).then(|| rest.split_to(size.min(rest.len()))));
         // The open file outlives its name.
         let path = folder.path().join("pack");
-        Pack::read(&mut pieces, commit, limits, path, Arc::new(Nobody))
+        Pack::read(&mut pieces, limits, path, Arc::new(Nobody))?.at(ObjectId(commit))
     }
 
-    fn read(pack: &[u8], commit: ObjectId) -> Result<Pack, Failure> {
+    fn read(pack: &[u8], commit: Id) -> Result<Pack, Failure> {
         read_with(pack, 4096, commit, limits())
     }
 
@@ -494,7 +545,8 @@ mod tests {
         }
     }
 
-    fn content(pack: &Pack, blob: ObjectId) -> Vec<u8> {
+    fn content(pack: &Pack, blob: Id) -> Vec<u8> {
+        let blob = ObjectId(blob);
         let mut content = Vec::new();
         pack.read(&[blob], &mut |_, bytes| {
             content.extend_from_slice(bytes);
@@ -504,17 +556,17 @@ mod tests {
         content
     }
 
-    type Blobs = Vec<(ObjectId, Vec<u8>)>;
+    type Blobs = Vec<(Id, Vec<u8>)>;
 
     /// A pack with deltas of both kinds in chains, bases after their deltas, an empty blob and a large
     /// one; and its commit and blobs.
-    fn sample() -> (Vec<u8>, ObjectId, Blobs) {
+    fn sample() -> (Vec<u8>, Id, Blobs) {
         let mut writer = Writer::default();
         let base = b"the base of several others, ".repeat(10);
-        let name = |bytes: &[u8]| object_name(EntryKind::Blob, bytes);
+        let name = |bytes: &[u8]| object_name(Kind::Blob, bytes);
         let named = [&base[..], b"by name"].concat();
         writer.named_delta(name(&base), &appending(base.len(), b"by name"));
-        let (at, _) = writer.object(EntryKind::Blob, &base);
+        let (at, _) = writer.object(Kind::Blob, &base);
         let first = [&base[..], b"first"].concat();
         let first_at = writer.delta(at, &appending(base.len(), b"first"));
         let second = [&first[..], b"second"].concat();
@@ -540,7 +592,7 @@ mod tests {
         let more = tree(&[(Directory, "x", below)]);
         let bytes = tree(&entries);
         writer.named_delta(below, &appending(bytes.len(), &more));
-        let root = object_name(EntryKind::Tree, &[bytes, more].concat());
+        let root = object_name(Kind::Tree, &[bytes, more].concat());
         let commit = writer.commit(root);
         (writer.finish(), commit, blobs)
     }
@@ -556,17 +608,22 @@ mod tests {
                 };
                 let pack = read_with(&bytes, size, commit, limits).unwrap();
                 let head = pack.head().unwrap().unwrap();
-                assert_eq!(head.commit, commit);
-                let entries = pack.entries(head.tree).unwrap();
+                assert_eq!(head.commit.0, commit);
+                let root = pack.tree(head.tree).unwrap();
+                let entries = tree_entries(&root).collect::<Option<Vec<_>>>().unwrap();
                 assert_eq!(entries.len(), 10);
-                assert_eq!(pack.entries(entries[9].id).unwrap(), entries[..9]);
+                let below = pack.tree(entries[9].id).unwrap();
+                assert_eq!(
+                    tree_entries(&below).flatten().collect::<Vec<_>>(),
+                    entries[..9]
+                );
                 for (id, bytes) in &blobs {
                     assert_eq!(content(&pack, *id), *bytes);
-                    assert_eq!(pack.sizes(&[*id]).unwrap(), [bytes.len() as u64]);
+                    assert_eq!(pack.sizes(&[ObjectId(*id)]).unwrap(), [bytes.len() as u64]);
                 }
                 assert_eq!(pack.sizes(&[entries[1].id]).unwrap(), [1000]);
                 assert!(pack.read(&[entries[1].id], &mut |_, _| panic!()).is_err());
-                assert!(pack.entries(blobs[0].0).is_err());
+                assert!(pack.tree(ObjectId(blobs[0].0)).is_err());
             }
         }
     }
@@ -590,7 +647,7 @@ mod tests {
             damaged[end..].copy_from_slice(&checksum);
             if let Ok(pack) = read(&damaged, commit) {
                 let head = pack.head().unwrap().unwrap();
-                assert_eq!(pack.entries(head.tree).unwrap().len(), 10);
+                assert_eq!(tree_entries(&pack.tree(head.tree).unwrap()).count(), 10);
             }
         }
         let more = [&bytes[..], b"x"].concat();
@@ -599,12 +656,12 @@ mod tests {
 
     #[test]
     fn sizes_are_checked_before_they_are_paid_for() {
-        let commit = ObjectId([1; 20]);
+        let commit = [1; 20];
         // The pack ends with these headers: reading on would fail differently.
         for (kind, size, part) in [
             (1, (1 << 20) + 1, "a commit has 1048577 bytes"),
             (4, (1 << 20) + 1, "a tag has 1048577 bytes"),
-            (2, (64 << 20) + 1, "a tree has 67108865 bytes"),
+            (2, (16 << 20) + 1, "a tree has 16777217 bytes"),
             (3, (4 << 30) + 1, "4294967297 bytes or more"),
             (3, u64::MAX >> 8, "bytes or more"),
             (6, (4 << 30) + 1, "4294967297 bytes or more"),
@@ -618,20 +675,19 @@ mod tests {
         assert!(why.contains("2000001 objects"), "{why}");
         // So is a number that does not fit.
         let mut writer = Writer::default();
-        writer.raw(3, 0, &[]);
-        writer.body = vec![0xff; 12];
-        assert!(surprise(read(&writer.finish(), commit)).contains("out of range"));
+        writer.garbage(&[0xff; 12]);
+        assert!(surprise(read(&writer.claiming(1), commit)).contains("out of range"));
     }
 
     #[test]
     fn thousands_of_large_deltas_are_not_resolved() {
         let mut writer = Writer::default();
-        let (base, _) = writer.object(EntryKind::Tree, b"");
+        let (base, _) = writer.object(Kind::Tree, b"");
         let delta = [varint(0), varint(64 << 20), vec![0x80]].concat();
         for _ in 0..2000 {
             writer.delta(base, &delta);
         }
-        let why = too_large(read(&writer.finish(), ObjectId([1; 20])));
+        let why = too_large(read(&writer.finish(), [1; 20]));
         assert!(why.contains("over 4294967296"), "{why}");
     }
 
@@ -643,7 +699,7 @@ mod tests {
         };
         let pack = |is_chain: bool| {
             let mut writer = Writer::default();
-            let (mut at, blob) = writer.object(EntryKind::Blob, &[b'x'; 600]);
+            let (mut at, blob) = writer.object(Kind::Blob, &[b'x'; 600]);
             for i in 0..100 {
                 let next = writer.delta(at, &appending(600 + i, b"y"));
                 if !is_chain {
@@ -659,7 +715,7 @@ mod tests {
         let pack_of_chain = pack(true).unwrap();
         let last = [&[b'x'; 600][..], &[b'y'; 100]].concat();
         assert_eq!(
-            content(&pack_of_chain, object_name(EntryKind::Blob, &last)),
+            content(&pack_of_chain, object_name(Kind::Blob, &last)),
             last
         );
         let why = too_large(pack(false));
@@ -668,8 +724,8 @@ mod tests {
 
     #[test]
     fn what_no_filter_leaves_out_must_be_there() {
-        let elsewhere = object_name(EntryKind::Blob, b"elsewhere");
-        let sent = |writer: &mut Writer, entries: &[(source::EntryKind, &str, ObjectId)]| {
+        let elsewhere = object_name(Kind::Blob, b"elsewhere");
+        let sent = |writer: &mut Writer, entries: &[(Mode, &str, Id)]| {
             let root = writer.tree(entries);
             let commit = writer.commit(root);
             read(&writer.finish(), commit)
@@ -679,12 +735,15 @@ mod tests {
         let blob = writer.blob(b"x");
         let files = [(File, "a", blob), (File, "b", elsewhere)];
         let pack = sent(&mut writer, &files).unwrap();
-        assert_eq!(pack.sizes(&[blob, elsewhere]).unwrap(), [1, 1000]);
+        assert_eq!(
+            pack.sizes(&[blob, elsewhere].map(ObjectId)).unwrap(),
+            [1, 1000]
+        );
 
         for other in [
             (Directory, "b", elsewhere),
             (Symlink, "b", elsewhere),
-            (File, "b", EMPTY_BLOB),
+            (File, "b", EMPTY_BLOB.0),
         ] {
             let mut writer = Writer::default();
             let blob = writer.blob(b"x");
@@ -701,7 +760,7 @@ mod tests {
         files.push((File, "c", elsewhere));
         surprise(sent(&mut writer, &files));
 
-        let why = surprise(read(&writer.finish(), ObjectId([1; 20])));
+        let why = surprise(read(&writer.finish(), [1; 20]));
         assert!(why.contains("lacks commit 0101"), "{why}");
         let mut writer = Writer::default();
         writer.named_delta(elsewhere, &appending(9, b"x"));
@@ -712,7 +771,7 @@ mod tests {
     #[test]
     fn repeated_names_do_not_multiply_deltas() {
         let mut writer = Writer::default();
-        let mut blob = EMPTY_BLOB;
+        let mut blob = EMPTY_BLOB.0;
         for _ in 0..300 {
             blob = writer.blob(b"the same");
         }
@@ -723,6 +782,6 @@ mod tests {
         let commit = writer.commit(root);
         let pack = read(&writer.finish(), commit).unwrap();
         let last = [&b"the same"[..], &299_u32.to_be_bytes()].concat();
-        assert_eq!(content(&pack, object_name(EntryKind::Blob, &last)), last);
+        assert_eq!(content(&pack, object_name(Kind::Blob, &last)), last);
     }
 }

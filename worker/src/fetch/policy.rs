@@ -81,10 +81,25 @@ pub enum FetchMode {
 pub enum FetchWay {
     /// By protocol v2, without what no digest shows.
     V2,
+    /// By protocol v2, trees first, and then only the files that a digest shows.
+    ObjectInfo,
+    /// Like [`Self::V2`], since [`Self::ObjectInfo`] failed.
+    ObjectInfoFallback,
     /// By libgit2, as the operator wants it.
     Git2,
     /// By libgit2, since protocol v2 failed.
     Fallback,
+}
+
+impl FetchWay {
+    /// Returns what was done instead, if this is a fallback.
+    pub fn instead(self) -> Option<&'static str> {
+        match self {
+            Self::V2 | Self::ObjectInfo | Self::Git2 => None,
+            Self::ObjectInfoFallback => Some("in one pack"),
+            Self::Fallback => Some("with libgit2"),
+        }
+    }
 }
 
 impl FetchConfig {
@@ -100,7 +115,8 @@ impl FetchConfig {
         let tokens = token::read(&self.token_for, variable).map_err(usage)?;
         let unknown = tokens.iter().map(|token| &token.host).find(|host| {
             let is_known = host.port.is_none() && DEFAULT_HOSTS.contains(&host.host.as_str());
-            !is_known && !self.allow_host.contains(host)
+            let mut allowed = self.allow_host.iter().cloned().map(AllowedHost::of_https);
+            !is_known && !allowed.any(|allowed| allowed == **host)
         });
         if let Some(host) = unknown {
             let why =
@@ -374,8 +390,12 @@ mod tests {
             config.policy(|name| (name == "MINE").then(|| "sesame".into()))
         };
         let allowed = ["--allow-host", "git.example.org:8443"];
+        let default_port = ["--allow-host", "git.example.org:443"];
         for (option, allow, expected) in [
             ("gitlab.com=MINE", &[][..], 1),
+            ("gitlab.com:443=MINE", &[], 1),
+            ("git.example.org=MINE", &default_port, 1),
+            ("git.example.org:443=MINE", &default_port, 1),
             (
                 "git.example.org:8443=MINE,codeberg.org=MINE",
                 &allowed[..],

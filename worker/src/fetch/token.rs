@@ -117,7 +117,9 @@ impl TokenOption {
             (_, true) => Place::Variable(place),
             _ => return None,
         };
-        Some((host.parse().ok()?, place))
+        // A token is sent by https.
+        let host: AllowedHost = host.parse().ok()?;
+        Some((host.of_https(), place))
     }
 }
 
@@ -281,6 +283,20 @@ mod tests {
                 .len(),
             1
         );
+    }
+
+    #[test]
+    fn a_tokens_host_is_named_as_that_of_urls() {
+        for (option, url) in [
+            ("github.com:443=MINE", "https://github.com/o/n"),
+            ("github.com=MINE", "https://github.com:443/o/n"),
+            ("github.com:8443=MINE", "https://github.com:8443/o/n"),
+        ] {
+            let tokens = read_with(&[option], "").unwrap();
+            let host = host_for_token(url).unwrap();
+            assert_eq!(tokens[0].host.to_string(), host, "{option}");
+            assert!(tokens[0].is_for(&Url::parse(url).unwrap()), "{option}");
+        }
     }
 
     #[test]

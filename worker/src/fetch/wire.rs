@@ -1,64 +1,183 @@
 //! git's protocol v2: the refs and objects that a digest needs, and nothing else.
 //!
-//! Three requests: the server's capabilities, HEAD, and a pack of its one commit without large blobs. If
-//! there is no HEAD, the third asks for other refs.
+//! Three requests fetch a repository: for the server's capabilities, for HEAD, and for a pack of its one
+//! commit without large blobs. If there is no HEAD, the third asks for other refs. Where the server tells
+//! sizes, there may be more requests, each for less: trees, sizes, some blobs.
 
-use std::path::Path;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
-use common::fault::{Fault, FaultKind};
+use bytes::Bytes;
+use common::fault::Fault;
 
 use super::answer;
 use super::http::{HttpSession, ProgressSink, ResponseBody};
-use super::pack::Pack;
 use super::pack::limits::{Failure, PackLimits};
-use super::packets;
+use super::pack::{Pack, missing};
+use super::packets::{Chunks, Packet, Packets, early_end, strange, trimmed};
 use crate::source::ObjectId;
 
 #[cfg(any(test, fuzzing))]
 pub(super) mod fuzz;
 
-/// Most bytes in one packet's data; its length has four digits and counts itself.
-const MAX_PACKET: usize = 65_516;
 /// The file in the scratch folder for a pack that memory has no room for.
 const PACK_FILE: &str = "pack";
 
-/// Fetches HEAD without blobs larger than `largest`; `None` if HEAD is `known`.
-pub(super) fn fetch(
-    session: &Arc<HttpSession>,
-    largest: u64,
-    scratch: &Path,
-    known: Option<ObjectId>,
+/// A server of a repository, by protocol v2.
+pub(super) struct Server {
+    session: Arc<HttpSession>,
+    capabilities: Capabilities,
+    limits: PackLimits,
+    pack_path: PathBuf,
     sink: Arc<dyn ProgressSink>,
-) -> Result<Option<Pack>, Failure> {
-    // git leaves out blobs of this size too.
-    let limits = PackLimits::filtered_at(largest.saturating_add(1));
-    let capabilities = Capabilities::read(&mut Packets::of(session.capabilities()?))?;
-    let head = match ask_head(session, &capabilities)? {
-        RemoteHead::Commit(id) => id,
-        RemoteHead::Unborn(branch) => {
-            let mut refs = Packets::of(session.refs(capabilities.other_refs())?);
-            read_names(&mut refs, |name| session.keep_ref(name))?;
-            expect_no_refs(session, || branch)?;
-            return Ok(Some(Pack::empty(limits, sink)));
-        }
-    };
-    if known == Some(head) {
-        return Ok(None);
+}
+
+impl Server {
+    /// Asks for the server's capabilities. Blobs larger than `largest` are not needed.
+    pub(super) fn new(
+        session: &Arc<HttpSession>,
+        largest: u64,
+        scratch: &Path,
+        sink: Arc<dyn ProgressSink>,
+    ) -> Result<Self, Failure> {
+        Ok(Self {
+            session: Arc::clone(session),
+            capabilities: Capabilities::read(&mut Packets::of(session.capabilities()?))?,
+            // git leaves out blobs of this size too.
+            limits: PackLimits::filtered_at(largest.saturating_add(1)),
+            pack_path: scratch.join(PACK_FILE),
+            sink,
+        })
     }
-    let request = capabilities.fetch(head, limits.filter);
-    let response = session
-        .command(request)
-        .map_err(|fault| match session.broke_server() {
-            // It may be the filter that its git cannot do.
+
+    /// Returns the commit that is HEAD; `None` for a repository without one.
+    pub(super) fn head(&self) -> Result<Option<ObjectId>, Failure> {
+        match ask_head(&self.session, &self.capabilities)? {
+            RemoteHead::Commit(id) => Ok(Some(id)),
+            RemoteHead::Unborn(branch) => {
+                let request = self.capabilities.other_refs();
+                let mut refs = Packets::of(self.session.refs(request)?);
+                read_names(&mut refs, |name| self.session.keep_ref(name))?;
+                expect_no_refs(&self.session, || branch)?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Whether it tells the sizes of blobs.
+    pub(super) fn tells_sizes(&self) -> bool {
+        self.capabilities.tells_sizes
+    }
+
+    /// Returns a source without a commit.
+    pub(super) fn nothing(&self) -> Pack {
+        Pack::empty(self.limits, Arc::clone(&self.sink))
+    }
+
+    /// Fetches `commit` without large blobs.
+    pub(super) fn fetch(&self, commit: ObjectId) -> Result<Pack, Failure> {
+        let filter = format!("filter blob:limit={}", self.limits.filter);
+        self.pack([format!("want {commit}"), "deepen 1".to_owned(), filter])?
+            .at(commit)
+    }
+
+    /// Fetches `commit` and its trees, and visits its blobs, which do not come.
+    pub(super) fn fetch_trees(
+        &self,
+        commit: ObjectId,
+        visit: &mut dyn FnMut(ObjectId),
+    ) -> Result<Pack, Failure> {
+        let filter = "filter blob:none".to_owned();
+        self.pack([format!("want {commit}"), "deepen 1".to_owned(), filter])?
+            .at_trees(commit, visit)
+    }
+
+    /// Fetches `blobs`.
+    pub(super) fn fetch_blobs(&self, blobs: &[ObjectId]) -> Result<Pack, Failure> {
+        let pack = self.pack(distinct(blobs).iter().map(|blob| format!("want {blob}")))?;
+        match pack.lacking(blobs.iter().copied()).first() {
+            Some(blob) => Err(missing("blob", *blob)),
+            None => Ok(pack),
+        }
+    }
+
+    /// Whether a blob of this size is left out by [`Self::fetch`].
+    pub(super) fn leaves_out(&self, size: u64) -> bool {
+        size >= self.limits.filter
+    }
+
+    /// Asks for the sizes of `blobs`.
+    pub(super) fn sizes(&self, blobs: &[ObjectId]) -> Result<Vec<u64>, Failure> {
+        if blobs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let asked = distinct(blobs);
+        let lines = asked.iter().map(|blob| format!("oid {blob}"));
+        let lines = std::iter::once("size".to_owned()).chain(lines);
+        let request = self.capabilities.command("object-info", lines);
+        let mut packets = self.command(request)?;
+        let sizes = sizes(&mut packets, asked.len())?;
+        let size = |blob| sizes.get(blob).copied();
+        let sizes = blobs.iter().map(size).collect::<Option<Vec<_>>>();
+        sizes.ok_or_else(|| strange("without all sizes"))
+    }
+
+    fn command(&self, request: Vec<u8>) -> Result<Packets<ResponseBody>, Failure> {
+        let response = self.session.command(request);
+        let failure = |fault: Fault| match self.session.broke_server() {
+            // It may be what is asked for that its git cannot do.
             true => Failure::Surprise(fault.message),
             false => Failure::Fault(fault),
-        })?;
-    let mut packets = Packets::of(response);
-    packets.skip_to_pack()?;
-    let mut pieces = || packets.pack_piece();
-    Pack::read(&mut pieces, head, limits, scratch.join(PACK_FILE), sink).map(Some)
+        };
+        response.map(Packets::of).map_err(failure)
+    }
+
+    /// Fetches a pack as `lines` ask for it.
+    fn pack(&self, lines: impl IntoIterator<Item = String>) -> Result<Pack, Failure> {
+        let begin = ["no-progress", "ofs-delta"].map(str::to_owned);
+        let lines = begin.into_iter().chain(lines);
+        let lines = lines.chain(std::iter::once("done".to_owned()));
+        let request = self.capabilities.command("fetch", lines);
+        let mut packets = self.command(request)?;
+        packets.skip_to_pack()?;
+        let mut pieces = || packets.pack_piece();
+        let (path, sink) = (self.pack_path.clone(), Arc::clone(&self.sink));
+        Pack::read(&mut pieces, self.limits, path, sink)
+    }
+}
+
+/// Returns each of `blobs` once.
+fn distinct(blobs: &[ObjectId]) -> Vec<ObjectId> {
+    let mut blobs = blobs.to_vec();
+    blobs.sort_unstable();
+    blobs.dedup();
+    blobs
+}
+
+/// Reads the sizes of up to `count` objects.
+fn sizes<B: Chunks>(
+    packets: &mut Packets<B>,
+    count: usize,
+) -> Result<HashMap<ObjectId, u64>, Failure> {
+    let sections = "sizes in sections";
+    match packets.next_line(sections)? {
+        Some(line) if trimmed(&line) == b"size" => {}
+        _ => return Err(strange("something other than sizes")),
+    }
+    let mut sizes = HashMap::with_capacity(count);
+    while let Some(line) = packets.next_line(sections)? {
+        // `OID SIZE`; of an object that it does not have, some servers say nothing or -1.
+        let line = std::str::from_utf8(trimmed(&line)).unwrap_or_default();
+        let parts = line.split_once(' ');
+        let size = parts.and_then(|(id, size)| Some((ObjectId::parse(id)?, size.parse().ok()?)));
+        let (id, size) = size.ok_or_else(|| strange("without a size"))?;
+        sizes.insert(id, size);
+        if sizes.len() > count {
+            return Err(strange("with sizes that nobody asked for"));
+        }
+    }
+    Ok(sizes)
 }
 
 /// What a server says of HEAD.
@@ -103,24 +222,13 @@ fn ask_head(
     head(&mut Packets::of(session.refs(capabilities.ls_refs())?))
 }
 
-/// What a server refuses may be what only this way asks for; if its words tell more, that is final.
-fn refusal(said: Fault) -> Failure {
-    match said.kind {
-        FaultKind::Transient => Failure::Surprise(said.message),
-        _ => Failure::Fault(said),
-    }
-}
-
-fn strange(what: &str) -> Failure {
-    Failure::Surprise(format!("it answers {what}"))
-}
-
 /// What a server can do, as far as it matters here.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Capabilities {
     names_object_format: bool,
     /// Whether it tells which branch HEAD names if that does not exist.
     tells_unborn: bool,
+    tells_sizes: bool,
 }
 
 impl Capabilities {
@@ -176,44 +284,31 @@ impl Capabilities {
         Ok(Self {
             names_object_format: format.is_some(),
             tells_unborn: has(ls_refs, b"unborn"),
+            tells_sizes: value("object-info")
+                .is_some_and(|info| info.is_empty() || has(info, b"size")),
         })
     }
 
     /// Returns the request for HEAD.
     fn ls_refs(&self) -> Vec<u8> {
-        let arguments = ["symrefs", "ref-prefix HEAD", "unborn"];
+        let arguments = ["symrefs", "ref-prefix HEAD", "unborn"].map(str::to_owned);
         let asked = if self.tells_unborn { 3 } else { 2 };
-        self.command("ls-refs", &arguments[..asked])
+        self.command("ls-refs", arguments.into_iter().take(asked))
     }
 
     /// Returns the request for all refs but HEAD.
     fn other_refs(&self) -> Vec<u8> {
-        self.command("ls-refs", &["ref-prefix refs/"])
+        self.command("ls-refs", ["ref-prefix refs/".to_owned()])
     }
 
-    /// Returns the request for a pack of `commit` without blobs of `filter` bytes or more.
-    fn fetch(&self, commit: ObjectId, filter: u64) -> Vec<u8> {
-        let want = format!("want {commit}");
-        let filter = format!("filter blob:limit={filter}");
-        let arguments = [
-            "no-progress",
-            "ofs-delta",
-            &want,
-            "deepen 1",
-            &filter,
-            "done",
-        ];
-        self.command("fetch", &arguments)
-    }
-
-    fn command(&self, name: &str, arguments: &[&str]) -> Vec<u8> {
+    fn command(&self, name: &str, arguments: impl IntoIterator<Item = String>) -> Vec<u8> {
         let mut request = line(&format!("command={name}"));
         request += &line(concat!("agent=repofleet/", env!("CARGO_PKG_VERSION")));
         if self.names_object_format {
             request += &line("object-format=sha1");
         }
         request += "0001";
-        request.extend(arguments.iter().map(|argument| line(argument)));
+        request.extend(arguments.into_iter().map(|argument| line(&argument)));
         request += "0000";
         request.into_bytes()
     }
@@ -221,10 +316,6 @@ impl Capabilities {
 
 fn line(text: &str) -> String {
     format!("{:04x}{text}\n", text.len() + 5)
-}
-
-fn trimmed(line: &[u8]) -> &[u8] {
-    line.strip_suffix(b"\n").unwrap_or(line)
 }
 
 /// Reads what HEAD is.
@@ -267,174 +358,12 @@ fn read_names<B: Chunks>(
     Ok(())
 }
 
-fn early_end() -> Failure {
-    Failure::Fault(Fault::transient("the server's answer ended early"))
-}
-
-/// A response's body in pieces; an empty one is the end.
-trait Chunks {
-    fn chunk(&mut self) -> Result<Bytes, Fault>;
-    /// Classifies what the host says in it instead of going on.
-    fn said(&self, words: &[u8]) -> Fault;
-}
-
-impl Chunks for ResponseBody {
-    fn chunk(&mut self) -> Result<Bytes, Fault> {
-        ResponseBody::chunk(self)
-    }
-
-    fn said(&self, words: &[u8]) -> Fault {
-        ResponseBody::said(self, words)
-    }
-}
-
-/// A response as git's packets.
-struct Packets<B> {
-    body: B,
-    /// What is not read yet of the last piece.
-    piece: Bytes,
-    /// Bytes of the current packet's pack still to come.
-    pack: usize,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Packet {
-    Data(Bytes),
-    Flush,
-    Delimiter,
-}
-
-impl<B: Chunks> Packets<B> {
-    fn of(body: B) -> Self {
-        Self {
-            body,
-            piece: Bytes::new(),
-            pack: 0,
-        }
-    }
-
-    /// Returns the next packet; `None` at the body's end.
-    fn next(&mut self) -> Result<Option<Packet>, Failure> {
-        let Some(length) = self.length()? else {
-            return Ok(None);
-        };
-        let packet = match length {
-            0 => Packet::Flush,
-            1 => Packet::Delimiter,
-            4.. => {
-                let data = self.take(length - 4)?;
-                if let Some(words) = answer::last_word(&data) {
-                    return Err(refusal(self.body.said(words)));
-                }
-                Packet::Data(data)
-            }
-            _ => return Err(strange("with an unknown kind of packet")),
-        };
-        Ok(Some(packet))
-    }
-
-    /// Returns the next packet, which is not of `sections`; `None` at the flush.
-    fn next_line(&mut self, sections: &str) -> Result<Option<Bytes>, Failure> {
-        match self.next()?.ok_or_else(early_end)? {
-            Packet::Data(line) => Ok(Some(line)),
-            Packet::Flush => Ok(None),
-            Packet::Delimiter => Err(strange(sections)),
-        }
-    }
-
-    /// Reads a packet's length, which counts its own four digits; `None` at the body's end.
-    fn length(&mut self) -> Result<Option<usize>, Failure> {
-        if self.piece.is_empty() {
-            self.piece = self.body.chunk()?;
-            if self.piece.is_empty() {
-                return Ok(None);
-            }
-        }
-        let digits = self.take(4)?;
-        match packets::length(&digits) {
-            Some(length) if length <= MAX_PACKET + 4 => Ok(Some(length)),
-            _ => Err(strange("something that is not git's protocol")),
-        }
-    }
-
-    fn take(&mut self, count: usize) -> Result<Bytes, Failure> {
-        if self.piece.len() >= count {
-            return Ok(self.piece.split_to(count));
-        }
-        let mut taken = BytesMut::with_capacity(count);
-        while taken.len() < count {
-            if self.piece.is_empty() {
-                self.piece = self.body.chunk()?;
-                if self.piece.is_empty() {
-                    return Err(early_end());
-                }
-            }
-            let more = self.piece.len().min(count - taken.len());
-            taken.extend_from_slice(&self.piece.split_to(more));
-        }
-        Ok(taken.freeze())
-    }
-
-    /// Reads the sections before the pack.
-    fn skip_to_pack(&mut self) -> Result<(), Failure> {
-        loop {
-            match self.next()?.ok_or_else(early_end)? {
-                Packet::Data(line) if trimmed(&line) == b"packfile" => return Ok(()),
-                // The shallow commits: HEAD's alone.
-                Packet::Data(_) | Packet::Delimiter => {}
-                Packet::Flush => return Err(strange("without a pack")),
-            }
-        }
-    }
-
-    /// Returns the next piece of the pack; `None` at its end.
-    fn pack_piece(&mut self) -> Result<Option<Bytes>, Failure> {
-        while self.pack == 0 {
-            let length = match self.length()?.ok_or_else(early_end)? {
-                0 => return Ok(None),
-                length @ 5.. => length - 5,
-                // Some servers send an empty packet as a sign of life.
-                4 => continue,
-                _ => return Err(strange("a pack in sections")),
-            };
-            match self.take(1)?[0] {
-                1 => self.pack = length,
-                // Progress, for people.
-                2 => drop(self.take(length)?),
-                3 => {
-                    let words = self.take(length)?;
-                    return Err(refusal(self.body.said(&words)));
-                }
-                _ => return Err(strange("with an unknown side band")),
-            }
-        }
-        if self.piece.is_empty() {
-            self.piece = self.body.chunk()?;
-            if self.piece.is_empty() {
-                return Err(early_end());
-            }
-        }
-        let piece = self.piece.split_to(self.piece.len().min(self.pack));
-        self.pack -= piece.len();
-        Ok(Some(piece))
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::fuzz::Cut;
+    use common::fault::FaultKind;
+
+    use super::super::packets::cut::{Cut, surprise};
     use super::*;
-
-    fn packets(body: &'static str, size: usize) -> Packets<Cut> {
-        Packets::of(Cut(Bytes::from_static(body.as_bytes()), size))
-    }
-
-    fn surprise<T: std::fmt::Debug>(result: Result<T, Failure>) -> String {
-        match result {
-            Err(Failure::Surprise(why)) => why,
-            other => panic!("{other:?}"),
-        }
-    }
 
     fn capabilities(lines: &[&'static str]) -> Result<Capabilities, Failure> {
         let lines: Vec<Bytes> = lines
@@ -442,118 +371,6 @@ mod tests {
             .map(|line| Bytes::from_static(line.as_bytes()))
             .collect();
         Capabilities::parse(&lines)
-    }
-
-    #[test]
-    fn packets_are_read_however_the_body_is_cut() {
-        for size in 1..40 {
-            let mut packets = packets("0009fetch0001000000040006ab", size);
-            let mut all = Vec::new();
-            while let Some(packet) = packets.next().unwrap() {
-                all.push(packet);
-            }
-            let data = |text: &'static str| Packet::Data(Bytes::from_static(text.as_bytes()));
-            let expected = [
-                data("fetch"),
-                Packet::Delimiter,
-                Packet::Flush,
-                data(""),
-                data("ab"),
-            ];
-            assert_eq!(all, expected, "{size}");
-        }
-    }
-
-    #[test]
-    fn a_pack_is_told_from_progress_however_the_body_is_cut() {
-        let body = "0011shallow-info\n0034shallow 1111111111111111111111111111111111111111\
-                    0001000dpackfile\n000a\u{2}hello0008\u{1}PAC00040005\u{1}0006\u{1}K0000";
-        for size in 1..100 {
-            let mut packets = packets(body, size);
-            packets.skip_to_pack().unwrap();
-            let mut pack = Vec::new();
-            while let Some(piece) = packets.pack_piece().unwrap() {
-                assert!(!piece.is_empty());
-                pack.extend_from_slice(&piece);
-            }
-            assert_eq!(pack, b"PACK", "{size}");
-        }
-    }
-
-    #[test]
-    fn a_body_that_ends_inside_a_packet_is_transient() {
-        for body in ["0", "000", "0009fetc", "0009"] {
-            match packets(body, 2).next() {
-                Err(Failure::Fault(fault)) => assert_eq!(fault.kind, FaultKind::Transient),
-                other => panic!("{body}: {other:?}"),
-            }
-        }
-        assert!(packets("", 2).next().unwrap().is_none());
-        for body in [
-            "000dpackfile\n",
-            "000dpackfile\n0009\u{1}PA",
-            "000dpackfile\n0009\u{1}PACK",
-        ] {
-            let mut packets = packets(body, 100);
-            packets.skip_to_pack().unwrap();
-            let end = loop {
-                match packets.pack_piece() {
-                    Ok(Some(_)) => {}
-                    end => break end,
-                }
-            };
-            assert!(matches!(end, Err(Failure::Fault(_))), "{body}: {end:?}");
-        }
-    }
-
-    #[test]
-    fn what_is_no_packet_surprises() {
-        for body in [
-            "not git",
-            "0002",
-            "0003",
-            "fff1",
-            "ffff",
-            "00zz",
-            "-001",
-            "+009hello",
-        ] {
-            surprise(packets(body, 3).next());
-        }
-        surprise(packets("00010000", 3).skip_to_pack());
-        for body in ["0006\u{4}x", "0001", "0002"] {
-            surprise(packets(body, 3).pack_piece());
-        }
-    }
-
-    #[test]
-    fn a_server_is_quoted_and_cannot_write_to_the_terminal() {
-        let why = surprise(packets("0012ERR no \u{1b}[31m!\n", 5).next());
-        assert!(why.ends_with(r#"the host says "no \u{1b}[31m!""#), "{why}");
-        let why = surprise(packets("000d\u{3}sorry\n0\n", 5).pack_piece());
-        assert!(why.contains("sorry"), "{why}");
-        let why = surprise(packets("000b\u{3}sorry\n", 5).next());
-        assert!(why.contains("sorry"), "{why}");
-    }
-
-    #[test]
-    fn a_limit_in_band_is_final() {
-        let limit = "unauthenticated downloads are limited";
-        let in_band = |start: &str| {
-            let text = format!("{start}{limit}\n");
-            let text = format!("{:04x}{text}", text.len() + 4);
-            Packets::of(Cut(Bytes::from(text), 7))
-        };
-        let first = |end: Result<(), Failure>| match end {
-            Err(Failure::Fault(fault)) => {
-                assert_eq!(fault.kind, FaultKind::Throttled, "{fault}");
-                assert!(fault.retry_after.is_some(), "{fault}");
-            }
-            other => panic!("{other:?}"),
-        };
-        first(in_band("ERR ").next().map(drop));
-        first(in_band("\u{3}").next().map(drop));
-        first(in_band("\u{3}").pack_piece().map(drop));
     }
 
     #[test]
@@ -604,17 +421,9 @@ mod tests {
         let capabilities = Capabilities {
             names_object_format: true,
             tells_unborn: true,
+            tells_sizes: false,
         };
-        let request = capabilities.fetch(ObjectId([0x1f; 20]), 524_289);
-        let request = String::from_utf8(request).unwrap();
         let agent = line(concat!("agent=repofleet/", env!("CARGO_PKG_VERSION")));
-        let expected = format!(
-            "0012command=fetch\n{agent}0017object-format=sha1\n0001\
-             0010no-progress\n000eofs-delta\n0032want {}\n000ddeepen 1\n\
-             001dfilter blob:limit=524289\n0009done\n0000",
-            "1f".repeat(20)
-        );
-        assert_eq!(request, expected);
         let request = String::from_utf8(capabilities.ls_refs()).unwrap();
         let expected = format!(
             "0014command=ls-refs\n{agent}0017object-format=sha1\n0001\
@@ -644,5 +453,34 @@ mod tests {
         surprise(refs(&["NAK".to_owned()]));
         surprise(refs(&["12 HEAD".to_owned()]));
         surprise(refs(&[format!("{} HEAD", "1".repeat(64))]));
+    }
+
+    #[test]
+    fn sizes_are_told_line_by_line_or_not_believed() {
+        let read = |lines: &[&str], count| {
+            let lines = lines.iter().map(|text| line(text)).collect::<String>() + "0000";
+            sizes(&mut Packets::of(Cut(Bytes::from(lines), 7)), count)
+        };
+        let (one, two) = ("1".repeat(40), "2".repeat(40));
+        let (one, two) = (one.as_str(), two.as_str());
+        let told = [format!("{one} 0"), format!("{two} 5000000000")];
+        let told = [told[0].as_str(), told[1].as_str()];
+        let found = read(&[&["size"], &told[..]].concat(), 2).unwrap();
+        assert_eq!(found[&ObjectId([0x11; 20])], 0);
+        assert_eq!(found[&ObjectId([0x22; 20])], 5_000_000_000);
+        assert_eq!(found.len(), 2);
+        assert_eq!(read(&["size"], 0).unwrap().len(), 0);
+        for lines in [
+            &[][..],
+            &["attributes"],
+            &["size", one],
+            &["size", &format!("{one} ")],
+            &["size", &format!("{one} -1")],
+            &["size", &format!("{one} ?")],
+            &["size", "12 5"],
+            &["size", told[0], told[1]],
+        ] {
+            surprise(read(lines, 1));
+        }
     }
 }

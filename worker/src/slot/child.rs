@@ -3,7 +3,7 @@
 use std::io::{self, BufWriter, Read, Stdout, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -170,6 +170,9 @@ fn work(request: ChildRequest, scratch: &Path, frames: &Arc<FrameWriter>) -> Res
     };
     let source = fetched.source.as_ref();
     let facts = write(source, &subject, &limits, &mut emit)?;
+    // A source may fetch while it is read.
+    let fetched_bytes = frames.received.load(Ordering::Relaxed);
+    write_frame(&Frame::Progress { fetched_bytes }, b"")?;
     Ok(Frame::Done {
         facts,
         millis: millis(start),
@@ -195,6 +198,8 @@ fn millis(since: Instant) -> u64 {
 /// Writes frames to standard output, and progress as it comes.
 struct FrameWriter {
     output: Mutex<BufWriter<Stdout>>,
+    /// Bytes received.
+    received: AtomicU64,
     /// Bytes received when progress was last reported, and when that was.
     reported: Mutex<(u64, Instant)>,
 }
@@ -203,6 +208,7 @@ impl FrameWriter {
     fn new() -> Self {
         Self {
             output: Mutex::new(BufWriter::with_capacity(64 * 1024, io::stdout())),
+            received: AtomicU64::new(0),
             reported: Mutex::new((0, Instant::now())),
         }
     }
@@ -243,6 +249,7 @@ impl ProgressSink for FrameWriter {
     }
 
     fn received(&self, total: u64) {
+        self.received.store(total, Ordering::Relaxed);
         self.progress(Some(total));
     }
 

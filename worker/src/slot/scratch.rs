@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use common::fault::Fault;
 use tempfile::TempDir;
 
+use crate::disk;
+
 const PREFIX: &str = "repofleet-scratch-";
 
 /// This process's scratch folder; removed when dropped.
@@ -61,7 +63,7 @@ impl Scratch {
     /// Checks that it can be written.
     pub(super) fn probe(&self) -> Result<(), Fault> {
         let folder = self.folder()?;
-        fs::write(folder.path().join("probe"), [0; 4096]).map_err(|e| fault(&self.folder, &e))
+        disk::probe(folder.path()).map_err(|e| fault(&self.folder, &e))
     }
 }
 
@@ -95,10 +97,7 @@ fn sweep(parent: &Path) -> io::Result<()> {
 }
 
 fn fault(folder: &Path, error: &io::Error) -> Fault {
-    Fault::infra(format!(
-        "scratch folder {}: {error}; make room or choose another with --scratch",
-        folder.display()
-    ))
+    disk::full(format!("scratch folder {}: {error}", folder.display()))
 }
 
 #[cfg(test)]

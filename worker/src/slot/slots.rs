@@ -31,7 +31,7 @@ use super::scratch::Scratch;
 use super::token::{TokenPool, TokenState, TokenTurn};
 use super::{SlotConfig, SlotError, SlotResult};
 use crate::digest::{DigestLimits, Subject};
-use crate::fetch::policy::{FetchPolicy, FetchSource, FetchWay};
+use crate::fetch::policy::{FetchPolicy, FetchSource};
 use crate::fetch::token::HostToken;
 use crate::source::ObjectId;
 
@@ -275,12 +275,14 @@ impl Slots {
         let result = self.follow(child, &mut decoder, tokens).await;
         if let Some((way, why)) = decoder.way() {
             self.metrics.fetched_by(way);
-            if way == FetchWay::Fallback && !self.fell_back.swap(true, Ordering::Relaxed) {
+            if let Some(instead) = way.instead()
+                && !self.fell_back.swap(true, Ordering::Relaxed)
+            {
                 let url = request.url.as_str();
                 info!(
                     operation = "fetch",
                     url,
-                    "fetched {url} with libgit2, since {why}; further ones are counted \
+                    "fetched {url} {instead}, since {why}; further ones are counted \
                      (repofleet_fetch_ways_total)"
                 );
             }

@@ -36,7 +36,7 @@ use worker::fetch::policy::FetchMode;
 use worker::metrics::Metrics;
 use worker::run::probe_at_start;
 
-use crate::fixture::{Fixture, TEXT, as_root, good, until};
+use crate::fixture::{Fixture, TEXT, as_root, build_over_memory, good, until};
 
 use FaultKind::{Gone, Infra, Killed, TooLarge, Transient};
 
@@ -526,6 +526,26 @@ fn a_full_disk_is_waited_out() {
         assert!(work.shows("repofleet_infra_paused 0"));
         let expected: Vec<_> = names.iter().map(|name| done(name, 0)).collect();
         assert_eq!(outcomes, expected);
+        work.stop(&fixture).await;
+    });
+}
+
+#[test]
+fn a_full_disk_under_a_large_pack_is_waited_out() {
+    let name = "consume::a_full_disk_under_a_large_pack_is_waited_out";
+    as_root(name, async {
+        let mut fixture = Fixture::new();
+        fixture.policy.mode = FetchMode::V2;
+        build_over_memory(fixture.root.path());
+        let _disk = SmallDisk::mount(fixture.scratch.path(), "64m");
+        let work = Work::start(&fixture, &Choice::default());
+        let other = fixture.scratch.path().join("other");
+        fs::write(&other, vec![0; 80 << 20]).unwrap_err();
+        work.enqueue([fixture.url("over-memory")]).await;
+        until("no job starts", || work.shows("repofleet_infra_paused 1")).await;
+        fs::remove_file(&other).unwrap();
+        let outcomes = work.named_outcomes(1).await;
+        assert_eq!(outcomes, [done("over-memory", 0)]);
         work.stop(&fixture).await;
     });
 }

@@ -1,14 +1,18 @@
 //! Protocol v2 and libgit2: the same digests, whatever the server speaks.
 
+use std::fs;
+use std::io::Write;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::fault::FaultKind;
 use common::telemetry::registry::Expose;
 use testing::git_server::{Dialect, Fault as Trouble, GITHUB_LIMIT, Kind};
-use testing::http_server::{HttpServer, Response};
+use testing::http_server::Response;
+use testing::packs::{self, Mode, PackWriter, hex, tree};
 use testing::repositories::{
-    BombLeaf, Builder, Mode, Raw, empty, git_bomb, many_files, nested_directories,
+    BombLeaf, Builder, Raw, empty, git_bomb, many_files, nested_directories,
 };
 use worker::digest::DigestLimits;
 use worker::fetch::policy::FetchMode;
@@ -16,6 +20,7 @@ use worker::metrics::Metrics;
 use worker::slot::SlotOutput;
 
 use crate::fixture::{Fixture, TEXT, git, noise, work};
+use crate::hostile_packs::{gits, packets, server_of};
 use crate::parity::fixtures::{OWNER, fixtures};
 
 /// What a digest is made of.
@@ -91,10 +96,80 @@ fn odd_repositories(root: &Path) -> Vec<String> {
     names
 }
 
+/// Adds a folder of `count` files to HEAD of the repository at `path`, whatever its names.
+fn add_files(path: &Path, count: usize) {
+    let files = (0..count).map(|i| (Mode::File, format!("f{i}"), format!("file {i}\n")));
+    let mut packed = PackWriter::default();
+    let files: Vec<_> = files
+        .map(|(mode, name, text)| (mode, name, packed.blob(text.as_bytes())))
+        .collect();
+    let entries: Vec<_> = files
+        .iter()
+        .map(|(m, n, id)| (*m, n.as_str(), *id))
+        .collect();
+    let folder = packed.tree(&entries);
+    let root = git_bytes(path, &["cat-file", "tree", "HEAD^{tree}"], b"");
+    let root = [root, tree(&[(Mode::Directory, "zzz", folder)])].concat();
+    let root = packed.object(packs::Kind::Tree, &root).1;
+    let commit = packed.commit(root);
+    git_bytes(path, &["index-pack", "--stdin"], &packed.finish());
+    git(path, ["update-ref", "HEAD", &hex(commit)]);
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().flatten() {
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        match entry.file_type().unwrap().is_dir() {
+            true => copy_folder(&from, &to),
+            false => drop(fs::copy(from, to).unwrap()),
+        }
+    }
+}
+
+fn git_bytes(path: &Path, arguments: &[&str], input: &[u8]) -> Vec<u8> {
+    let mut git = Command::new("git")
+        .current_dir(path)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    git.stdin.take().unwrap().write_all(input).unwrap();
+    let output = git.wait_with_output().unwrap();
+    assert!(
+        output.status.success(),
+        "git {arguments:?} at {}",
+        path.display()
+    );
+    output.stdout
+}
+
+/// A server that tells sizes.
+fn telling_sizes() -> Dialect {
+    Dialect {
+        config: vec![("transfer.advertiseObjectInfo", "true")],
+        ..Dialect::default()
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn digests_are_the_same_on_both_ways() {
+async fn digests_are_the_same_on_all_ways() {
     let mut fixture = Fixture::new();
-    let names = odd_repositories(fixture.root.path());
+    let root = fixture.root.path();
+    let mut names = odd_repositories(root);
+    let mut empty = 0;
+    // So many files that only those are fetched that show.
+    for name in names.clone() {
+        let (from, to) = (root.join(format!("{name}.git")), format!("many-{name}"));
+        let path = root.join(format!("{to}.git"));
+        copy_folder(&from, &path);
+        match git(&path, ["rev-list", "--all"]).is_empty() {
+            true => empty += 1,
+            false => add_files(&path, 301),
+        }
+        names.push(to);
+    }
     let small = DigestLimits {
         max_file_bytes: 3,
         ..DigestLimits::default()
@@ -109,12 +184,133 @@ async fn digests_are_the_same_on_both_ways() {
         for name in &names {
             let url = format!("{}/{name}", fixture.server.url());
             let by_git2 = work(&git2, &url).await.expect(name);
+            fixture.server.set_dialect(Dialect::default());
             let by_v2 = work(&v2, &url).await.expect(name);
             assert_eq!(parts(&by_git2), parts(&by_v2), "{name}");
+            fixture.server.set_dialect(telling_sizes());
+            let by_sizes = work(&v2, &url).await.expect(name);
+            assert_eq!(parts(&by_git2), parts(&by_sizes), "{name}");
         }
-        assert_eq!(counted(&metrics, "v2"), names.len() as u64);
-        assert_eq!(counted(&metrics, "git2"), names.len() as u64);
+        let count = names.len() as u64;
+        let (one_pack, on_demand) = (counted(&metrics, "v2"), counted(&metrics, "object_info"));
+        assert_eq!(one_pack + on_demand, 2 * count);
+        // All copies that are not empty.
+        assert_eq!(on_demand, count / 2 - empty);
+        assert_eq!(counted(&metrics, "git2"), count);
         assert_eq!(counted(&metrics, "fallback"), 0);
+        assert_eq!(counted(&metrics, "object_info_fallback"), 0);
+    }
+}
+
+/// Makes `owner/large`: 400 files of 2 kB that do not compress, 300 of which a digest does not show, and
+/// one over the limit.
+fn build_large(root: &Path) {
+    let mut builder = Builder::new()
+        .file(".gitignore", "*.hidden\n")
+        .file("huge", noise(600 << 10))
+        .symlink("link", "f7")
+        .file("binary", noise(100 << 10));
+    // All different, so that none is a delta of another.
+    for (i, bytes) in noise(400 << 10).chunks(1 << 10).enumerate() {
+        let text: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+        let hidden = if i % 4 == 0 { "" } else { ".hidden" };
+        builder = builder.file(format!("d{}/f{i}{hidden}", i % 9), text);
+    }
+    builder.build(root, "owner", "large");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_sizes_are_told_only_what_shows_is_fetched() {
+    let fixture = Fixture::new();
+    build_large(fixture.root.path());
+    let metrics = Metrics::new();
+    let slots = fixture.slots_counted(&metrics);
+    let fetch = async || {
+        let before = fixture.server.repo_stats("owner/large");
+        let made = work(&slots, &fixture.url("large")).await.unwrap();
+        let after = fixture.server.repo_stats("owner/large");
+        assert_eq!(made.fetched_bytes, after.bytes_sent - before.bytes_sent);
+        let posts = after.upload_packs - before.upload_packs;
+        (
+            parts(&made).1.to_owned(),
+            made.content,
+            made.fetched_bytes,
+            posts,
+        )
+    };
+    let (tree, content, all, posts) = fetch().await;
+    assert_eq!(posts, 2);
+    fixture.server.set_dialect(telling_sizes());
+    let (tree_again, content_again, some, posts) = fetch().await;
+    assert_eq!((tree, content), (tree_again, content_again));
+    assert_eq!(counted(&metrics, "object_info"), 1);
+    // HEAD, trees, sizes and text of ignore files, sizes of the rest, links, files.
+    assert_eq!(posts, 7);
+    assert!(2 * some < all, "{some} of {all}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_tells_sizes_badly_is_asked_for_one_pack() {
+    let mut fixture = Fixture::new();
+    build_large(fixture.root.path());
+    let url = fixture.url("large");
+    fixture.policy.mode = FetchMode::Git2;
+    let by_git2 = work(&fixture.slots(), &url).await.unwrap();
+    fixture.policy.mode = FetchMode::V2;
+    let telling = |size| Dialect {
+        sizes: Some(size),
+        ..telling_sizes()
+    };
+    let refusing = |key| {
+        let mut dialect = telling_sizes();
+        dialect
+            .config
+            .extend([("uploadpackfilter.allow", "false"), (key, "true")]);
+        dialect
+    };
+    for dialect in [
+        telling(""),
+        telling("-1"),
+        telling("many"),
+        refusing("uploadpackfilter.blob:limit.allow"),
+        Dialect {
+            refuses_blobs: true,
+            ..telling_sizes()
+        },
+    ] {
+        let metrics = Metrics::new();
+        fixture.server.set_dialect(dialect.clone());
+        let before = fixture.server.repo_stats("owner/large").upload_packs;
+        let made = work(&fixture.slots_counted(&metrics), &url).await;
+        let posts = fixture.server.repo_stats("owner/large").upload_packs - before;
+        assert_eq!(parts(&by_git2), parts(&made.unwrap()), "{dialect:?}");
+        assert_eq!(counted(&metrics, "object_info_fallback"), 1, "{dialect:?}");
+        assert_eq!(counted(&metrics, "object_info"), 0);
+        // HEAD, trees, up to two questions in vain, one pack.
+        assert!(posts <= 6, "{posts}: {dialect:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_a_server_keeps_back_is_missed_where_it_tells_sizes() {
+    let fixture = Fixture::new();
+    let files = (0..9).fold(Builder::new(), |b, i| b.file(format!("{i}"), noise(9 + i)));
+    files.build(fixture.root.path(), "owner", "few");
+    for (dialect, way) in [
+        (telling_sizes(), "v2"),
+        (
+            Dialect {
+                filter: Some("blob:limit=15"),
+                ..telling_sizes()
+            },
+            "fallback",
+        ),
+    ] {
+        fixture.server.set_dialect(dialect);
+        let metrics = Metrics::new();
+        let slots = fixture.slots_counted(&metrics);
+        let made = work(&slots, &fixture.url("few")).await.unwrap();
+        assert_eq!((made.facts.files, counted(&metrics, way)), (9, 1), "{way}");
     }
 }
 
@@ -255,50 +451,6 @@ async fn a_damaged_pack_is_fetched_again_by_libgit2() {
     assert_eq!(fixture.server.repo_stats("owner/bad").info_refs, 2);
 }
 
-/// Returns packets of these texts, and a flush.
-fn packets(texts: &[&[u8]]) -> Vec<u8> {
-    let mut all = Vec::new();
-    for text in texts {
-        all.extend(format!("{:04x}", text.len() + 4).as_bytes());
-        all.extend_from_slice(text);
-    }
-    all.extend_from_slice(b"0000");
-    all
-}
-
-/// A server of one repository that answers requests for its pack with `answer`.
-fn server_of(answer: impl Fn() -> Response + Send + Sync + 'static) -> HttpServer {
-    HttpServer::start(move |request| {
-        let asks_for = |what: &str| String::from_utf8_lossy(&request.body).contains(what);
-        if request.method == "GET" {
-            let lines = [&b"version 2\n"[..], b"ls-refs\n", b"fetch=shallow filter\n"];
-            gits("advertisement", packets(&lines))
-        } else if asks_for("command=ls-refs") {
-            let head = format!("{} HEAD\n", "1".repeat(40));
-            gits("result", packets(&[head.as_bytes()]))
-        } else {
-            answer()
-        }
-    })
-}
-
-/// A response to git.
-fn gits(kind: &str, body: Vec<u8>) -> Response {
-    let kind = format!("application/x-git-upload-pack-{kind}");
-    Response::new(200, body).header("content-type", kind)
-}
-
-/// A response with this pack.
-fn with_pack(pack: &[u8]) -> Response {
-    let pieces = pack
-        .chunks(60_000)
-        .map(|piece| [&b"\x01"[..], piece].concat());
-    let pieces: Vec<Vec<u8>> = pieces.collect();
-    let mut lines = vec![&b"packfile\n"[..]];
-    lines.extend(pieces.iter().map(Vec::as_slice));
-    gits("result", packets(&lines))
-}
-
 /// Its third request is the first that asks for much.
 #[tokio::test]
 async fn a_limit_in_place_of_the_pack_is_the_hosts() {
@@ -328,33 +480,6 @@ async fn a_limit_in_place_of_the_pack_is_the_hosts() {
         for part in [GITHUB_LIMIT, "--token-for"] {
             assert!(fault.message.contains(part), "{fault}");
         }
-        assert_eq!(server.request_count(), 3, "nobody tries the other way");
-    }
-}
-
-#[tokio::test]
-async fn a_pack_that_would_cost_too_much_is_given_up_before_it_does() {
-    // A blob of 4 GiB and one byte, of which only the header is there.
-    let blob = [0xb1, 0x80, 0x80, 0x80, 0x80, 0x01];
-    let too_many = [&b"PACK\0\0\0\x02"[..], &[0xff; 4]].concat();
-    let too_long = [&b"PACK\0\0\0\x02\0\0\0\x01"[..], &blob].concat();
-    for (pack, part) in [
-        (too_many, "4294967295 objects"),
-        (too_long, "bytes or more"),
-    ] {
-        let mut fixture = Fixture::new();
-        // Without room for a part of it.
-        fixture.config.child.address_space = 100 << 20;
-        fixture.policy.max_bytes = 1 << 20;
-        let server = server_of(move || with_pack(&pack));
-        fixture
-            .policy
-            .hosts
-            .push(server.authority().parse().unwrap());
-        let url = format!("{}/owner/bad", server.url());
-        let fault = fixture.make_url(&url).await.unwrap_err();
-        assert_eq!(fault.kind, FaultKind::TooLarge, "{fault}");
-        assert!(fault.message.contains(part), "{fault}");
         assert_eq!(server.request_count(), 3, "nobody tries the other way");
     }
 }

@@ -171,6 +171,17 @@ pub(crate) fn good(root: &Path, name: &str) -> PathBuf {
         .build(root, "owner", name)
 }
 
+/// Makes `owner/over-memory`, whose pack goes to a file on either way.
+pub(crate) fn build_over_memory(root: &Path) {
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut files = Builder::new().file("README", TEXT);
+    for i in 0..90 {
+        let file: Vec<u8> = (0..400 << 10).map(|_| random.u8(..)).collect();
+        files = files.file(format!("noise{i}"), file);
+    }
+    files.build(root, "owner", "over-memory");
+}
+
 /// Runs git in the repository `path` and returns its output.
 pub(crate) fn git<const N: usize>(path: &Path, arguments: [&str; N]) -> String {
     let output = Command::new("git")

@@ -4,16 +4,18 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::rc::Rc;
 
 use common::fault::{Fault, FaultKind};
+use testing::packs::Mode;
 use testing::repositories::{
-    BombLeaf, Builder, Mode, Raw, git_bomb, hostile_names, many_files, nested_directories,
+    BombLeaf, Builder, Raw, git_bomb, hostile_names, many_files, nested_directories,
 };
 use worker::digest::assemble::{DigestText, assemble};
 use worker::digest::write::write;
 use worker::digest::{CUT_NOTICE, DigestLimits, Facts, Part, Subject};
 use worker::fetch::objects::Objects;
-use worker::source::{Head, ObjectId, Source, TreeEntry};
+use worker::source::{Head, ObjectId, Source};
 
 /// Counts a digest's requests to its source.
 #[derive(Debug)]
@@ -35,9 +37,9 @@ impl Source for Counting {
         self.inner.head()
     }
 
-    fn entries(&self, tree: ObjectId) -> Result<Vec<TreeEntry>, Fault> {
+    fn tree(&self, tree: ObjectId) -> Result<Rc<[u8]>, Fault> {
         self.work.borrow_mut().trees += 1;
-        self.inner.entries(tree)
+        self.inner.tree(tree)
     }
 
     fn sizes(&self, blobs: &[ObjectId]) -> Result<Vec<u64>, Fault> {
@@ -233,6 +235,48 @@ fn a_large_blob_is_measured_and_not_read() {
     assert_eq!(made.facts.files, 1);
     // An ignore file that is too large hides no files.
     assert_eq!(made.facts.notices.len(), 1);
+}
+
+#[test]
+fn what_sizes_leave_out_leaves_nothing_behind() {
+    let root = tempfile::tempdir().unwrap();
+    let mut builder = Builder::new();
+    let mut expected = String::from("Directory structure:\n└── o-r/\n");
+    // Sizes are asked for by the thousand; directories begin and end anywhere between.
+    for i in 0..3_000 {
+        let (large, last) = (i % 7 != 3, i >= 2_994);
+        let path = format!("d{:04}/e/f{i:04}", i / 5);
+        let shown = (0..5).map(|j| i / 5 * 5 + j).filter(|j| j % 7 == 3);
+        builder = builder.file(path, if large { "large" } else { "x" });
+        if !large {
+            assert_eq!(shown.clone().count(), 1);
+            let (here, below) = if last {
+                ("└", "    ")
+            } else {
+                ("├", "│   ")
+            };
+            expected += &format!(
+                "    {here}── d{:04}/\n    {below}└── e/\n    {below}    └── f{i:04}\n",
+                i / 5
+            );
+        }
+    }
+    let path = builder.build(root.path(), "o", "r");
+    let limits = |max_files| DigestLimits {
+        max_file_bytes: 3,
+        max_files,
+        max_text_bytes: None,
+        ..DigestLimits::default()
+    };
+    let made = make(&path, &limits(10_000));
+    assert_eq!(made.facts.files, 429);
+    assert_eq!(made.tree, expected);
+    // Nothing is left of what was met behind the last file that the limit admits.
+    let made = make(&path, &limits(2));
+    let tree = "Directory structure:\n└── o-r/\n    ├── d0000/\n    │   └── e/\n    │       └── \
+                f0003\n    └── d0002/\n        └── e/\n            └── f0010\n";
+    assert_eq!(made.tree, tree);
+    assert_eq!(made.facts.notices.len(), 1, "{:?}", made.facts.notices);
 }
 
 #[test]

@@ -29,4 +29,7 @@ mod health;
 mod hostile_trees;
 
 #[cfg(test)]
+mod hostile_packs;
+
+#[cfg(test)]
 mod parity;

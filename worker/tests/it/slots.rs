@@ -12,8 +12,9 @@ use std::sync::Arc;
 use common::fault::FaultKind;
 use rustix::process::{Pid, Signal, kill_process};
 use testing::git_server::Fault as Trouble;
+use testing::packs::Mode;
 use testing::repositories::{
-    BombLeaf, Builder, Mode, Raw, empty, git_bomb, many_files, nested_directories,
+    BombLeaf, Builder, Raw, empty, git_bomb, many_files, nested_directories,
 };
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +22,9 @@ use worker::fetch::policy::FetchMode;
 use worker::slot::slots::Slots;
 use worker::slot::{SlotError, SlotResult};
 
-use crate::fixture::{Fixture, TEXT, as_root, exists, git, noise, subject, until, work};
+use crate::fixture::{
+    Fixture, TEXT, as_root, build_over_memory, exists, git, noise, subject, until, work,
+};
 use testing::small_disk::SmallDisk;
 
 use FaultKind::{Infra, Killed, TooLarge, Transient};
@@ -118,31 +121,34 @@ async fn files_have_a_limit() {
     Builder::new()
         .file("noise", noise(1 << 20))
         .build(fixture.root.path(), "owner", "long");
-    fixture.policy.mode = FetchMode::Git2;
+    build_over_memory(fixture.root.path());
     fixture.config.child.file_bytes = Some(100_000);
-    let fault = fixture.make("long").await.unwrap_err();
-    assert_eq!(fault.kind, TooLarge, "{fault}");
-    assert!(fault.message.contains("file limit"), "{fault}");
+    for (mode, name) in [(FetchMode::Git2, "long"), (FetchMode::V2, "over-memory")] {
+        fixture.policy.mode = mode;
+        let fault = fixture.make(name).await.unwrap_err();
+        assert_eq!(fault.kind, TooLarge, "{fault}");
+        assert!(fault.message.contains("file limit"), "{fault}");
+    }
 }
 
 #[test]
 fn a_full_disk_is_no_repositorys_fault() {
     as_root("slots::a_full_disk_is_no_repositorys_fault", async {
         let mut fixture = Fixture::new();
-        // The other way needs no disk for so little.
-        fixture.policy.mode = FetchMode::Git2;
         let disk = SmallDisk::mount(fixture.scratch.path(), "2m");
-        Builder::new()
-            .file("noise", noise(4 << 20))
-            .build(fixture.root.path(), "owner", "larger");
-        let slots = fixture.slots();
-        let fault = work(&slots, &fixture.url("larger")).await.unwrap_err();
-        assert_eq!(fault.kind, Infra, "{fault}");
-        for part in ["No space left on device", "make room", "--scratch"] {
-            assert!(fault.message.contains(part), "{fault}");
+        build_over_memory(fixture.root.path());
+        for mode in [FetchMode::V2, FetchMode::Git2] {
+            fixture.policy.mode = mode;
+            let slots = fixture.slots();
+            let fault = work(&slots, &fixture.url("over-memory")).await.unwrap_err();
+            assert_eq!(fault.kind, Infra, "{fault}");
+            for part in ["No space left on device", "make room", "--scratch"] {
+                assert!(fault.message.contains(part), "{fault}");
+            }
+            slots.probe().await.expect("what it left was removed");
+            assert!(work(&slots, &fixture.url("good")).await.is_ok());
         }
-        slots.probe().await.expect("what it left was removed");
-        assert!(work(&slots, &fixture.url("good")).await.is_ok());
+        let slots = fixture.slots();
 
         // Full with other data.
         let other = fixture.scratch.path().join("other");

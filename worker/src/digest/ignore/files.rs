@@ -9,8 +9,9 @@ use common::fault::Fault;
 use common::text::thousands;
 
 use super::rules::{MAX_PATTERNS, Rules};
-use crate::digest::walk::{CheckoutEntry, MAX_ENTRIES, Trees};
-use crate::source::{EntryKind, ObjectId, Source};
+use crate::digest::directory::Trees;
+use crate::digest::walk::MAX_ENTRIES;
+use crate::source::{ObjectId, Source};
 
 /// Most ignore files that are applied.
 const MAX_FILES: usize = 5_000;
@@ -71,18 +72,15 @@ fn holding(
         let mut next = Vec::new();
         let mut queued = HashSet::new();
         for tree in level {
-            if visited >= MAX_ENTRIES {
+            if visited >= MAX_ENTRIES || trees.is_exhausted() {
                 cut = true;
                 break;
             }
-            let entries = trees.get(tree)?;
-            visited += entries.len() as u64;
-            let directories = entries.iter().filter(|e| e.kind == EntryKind::Directory);
-            let below: Vec<ObjectId> = directories.map(|entry| entry.id).collect();
+            let directory = trees.get(tree)?;
+            visited += directory.len() as u64;
+            let below: Vec<ObjectId> = directory.directories().map(|(_, id)| id).collect();
             next.extend(below.iter().filter(|id| queued.insert(**id)));
-            let has_file = NAMES
-                .iter()
-                .any(|name| ignore_file(&entries, name).is_some());
+            let has_file = NAMES.iter().any(|name| directory.file(name).is_some());
             scanned.insert(tree, (has_file, below));
         }
         levels.push(scanned);
@@ -100,11 +98,6 @@ fn holding(
     Ok((holding, cut))
 }
 
-fn ignore_file<'e>(entries: &'e [CheckoutEntry], name: &str) -> Option<&'e CheckoutEntry> {
-    let mut files = entries.iter().filter(|entry| entry.kind == EntryKind::File);
-    files.find(|entry| entry.name == name)
-}
-
 /// Returns the ignore files of either name in path order, and whether there are too many.
 fn find(
     trees: &mut Trees<'_>,
@@ -113,34 +106,42 @@ fn find(
 ) -> Result<([Vec<IgnoreFile>; 2], bool), Fault> {
     let mut found = NAMES.map(|_| Vec::new());
     let mut count = 0;
+    let mut visited = 0;
     let mut open = vec![(String::new(), root, 0)];
     while let Some((directory, tree, depth)) = open.pop() {
         if !holding[depth].contains(&tree) {
             continue;
         }
-        let entries = trees.get(tree)?;
+        if visited >= MAX_ENTRIES || trees.is_exhausted() {
+            return Ok((found, true));
+        }
+        let here = trees.get(tree)?;
+        visited += here.len() as u64;
         for (name, files) in NAMES.iter().zip(&mut found) {
-            if let Some(entry) = ignore_file(&entries, name) {
+            if let Some(blob) = here.file(name) {
                 if count == MAX_FILES {
                     return Ok((found, true));
                 }
                 count += 1;
-                files.push(IgnoreFile {
-                    directory: directory.clone(),
-                    blob: entry.id,
-                });
+                let directory = directory.clone();
+                files.push(IgnoreFile { directory, blob });
             }
         }
-        let mut below: Vec<_> = entries
-            .iter()
-            .filter(|e| e.kind == EntryKind::Directory && holding[depth + 1].contains(&e.id))
-            .collect();
-        below.sort_unstable_by(|a, b| b.name.cmp(&a.name));
+        let below = here
+            .directories()
+            .filter(|(_, id)| holding[depth + 1].contains(id));
+        let mut below: Vec<_> = below.map(|(index, _)| here.entry(index)).collect();
+        below.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        // Each leads to a file at least; one more shows that there are too many.
+        let room = MAX_FILES - count + 1;
+        below.truncate(room);
         let slash = if directory.is_empty() { "" } else { "/" };
-        open.extend(below.into_iter().map(|entry| {
+        open.extend(below.into_iter().rev().map(|entry| {
             let path = format!("{directory}{slash}{}", entry.name);
             (path, entry.id, depth + 1)
         }));
+        let unreachable = open.len().saturating_sub(room);
+        open.drain(..unreachable);
     }
     Ok((found, false))
 }

@@ -266,7 +266,12 @@ impl<'a> ActiveRules<'a> {
 
 impl Scope<'_> {
     fn find(&self, path: &str, name: &str, steps: &mut u64, hit: &mut Hit) {
-        hit.raise(self.group.everything);
+        let mut everything = self.group.everything;
+        if path.bytes().all(|byte| byte == b'\n') {
+            // It is pathspec's `.`, which is to be anywhere in the path.
+            everything.here = 0;
+        }
+        hit.raise(everything);
         if self.direct {
             self.group.child.find(name, steps, hit);
         }
@@ -508,6 +513,19 @@ mod tests {
         let rules = rules(&[("", "foo\nx[!q]y")]);
         assert!(ignored(&rules, "foo\n") && !ignored(&rules, "a\nb/foo"));
         assert!(ignored(&rules, "x/y"));
+        for line in ["*", "**", "**/*"] {
+            let rules = super::tests::rules(&[("", line)]);
+            for (path, expected) in [
+                ("\n", false),
+                ("\n\n", false),
+                ("a\n", true),
+                ("\n/\n", true),
+            ] {
+                assert_eq!(ignored(&rules, path), expected, "{line} {path:?}");
+            }
+        }
+        let one = super::tests::rules(&[("", "?")]);
+        assert!(ignored(&one, "\n\n") && !ignored(&one, "\n\n\n"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A pack's bytes: in memory, or in the scratch folder if there are many.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use common::fault::Fault;
 use flate2::{Decompress, FlushDecompress, Status};
 use rustix::io::Errno;
+
+use crate::disk;
 
 /// Bytes that are written to or read from a file at a time.
 const PIECE: usize = 64 * 1024;
@@ -70,7 +72,10 @@ impl PackBytes {
             none => {
                 let mut options = File::options();
                 options.read(true).write(true).create_new(true);
-                none.insert(options.open(&self.path)?)
+                let file = options.open(&self.path)?;
+                // It lives as long as it is open, and another pack may use the path.
+                fs::remove_file(&self.path)?;
+                none.insert(file)
             }
         };
         file.write_all(&self.memory)?;
@@ -128,16 +133,8 @@ impl PackBytes {
     }
 
     fn fault(&self, error: &io::Error) -> Fault {
-        let path = self.path.display();
-        match Errno::from_io_error(error) {
-            Some(Errno::NOSPC | Errno::DQUOT) => Fault::infra(format!(
-                "cannot write {path}: {error}; make room in the scratch folder or choose another \
-                 with --scratch"
-            )),
-            Some(Errno::FBIG) => Fault::too_large(format!(
-                "cannot write {path}: {error}: over the file limit of a slot"
-            )),
-            _ => Fault::infra(format!("{path}: {error}")),
-        }
+        let message = format!("cannot keep a pack in {}: {error}", self.path.display());
+        let refusal = Errno::from_io_error(error).and_then(|errno| disk::refusal(&message, errno));
+        refusal.unwrap_or_else(|| Fault::infra(message))
     }
 }

@@ -1,5 +1,8 @@
 //! Deltas: objects written as copies from a base and new bytes.
 
+/// Most bytes at the head of a delta that hold its sizes.
+pub(super) const HEAD: usize = 20;
+
 /// Returns the sizes of base and result, and removes them from the head of `delta`.
 pub(super) fn sizes(delta: &mut &[u8]) -> Option<(u64, u64)> {
     Some((size(delta)?, size(delta)?))

@@ -6,11 +6,25 @@ use ::bytes::Bytes;
 use sha1::{Digest, Sha1};
 use tempfile::TempDir;
 
-use super::writer::{Nobody, Writer, deflated, tree, varint};
+use super::gauge::PackGauge;
+use super::packs::{Kind, Mode, PackWriter as Writer, deflated, tree, varint};
 use super::*;
+use crate::fetch::answer::TokenRefusal;
+use crate::fetch::policy::FetchWay;
 
 /// Most objects of a script.
 const OBJECTS: u32 = 40;
+
+/// Hears of progress, and does not care.
+pub(super) struct Nobody;
+
+impl ProgressSink for Nobody {
+    fn way(&self, _: FetchWay, _: &str) {}
+    fn received(&self, _: u64) {}
+    fn alive(&self) {}
+    fn token_refused(&self, _: TokenRefusal) {}
+    fn token_used_up(&self, _: std::time::Duration) {}
+}
 
 /// Four bytes say what the rest is, how it is cut, how much of it stays in memory, and which limits hold.
 pub(in crate::fetch) fn pack(input: &[u8]) {
@@ -34,7 +48,12 @@ pub(in crate::fetch) fn pack(input: &[u8]) {
     let pieces = made.read(usize::from(cut).max(1), small);
     assert_eq!(seen(&whole, &made), seen(&pieces, &made));
     let why = match whole {
-        Ok(pack) => return check(&pack, &made),
+        Ok(pack) => {
+            for size in [usize::MAX, usize::from(cut).max(1)] {
+                check_gauge(&made.pack, size, limits);
+            }
+            return check(&pack, &made);
+        }
         Err(Failure::Fault(fault)) => fault.message,
         Err(Failure::Surprise(why)) => why,
     };
@@ -179,8 +198,8 @@ impl Made {
                     is_sound &= !is_filtered(base, filter);
                     let (delta, bytes) = script.delta(&base.bytes);
                     let at = if by_name {
-                        let at = 12 + writer.body.len() as u64;
-                        writer.named_delta(base.id, &delta);
+                        let at = writer.position();
+                        writer.named_delta(base.id.0, &delta);
                         at
                     } else {
                         writer.delta(base.at, &delta)
@@ -197,8 +216,8 @@ impl Made {
                     // The base comes after its delta.
                     let base = script.content();
                     let (delta, bytes) = script.delta(&base);
-                    let (kind, at) = (EntryKind::Blob, 12 + writer.body.len() as u64);
-                    writer.named_delta(object_name(kind, &base), &delta);
+                    let (kind, at) = (EntryKind::Blob, writer.position());
+                    writer.named_delta(object_name(kind, &base).0, &delta);
                     let id = object_name(kind, &bytes);
                     known.push(Known {
                         at,
@@ -221,8 +240,8 @@ impl Made {
             .filter(|known| known.kind == EntryKind::Tree)
             .collect();
         let root = trees.last().map(|tree| tree.id);
-        let root = root.unwrap_or_else(|| writer.tree::<&str>(&[]));
-        let commit = writer.commit(root);
+        let root = root.unwrap_or_else(|| ObjectId(writer.tree::<&str>(&[])));
+        let commit = ObjectId(writer.commit(root.0));
         is_sound = is_sound && is_complete(&known, root, filter);
         Self {
             pack: writer.finish(),
@@ -239,16 +258,10 @@ impl Made {
         let path = FOLDER.with(|folder| folder.path().join("pack"));
         let mut rest = Bytes::copy_from_slice(&self.pack);
         let mut pieces = || Ok((!rest.is_empty()).then(|| rest.split_to(size.min(rest.len()))));
-        let pack = Pack::read(
-            &mut pieces,
-            self.commit,
-            limits,
-            path.clone(),
-            Arc::new(Nobody),
-        );
-        // The open file outlives its name, and most packs never have one.
-        _ = std::fs::remove_file(path);
-        pack
+        let pack = Pack::read(&mut pieces, limits, path.clone(), Arc::new(Nobody));
+        // The open file outlives its name.
+        assert!(!path.exists());
+        pack?.at(self.commit)
     }
 }
 
@@ -260,11 +273,17 @@ fn with_checksum(bytes: &[u8]) -> Vec<u8> {
 }
 
 fn whole(writer: &mut Writer, kind: EntryKind, bytes: Vec<u8>) -> Known {
-    let (at, id) = writer.object(kind, &bytes);
+    let number = match kind {
+        EntryKind::Commit => Kind::Commit,
+        EntryKind::Tree => Kind::Tree,
+        EntryKind::Tag => Kind::Tag,
+        _ => Kind::Blob,
+    };
+    let (at, id) = writer.object(number, &bytes);
     Known {
         at,
         kind,
-        id,
+        id: ObjectId(id),
         bytes,
     }
 }
@@ -296,7 +315,7 @@ fn lie(script: &mut Script<'_>, writer: &mut Writer) {
 
 /// Returns a tree of what is known, and a little of what is not.
 fn tree_of_known(script: &mut Script<'_>, known: &[Known]) -> Vec<u8> {
-    use source::EntryKind::{Directory, File, Submodule, Symlink};
+    use Mode::{Directory, File, Submodule, Symlink};
     let mut entries = Vec::new();
     for _ in 0..script.byte() % 8 {
         let kind = script.byte();
@@ -314,7 +333,7 @@ fn tree_of_known(script: &mut Script<'_>, known: &[Known]) -> Vec<u8> {
             _ => File,
         };
         let name: Vec<u8> = name.iter().copied().filter(|byte| *byte != 0).collect();
-        entries.push((kind, name, id));
+        entries.push((kind, name, id.0));
     }
     tree(&entries)
 }
@@ -337,10 +356,10 @@ fn is_complete(known: &[Known], root: ObjectId, filter: u64) -> bool {
             None if known.iter().all(|known| known.kind != EntryKind::Tree) => &[],
             _ => return false,
         };
-        let Some(entries) = parse_tree(bytes) else {
-            return false;
-        };
-        for entry in entries {
+        for entry in tree_entries(bytes) {
+            let Some(entry) = entry else {
+                return false;
+            };
             let found = by_name.get(&entry.id);
             match (entry.kind, found.map(|known| known.kind)) {
                 (source::EntryKind::Submodule, _) => {}
@@ -376,10 +395,21 @@ fn seen(pack: &Result<Pack, Failure>, made: &Made) -> String {
             content = Some(bytes.to_vec());
             ControlFlow::Break(())
         });
-        let facts = (pack.entries(id), pack.sizes(&[id]), content, read);
+        let facts = (pack.tree(id), pack.sizes(&[id]), content, read);
         seen += &format!("{id}: {facts:?}\n");
     }
     seen
+}
+
+/// Fails if somebody who follows a pack finds that it costs more than its reader was charged.
+fn check_gauge(pack: &[u8], size: usize, limits: PackLimits) {
+    let mut gauge = PackGauge::new(PackLimits {
+        // Larger deltas are passed over by the reader.
+        delta: u64::MAX,
+        ..limits
+    });
+    let end = pack.chunks(size).try_for_each(|piece| gauge.push(piece));
+    assert!(end.is_ok(), "{end:?}");
 }
 
 /// Fails unless all that a pack has is what its name says, within the limits, and what was written.
@@ -407,11 +437,12 @@ fn check(pack: &Pack, made: &Made) {
     let mut open = vec![head.tree];
     let mut trees = HashSet::new();
     while let Some(tree) = open.pop() {
-        let Ok(entries) = pack.entries(tree) else {
+        let Ok(entries) = pack.tree(tree) else {
             assert!(limits.inflated < 1 << 20);
             break;
         };
-        for entry in entries {
+        for entry in tree_entries(&entries) {
+            let entry = entry.expect("it was read before");
             let is_there = pack.find(entry.id, EntryKind::Blob).is_some();
             match entry.kind {
                 source::EntryKind::Directory if trees.insert(entry.id) => open.push(entry.id),

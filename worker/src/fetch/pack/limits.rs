@@ -4,7 +4,8 @@
 
 use common::fault::Fault;
 
-use crate::fetch::objects::MAX_TREE_BYTES;
+/// Largest tree that is read, in bytes: one of 350,000 ordinary names. GitHub does not show a tenth of it.
+pub(crate) const MAX_TREE: u64 = 16 << 20;
 
 /// Why a repository was not read from a server's pack.
 #[derive(Debug)]
@@ -15,13 +16,21 @@ pub(crate) enum Failure {
     Surprise(String),
 }
 
+impl Failure {
+    /// Returns what is final where there is no other way.
+    pub(crate) fn into_fault(self) -> Fault {
+        match self {
+            Self::Fault(fault) => fault,
+            Self::Surprise(why) => Fault::transient(why),
+        }
+    }
+}
+
 impl From<Fault> for Failure {
     fn from(fault: Fault) -> Self {
         Self::Fault(fault)
     }
 }
-
-const MAX_TREE: u64 = MAX_TREE_BYTES as u64;
 
 /// Bounds on one pack.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +39,8 @@ pub(crate) struct PackLimits {
     pub(crate) filter: u64,
     /// Most objects.
     pub(crate) objects: u32,
+    /// Most entries of all trees together.
+    pub(crate) tree_entries: u32,
     /// Most bytes of all objects together, with those of deltas.
     pub(crate) inflated: u64,
     /// Largest result of a delta, and largest delta.
@@ -50,12 +61,56 @@ impl PackLimits {
         Self {
             filter,
             objects: 2_000_000,
+            tree_entries: 5_000_000,
             inflated: 4 << 30,
             delta: filter.max(MAX_TREE),
             tree: MAX_TREE,
             commit: 1 << 20,
-            bases: 96 << 20,
-            in_memory: 64 << 20,
+            bases: 64 << 20,
+            in_memory: 32 << 20,
+        }
+    }
+
+    /// The limits for a pack with all blobs, which libgit2 reads.
+    pub(crate) fn unfiltered() -> Self {
+        Self {
+            // It keeps 160 bytes of each.
+            objects: 1_000_000,
+            delta: 64 << 20,
+            ..Self::filtered_at(u64::MAX)
+        }
+    }
+
+    /// Fails if a pack of `count` objects has too many.
+    pub(super) fn check_count(&self, count: u32) -> Result<(), Fault> {
+        match count > self.objects {
+            true => Err(Fault::too_large(format!(
+                "{count} objects, more than {}",
+                self.objects
+            ))),
+            false => Ok(()),
+        }
+    }
+
+    /// Fails if the trees have `count` entries, and these are too many.
+    pub(super) fn check_tree_entries(&self, count: u32) -> Result<(), Fault> {
+        match count > self.tree_entries {
+            true => Err(Fault::too_large(format!(
+                "the trees have more than {} entries",
+                self.tree_entries
+            ))),
+            false => Ok(()),
+        }
+    }
+
+    /// Fails if a delta, or what it makes, has too many bytes to be held.
+    pub(super) fn check_delta(&self, bytes: u64) -> Result<(), Fault> {
+        match bytes > self.delta {
+            true => Err(Fault::too_large(format!(
+                "a delta of {bytes} bytes, more than {}",
+                self.delta
+            ))),
+            false => Ok(()),
         }
     }
 }

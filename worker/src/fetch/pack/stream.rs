@@ -14,10 +14,10 @@ use crate::source::ObjectId;
 
 /// Bytes that are inflated at a time.
 const PIECE: usize = 64 * 1024;
-/// The sizes at the head of a delta take no more bytes.
-const DELTA_HEAD: usize = 20;
 /// Trees up to this many bytes together are kept inflated: each is read at least twice.
 const KEPT_TREES: usize = 32 << 20;
+/// Bytes that an object takes in memory besides its own.
+pub(super) const OVERHEAD: usize = 100;
 /// The base of an object that is no delta.
 pub(super) const NO_BASE: u32 = u32::MAX;
 
@@ -38,6 +38,17 @@ pub(super) enum EntryKind {
 }
 
 impl EntryKind {
+    /// Returns the kind of an object by its number in a pack; `None` for a delta, or an unknown one.
+    pub(super) fn of(number: u8) -> Option<Self> {
+        match number {
+            1 => Some(Self::Commit),
+            2 => Some(Self::Tree),
+            3 => Some(Self::Blob),
+            4 => Some(Self::Tag),
+            _ => None,
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Commit => "commit",
@@ -176,12 +187,7 @@ impl Scan<'_, '_> {
             ));
         };
         let count = u32::from_be_bytes(count);
-        if count > self.limits.objects {
-            return Err(Failure::Fault(Fault::too_large(format!(
-                "{count} objects, more than {}",
-                self.limits.objects
-            ))));
-        }
+        self.limits.check_count(count)?;
         Ok(count)
     }
 
@@ -189,13 +195,10 @@ impl Scan<'_, '_> {
         let start = self.pack.bytes.len();
         let header = self.header()?;
         self.budget.spend(header.size)?;
-        let kind = match header.kind {
-            1 => EntryKind::Commit,
-            2 => EntryKind::Tree,
-            3 => EntryKind::Blob,
-            4 => EntryKind::Tag,
-            6 | 7 => return self.delta(start, &header),
-            _ => return Err(damaged("an object of an unknown kind")),
+        let kind = match (EntryKind::of(header.kind), header.kind) {
+            (Some(kind), _) => kind,
+            (None, 6 | 7) => return self.delta(start, &header),
+            (None, _) => return Err(damaged("an object of an unknown kind")),
         };
         check_size(kind, header.size, self.limits)?;
         let is_shown = kind != EntryKind::Blob || header.size < self.limits.filter;
@@ -208,12 +211,13 @@ impl Scan<'_, '_> {
         let mut entry = self.new_entry(start, kind)?;
         (entry.size, entry.stored) = (size, size);
         let mut name = start_name(kind, header.size);
-        let is_kept = kind == EntryKind::Tree && self.kept_trees + size as usize <= KEPT_TREES;
+        let weight = size as usize + OVERHEAD;
+        let is_kept = kind == EntryKind::Tree && self.kept_trees + weight <= KEPT_TREES;
         if is_kept {
             let mut tree = Vec::with_capacity(size as usize);
             self.inflate(header.size, &mut |bytes| tree.extend_from_slice(bytes))?;
             name.update(&tree);
-            self.kept_trees += tree.len();
+            self.kept_trees += weight;
             self.pack.trees.push((self.index(), tree));
         } else {
             self.inflate(header.size, &mut |bytes| name.update(bytes))?;
@@ -243,9 +247,9 @@ impl Scan<'_, '_> {
         }
         let mut entry = self.new_entry(start, EntryKind::Delta)?;
         entry.base = base;
-        let mut head = Vec::with_capacity(DELTA_HEAD);
+        let mut head = Vec::with_capacity(delta::HEAD);
         self.inflate(header.size, &mut |bytes| {
-            let missing = DELTA_HEAD - head.len();
+            let missing = delta::HEAD - head.len();
             head.extend_from_slice(&bytes[..bytes.len().min(missing)]);
         })?;
         let sizes = delta::sizes(&mut head.as_slice());

@@ -1,32 +1,11 @@
 //! Answers in git's packets mean the same however they are cut.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
-use reqwest::header::HeaderMap;
-use time::OffsetDateTime;
-
-use super::answer::{Asked, Context};
 use super::*;
-use crate::fetch::packets::{KEPT, PacketScan};
-
-/// A body in pieces of one size.
-pub(super) struct Cut(pub(super) Bytes, pub(super) usize);
-
-impl Chunks for Cut {
-    fn chunk(&mut self) -> Result<Bytes, Fault> {
-        Ok(self.0.split_to(self.0.len().min(self.1)))
-    }
-
-    fn said(&self, words: &[u8]) -> Fault {
-        let context = Context {
-            asked: Asked::Pack,
-            anonymous: Some("github.com"),
-            headers: &HeaderMap::new(),
-            now: OffsetDateTime::UNIX_EPOCH,
-        };
-        answer::said(words, context)
-    }
-}
+use crate::fetch::packets::MAX_PACKET;
+use crate::fetch::packets::cut::Cut;
 
 pub(in crate::fetch) fn packets(input: &[u8]) {
     let Some((size, body)) = input.split_first() else {
@@ -35,7 +14,6 @@ pub(in crate::fetch) fn packets(input: &[u8]) {
     alike(*size, body, |packets| {
         let (read, end) = all(packets, Packets::next);
         check_written(body, &read);
-        check_scanned(usize::from(*size).max(1), body, &read);
         (read, end)
     });
     alike(*size, body, |mut packets| {
@@ -50,6 +28,11 @@ pub(in crate::fetch) fn packets(input: &[u8]) {
     });
     alike(*size, body, |mut packets| Capabilities::read(&mut packets));
     alike(*size, body, |mut packets| head(&mut packets));
+    alike(*size, body, |mut packets| {
+        let told = sizes(&mut packets, 3)?;
+        assert!(told.len() <= 3);
+        Ok::<_, Failure>(told.into_iter().collect::<BTreeMap<_, _>>())
+    });
     alike(*size, body, |mut packets| {
         let mut names = Vec::new();
         let end = read_names(&mut packets, |name| {
@@ -107,31 +90,4 @@ fn check_written(mut body: &[u8], packets: &[Packet]) {
             .strip_prefix(data)
             .expect("a packet's data is in the body");
     }
-}
-
-/// Fails unless somebody who follows the body as it passes sees the same packets.
-fn check_scanned(size: usize, body: &[u8], packets: &[Packet]) {
-    let scanned = |size: usize| {
-        let mut scan = PacketScan::default();
-        let mut found = Vec::new();
-        for piece in body.chunks(size) {
-            scan.scan(piece, |packet| found.push(packet.to_vec()));
-        }
-        found
-    };
-    let found = scanned(size);
-    assert_eq!(found, scanned(body.len().max(1)));
-    let shown = packets.iter().filter_map(|packet| match packet {
-        Packet::Data(data) if !matches!(data.first(), None | Some(1 | 2)) => {
-            Some(&data[..data.len().min(KEPT)])
-        }
-        _ => None,
-    });
-    let shown: Vec<&[u8]> = shown.collect();
-    assert_eq!(
-        found
-            .get(..shown.len())
-            .map(|found| found.iter().eq(&shown)),
-        Some(true)
-    );
 }
