@@ -91,17 +91,17 @@ struct Findings {
 }
 
 impl Findings {
-    fn add(&mut self, check: &'static str, state: State, message: impl ToString) {
-        self.put(Finding {
+    fn add(&mut self, check: &'static str, state: State, message: impl Into<String>) {
+        self.put(&Finding {
             check,
             state,
-            message: message.to_string(),
+            message: message.into(),
             exit_code: exit::OK,
         });
     }
 
     fn failed(&mut self, check: &'static str, error: &ExitError) {
-        self.put(Finding {
+        self.put(&Finding {
             check,
             state: State::Failed,
             message: error.message.clone(),
@@ -109,18 +109,18 @@ impl Findings {
         });
     }
 
-    fn put(&mut self, finding: Finding) {
+    fn put(&mut self, finding: &Finding) {
         self.exit_code = self.exit_code.max(finding.exit_code);
         self.counts[finding.state as usize] += 1;
         let line = match self.json {
-            true => serde_json::to_string(&finding).unwrap_or_default(),
+            true => serde_json::to_string(finding).unwrap_or_default(),
             false => {
                 let Finding {
                     check,
                     state,
                     message,
                     ..
-                } = &finding;
+                } = finding;
                 let shown = format!("{:<8}", state.to_string());
                 let shown = match state {
                     State::Failed if self.colored => red(shown),
@@ -412,7 +412,7 @@ impl CheckCommand {
             if finding.state == State::Ok {
                 tried.push(host);
             }
-            findings.put(finding);
+            findings.put(&finding);
         }
         drop(tries);
         if more > 0 {
