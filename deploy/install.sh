@@ -94,7 +94,7 @@ mkdir "$work/unpacked"
 gzip -d -c "$work/$name.tar.gz" | tar -x -f - -C "$work/unpacked"
 unpacked=$work/unpacked/$name
 for program in producer worker; do
-    says=$("$unpacked/bin/$program" --version 2>&1) || fail "$program does not run on this machine: $says; $build_it"
+    says=$("$unpacked/bin/$program" -V 2>&1) || fail "$program does not run on this machine: $says; $build_it"
 done
 
 mkdir -p "$prefix/bin" || fail "cannot write to $prefix: give another folder with --prefix"
@@ -110,7 +110,7 @@ if [ -d "$unpacked/share" ]; then
     cp -R "$unpacked/share" "$prefix"
 fi
 
-printf 'installed %s and worker into %s\n' "$("$prefix/bin/producer" --version)" "$prefix/bin"
+printf 'installed %s and worker into %s\n' "$("$prefix/bin/producer" -V)" "$prefix/bin"
 case :$PATH: in
 *:"$prefix/bin":*) ;;
 *) printf 'not in PATH yet: export PATH="%s:%s"\n' "$prefix/bin" "\$PATH" ;;

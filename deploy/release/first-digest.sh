@@ -14,11 +14,12 @@ most=60
 
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
-mkdir -p "$root"/{bin,tmp,proc,root,release,repository}
+mkdir -p "$root"/{bin,dev,tmp,proc,root,release,repository}
+touch "$root"/dev/{null,urandom}
 
 if ! busybox=$(command -v busybox) || readelf --program-headers "$busybox" | grep -q INTERP; then
     chmod 755 "$root"
-    (cd "$root/tmp" && apt-get download -qq busybox-static && dpkg -x busybox-static_*.deb .)
+    (cd "$root/tmp" && apt-get download -qq busybox-static 2>/dev/null && dpkg -x busybox-static_*.deb .)
     busybox=$root/tmp/bin/busybox
 fi
 cp "$busybox" "$root/bin/busybox"
@@ -42,9 +43,12 @@ producer run --feed /repository/repos.json --store /tmp/digests
 test -s /tmp/digests/gitingest/repofleet/repofleet/summary.txt
 echo $(($(date +%s) - begun)) >/seconds
 END
-# The mount is gone with the namespace.
+# The mounts are gone with the namespace.
 # shellcheck disable=SC2016 # the inner shell expands $1
-unshare --mount --pid --fork --net sh -c 'mount -t proc proc "$1/proc" && exec chroot "$1" /bin/busybox sh /first' sh "$root"
+unshare --mount --pid --fork --net sh -euc '
+    mount -t proc proc "$1/proc"
+    for device in null urandom; do mount --bind "/dev/$device" "$1/dev/$device"; done
+    exec chroot "$1" /bin/busybox sh /first' sh "$root"
 seconds=$(cat "$root/seconds")
 echo "installed, and two digests made, in $seconds s"
 [ "$seconds" -le "$most" ] || { echo "that is more than $most s" >&2; exit 1; }
