@@ -9,7 +9,7 @@ use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, Error, Parser};
 
-use self::file::Settings;
+use self::file::{Settings, is_typed};
 use crate::exit;
 use crate::text::unsubstituted;
 
@@ -147,7 +147,7 @@ fn in_force(
     options.iter().filter_map(setting).collect()
 }
 
-/// Whether an option may hold a secret that whoever shows it can leave out.
+/// Whether only a part of an option's value may be secret, which can be left out.
 fn is_shown_in_part(name: &str) -> bool {
     ["feed", "cache-url"].contains(&name)
 }
@@ -203,14 +203,7 @@ fn options<'a>(command: &'a Command, name: &str) -> Vec<&'a Arg> {
 
 /// Returns the environment variable that the invalid value of `option` came from, if it did.
 fn variable_of(option: &str, command: &Command, arguments: &[OsString]) -> Option<String> {
-    let is_it = |argument: &OsString| {
-        let argument = argument.to_string_lossy();
-        let rest = argument
-            .strip_prefix("--")
-            .and_then(|a| a.strip_prefix(option));
-        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
-    };
-    if arguments.iter().any(is_it) {
+    if is_typed(option, arguments) {
         return None;
     }
     let variables = options(command, option)

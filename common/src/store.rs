@@ -6,6 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures::TryStreamExt;
 use futures::stream::BoxStream;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::fault::{Fault, FaultKind};
@@ -126,6 +127,18 @@ pub trait DigestStore: fmt::Debug + Send + Sync {
 
     /// The folder or address below which a person finds the keys, without a slash at its end.
     fn location(&self) -> String;
+}
+
+/// Reads a document that its reader can do without: one that cannot be understood is none.
+///
+/// # Errors
+/// As [`DigestStore::document`].
+pub async fn readable<T: DeserializeOwned>(
+    store: &dyn DigestStore,
+    key: &DocumentKey,
+) -> Result<Option<T>, Fault> {
+    let document = store.document(key).await?;
+    Ok(document.and_then(|document| serde_json::from_slice(&document).ok()))
 }
 
 /// The key of a document: `runs/{run}/{name}`, `runs/{name}` for one that belongs to no run, and

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
 
 /// No duration that anybody means is longer: 100 years. Any time plus this is still a time.
 const LONGEST: u64 = 36_500 * 24 * 3600;
@@ -113,6 +114,12 @@ pub fn seconds_within(
 ) -> impl Fn(&str) -> Result<u64, String> + Clone + Send + Sync + 'static {
     let parse = duration_within(least, most);
     move |text| parse(text).map(|duration| duration.as_secs())
+}
+
+/// Returns a time in milliseconds of Unix time.
+pub fn unix_millis(time: OffsetDateTime) -> i64 {
+    let millis = time.unix_timestamp_nanos() / 1_000_000;
+    i64::try_from(millis).expect("years have at most six digits")
 }
 
 /// Parses `512KiB`, `1GiB`, `500MB`, or a bare number of bytes. Letter case does not matter.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::io::{self, Write};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -32,12 +32,14 @@ use worker::slot::{SlotError, SlotResult};
 
 use crate::feed::entry::FeedRepo;
 use crate::feed::fetch::FeedSource;
+use crate::feed::filter::none_of;
 use crate::feed::health::FeedRecord;
 use crate::run::RunConfig;
+use crate::terminal::print;
 
 /// How long one check may take; the store's has several steps.
 const LIMIT: Duration = Duration::from_secs(60);
-/// How long the broker may take to answer: a run would wait for it, whoever asks will not.
+/// How long the broker may take to answer. A run would wait longer than a person does.
 const BROKER_PATIENCE: Duration = Duration::from_secs(10);
 /// A feed whose newest push is older has probably not been written since.
 const OLD_FEED: time::Duration = time::Duration::hours(36);
@@ -130,8 +132,8 @@ impl Findings {
                 format!("{shown} {check}: {message}")
             }
         };
-        // Whoever reads it may have had enough.
-        writeln!(io::stdout(), "{line}").ok();
+        // Its reader may have left.
+        print(&(line + "\n")).ok();
     }
 
     /// Does a check that is about one thing, and returns what came of it.
@@ -197,7 +199,7 @@ impl CheckCommand {
             if failed > 0 {
                 said += &format!(", {} failed", thousands(failed));
             }
-            writeln!(io::stdout(), "{said}").ok();
+            print(&(said + "\n")).ok();
         }
         Ok(findings.exit_code)
     }
@@ -305,14 +307,10 @@ impl CheckCommand {
                 format!("the newest push is from {newest}; the feed may no longer be updated");
             findings.add("feed", State::Warning, message);
         }
-        let all = feed.repositories.len() as u64;
+        let all = feed.repositories.len();
         let selected = run.filter.select(feed.repositories);
         if selected.is_empty() && all > 0 {
-            let message = format!(
-                "none of its {} repositories is selected; see --only, --exclude, --skip-archived and --limit",
-                thousands(all)
-            );
-            findings.add("feed", State::Warning, message);
+            findings.add("feed", State::Warning, none_of(all));
         }
         selected
     }
@@ -382,51 +380,74 @@ impl CheckCommand {
         let Some(slots) = findings.about("scratch", starting).await else {
             return;
         };
-        if let Ok(free) = rustix::fs::statvfs(&folder).map(|fs| fs.f_bavail * fs.f_frsize)
-            && free < needed
-        {
-            let message = format!(
-                "{} has {} MiB free; {} slots with --max-fetch-bytes may need {} MiB at worst: lower either, or use another --scratch",
-                folder.display(),
-                thousands(free >> 20),
-                engine.slot.slots(),
-                thousands(needed >> 20)
-            );
-            findings.add("scratch", State::Warning, message);
-        }
+        room(findings, &folder, needed, engine.slot.slots());
         match slots.missing_walls() {
             None => findings.add("walls", State::Ok, "all stand around slots"),
             Some((true, said)) => findings.add("walls", State::Ok, said),
             Some((false, said)) => findings.add("walls", State::Warning, said),
         }
-        let hosts = by_host(selected);
-        let more = hosts.len().saturating_sub(HOSTS);
-        let tries: Vec<_> = hosts
-            .iter()
-            .take(HOSTS)
-            .map(|(host, repositories)| try_host(&slots, host, repositories, stop))
-            .collect();
-        let mut tries = stream::iter(tries).buffered(engine.slot.slots().into());
-        let mut tried = Vec::new();
-        while let Some((host, finding)) = tries.next().await {
-            if finding.state == State::Ok {
-                tried.push(host);
-            }
-            findings.put(&finding);
+        let width = engine.slot.slots().into();
+        let fetched = hosts(findings, &slots, selected, width, stop).await;
+        tokens(findings, &slots, &fetched);
+    }
+}
+
+/// Compares the room in the scratch folder with what all slots may need.
+fn room(findings: &mut Findings, folder: &Path, needed: u64, slots: u16) {
+    if let Ok(free) = rustix::fs::statvfs(folder).map(|fs| fs.f_bavail * fs.f_frsize)
+        && free < needed
+    {
+        let message = format!(
+            "{} has {} MiB free; {} slots with --max-fetch-bytes may need {} MiB at worst: lower either, or use another --scratch",
+            folder.display(),
+            thousands(free >> 20),
+            slots,
+            thousands(needed >> 20)
+        );
+        findings.add("scratch", State::Warning, message);
+    }
+}
+
+/// Fetches from each host, several at a time; returns those from which that succeeded.
+async fn hosts(
+    findings: &mut Findings,
+    slots: &Slots,
+    selected: &[FeedRepo],
+    width: usize,
+    stop: &CancellationToken,
+) -> Vec<String> {
+    let hosts = by_host(selected);
+    let more = hosts.len().saturating_sub(HOSTS);
+    let tries: Vec<_> = hosts
+        .iter()
+        .take(HOSTS)
+        .map(|(host, repositories)| try_host(slots, host, repositories, stop))
+        .collect();
+    let mut tries = stream::iter(tries).buffered(width);
+    let mut fetched = Vec::new();
+    while let Some((host, finding)) = tries.next().await {
+        if finding.state == State::Ok {
+            fetched.push(host);
         }
-        drop(tries);
-        if more > 0 {
-            let message = format!(
-                "{} not tried",
-                counted(more as u64, "more host", "more hosts")
-            );
-            findings.add("hosts", State::Ok, message);
-        }
-        let states = slots.token_states();
-        for ((host, state), count) in &states {
-            let tokens = counted(count.unsigned_abs(), "token", "tokens");
-            match state {
-                TokenState::Usable if tried.iter().any(|tried| tried == host) => {
+        findings.put(&finding);
+    }
+    if more > 0 {
+        let message = format!(
+            "{} not tried",
+            counted(more as u64, "more host", "more hosts")
+        );
+        findings.add("hosts", State::Ok, message);
+    }
+    fetched
+}
+
+/// Says what hosts said of the tokens that were sent to them.
+fn tokens(findings: &mut Findings, slots: &Slots, fetched: &[String]) {
+    let states = slots.token_states();
+    for ((host, state), count) in &states {
+        let tokens = counted(count.unsigned_abs(), "token", "tokens");
+        match state {
+                TokenState::Usable if fetched.contains(host) => {
                     findings.add("tokens", State::Ok, format!("{host}: {tokens} taken"));
                 }
                 TokenState::Usable => {
@@ -446,11 +467,10 @@ impl CheckCommand {
                     ),
                 ),
             }
-        }
-        if states.is_empty() && tried.iter().any(|host| host == GITHUB) {
-            let message = "none for github.com, which limits anonymous downloads: set GITHUB_TOKEN";
-            findings.add("tokens", State::Warning, message);
-        }
+    }
+    if states.is_empty() && fetched.iter().any(|host| host == GITHUB) {
+        let message = "none for github.com, which limits anonymous downloads: set GITHUB_TOKEN";
+        findings.add("tokens", State::Warning, message);
     }
 }
 

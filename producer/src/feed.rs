@@ -141,9 +141,8 @@ fn unpack_and_parse(
             return Err(ExitError::new(exit::BAD_FEED, message));
         }
     };
-    let mut feed = parse(origin, &plain, folder)?;
+    let mut feed = parse_as(origin, sha256, &plain, folder)?;
     feed.form.compression = compression;
-    feed.sha256 = sha256;
     Ok(feed)
 }
 
@@ -153,6 +152,16 @@ fn unpack_and_parse(
 /// # Errors
 /// [`exit::BAD_FEED`], saying what was found instead of a feed.
 pub fn parse(origin: String, bytes: &[u8], folder: Option<&Path>) -> Result<Feed, ExitError> {
+    parse_as(origin, sha256(bytes), bytes, folder)
+}
+
+/// As [`parse`], of a feed whose SHA-256 is known.
+fn parse_as(
+    origin: String,
+    sha256: String,
+    bytes: &[u8],
+    folder: Option<&Path>,
+) -> Result<Feed, ExitError> {
     let entries = entry::parse(bytes, folder).map_err(|found| {
         let message =
             format!("{origin} is not a feed, such as a JSON array of repositories: {found}");
@@ -161,7 +170,7 @@ pub fn parse(origin: String, bytes: &[u8], folder: Option<&Path>) -> Result<Feed
     let (repositories, repeated) = once_each(entries.repositories);
     Ok(Feed {
         origin,
-        sha256: sha256(bytes),
+        sha256,
         seen: None,
         form: entries.form,
         source: entries.source,

@@ -1,6 +1,6 @@
 //! What a run reports: cache check, progress, summary.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use common::broker::{Event, LedgerEntry};
@@ -147,9 +147,9 @@ pub fn withdrawn(decision: &Decision, config: &WithdrawConfig) {
 
 /// Logs how a run ended: its failed repositories, their classes, then the prescribed last line.
 ///
-/// `told`: each failed repository stands in this log already, where a worker of this process tried it.
-pub fn completed(summary: &RunSummary, told: bool) {
-    let untold = |failure: &&Failure| !told || failure.class == FaultKind::InvalidEntry;
+/// `told` are repositories whose failure is in this log already.
+pub fn completed(summary: &RunSummary, told: &HashSet<String>) {
+    let untold = |failure: &&Failure| !told.contains(&failure.repo);
     let failures: Vec<_> = summary.failures.iter().filter(untold).collect();
     list_failures(&failures, ", all listed in the run's summary.json");
     if !summary.closed {
@@ -653,7 +653,7 @@ mod tests {
                 view.apply(&outcome(now, repo, kind));
                 reporter.update(now, &view);
             }
-            completed(&view.summary(START + SECOND * 75), false);
+            completed(&view.summary(START + SECOND * 75), &HashSet::new());
         });
         let expected = [
             "INFO Cache check: 50 hit, 150 stale operation=\"cache-check\" reasons_json=\"{\\\"hit\\\":50,",
@@ -676,7 +676,7 @@ mod tests {
         let all: Vec<_> = (0..25)
             .map(|i| checked(&format!("a/r{i:02}"), CacheReason::Miss))
             .collect();
-        let lines = logged(|| completed(&view(&[], &all).summary(START + SECOND), true));
+        let lines = logged(|| completed(&view(&[], &all).summary(START + SECOND), &HashSet::new()));
         assert!(
             lines[0].starts_with("ERROR The run did not close; open: a/r00, a/r01,"),
             "{lines:#?}"
@@ -728,7 +728,7 @@ mod tests {
             jobs: Vec::new(),
         };
         let view = RunView::new(RunId::new(), None, Some(list));
-        let lines = logged(|| completed(&view.summary(START), true));
+        let lines = logged(|| completed(&view.summary(START), &HashSet::new()));
         assert_eq!(lines.len(), FAILURES_LISTED + 4);
         assert!(lines[FAILURES_LISTED].contains("Failed: 1,234 more"));
     }

@@ -19,7 +19,7 @@ use common::run::documents::{
 use common::run::view::RunView;
 use common::shutdown::Shutdown;
 use common::store::config::StoreConfig;
-use common::store::{Document, DocumentKey, SharedStore};
+use common::store::{Document, DocumentKey, SharedStore, readable};
 use common::telemetry::http::{MetricsConfig, always_ready};
 use common::text::{self, counted, format_duration, thousands};
 use serde::Serialize;
@@ -596,8 +596,14 @@ impl RunConfig {
                 exit::OK => published,
                 code => code,
             });
+        // The worker of this process has named what it tried.
         let in_one_process = self.engine.broker.broker_url.is_none();
-        report::completed(&summary, in_one_process);
+        let jobs = begun.checked.iter().filter(|checked| checked.has_job());
+        let told: HashSet<_> = match in_one_process && summary.failed > 0 {
+            true => jobs.map(|checked| checked.entry.repo.to_string()).collect(),
+            false => HashSet::new(),
+        };
+        report::completed(&summary, &told);
         code
     }
 
@@ -732,9 +738,7 @@ async fn remember_failures(
 
 /// Remembers this run beside the one that closed before it.
 async fn write_last_closed(store: &SharedStore, summary: &RunSummary) -> Result<(), Fault> {
-    let known = store.document(&DocumentKey::LastClosed).await?;
-    // One that cannot be read is none.
-    let known = known.and_then(|known| serde_json::from_slice::<LastClosed>(&known).ok());
+    let known = readable::<LastClosed>(store.as_ref(), &DocumentKey::LastClosed).await?;
     let last = ClosedRun {
         run: summary.run_id.clone(),
         closed_at: OffsetDateTime::now_utc(),

@@ -1,7 +1,5 @@
 //! `producer config`: the options in force, and where each comes from.
 
-use std::io::{self, Write};
-
 use clap::Args;
 use common::cli::{Origin, Setting};
 use common::exit;
@@ -9,6 +7,7 @@ use url::Url;
 
 use crate::feed::fetch::shown;
 use crate::run::RunConfig;
+use crate::terminal::print;
 
 /// Variables that are no options: credentials, and what libraries read.
 const VARIABLES: [&str; 19] = [
@@ -46,10 +45,8 @@ impl SettingsCommand {
     pub fn run(&self, settings: &[Setting]) -> u8 {
         let is_set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let variables: Vec<_> = VARIABLES.into_iter().filter(is_set).collect();
-        // Whoever reads it may have had enough.
-        io::stdout()
-            .write_all(page(settings, &variables).as_bytes())
-            .ok();
+        // Its reader may have left.
+        print(&page(settings, &variables)).ok();
         exit::OK
     }
 }
@@ -115,7 +112,7 @@ fn shortened(value: &str) -> Option<String> {
     is_longer.then_some(shortened)
 }
 
-/// Quotes a text for TOML, whose basic strings are JSON's but for DEL.
+/// Quotes a text for TOML. Its basic strings are those of JSON, except that DEL is escaped.
 fn quoted(text: &str) -> String {
     let quoted = serde_json::Value::from(text).to_string();
     quoted.replace('\u{7f}', "\\u007f")

@@ -7,8 +7,7 @@ use common::fault::Fault;
 use common::ids::RunId;
 use common::job::DIGEST_FORMAT;
 use common::run::documents::{CacheReason, JobList, Manifest, RunSummary};
-use common::store::{DigestStore, Document, DocumentKey};
-use serde::de::DeserializeOwned;
+use common::store::{DigestStore, Document, DocumentKey, readable};
 use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
@@ -33,7 +32,7 @@ impl Before {
     /// # Errors
     /// If the store does not answer.
     pub async fn load(store: &dyn DigestStore, origin: &str) -> Result<Option<Self>, Fault> {
-        let record = read::<FeedRecord>(store, &DocumentKey::Feed).await?;
+        let record = readable::<FeedRecord>(store, &DocumentKey::Feed).await?;
         let record = record.filter(|record| record.origin == origin && record.seen.is_some());
         let Some(record) = record else {
             return Ok(None);
@@ -45,8 +44,8 @@ impl Before {
             run: settled.run.clone(),
             document,
         };
-        let manifest = read::<Manifest>(store, &of_run(Document::Manifest)).await?;
-        let jobs = read::<JobList>(store, &of_run(Document::Jobs)).await?;
+        let manifest = readable::<Manifest>(store, &of_run(Document::Manifest)).await?;
+        let jobs = readable::<JobList>(store, &of_run(Document::Jobs)).await?;
         let (Some(manifest), Some(jobs)) = (manifest, jobs) else {
             return Ok(None);
         };
@@ -99,33 +98,17 @@ impl Before {
 /// # Errors
 /// If the store does not answer.
 pub async fn settle(store: &dyn DigestStore, summary: &RunSummary) -> Result<(), Fault> {
-    let of_run = DocumentKey::OfRun {
-        run: summary.run_id.clone(),
-        document: Document::Manifest,
-    };
-    let record = read::<FeedRecord>(store, &DocumentKey::Feed).await?;
-    let manifest = read::<Manifest>(store, &of_run).await?;
-    let (Some(mut record), Some(manifest)) = (record, manifest) else {
-        return Ok(());
-    };
-    let stays = manifest.invalid + manifest.failed_before();
-    // What is unusable may be usable to a later version, or with other options.
-    let is_whole = manifest.invalid == 0;
-    if record.seen.is_none() || !summary.closed || summary.failed != stays || !is_whole {
+    // Nor was any entry unusable, which may be usable to a later version, or with other options.
+    if !summary.closed || summary.failed != summary.failed_before {
         return Ok(());
     }
+    let record = readable::<FeedRecord>(store, &DocumentKey::Feed).await?;
+    let Some(mut record) = record.filter(|record| record.seen.is_some()) else {
+        return Ok(());
+    };
     record.settled = Some(Settled {
         run: summary.run_id.clone(),
         format: DIGEST_FORMAT.to_owned(),
     });
     record.save(store).await
-}
-
-/// Reads a document; one that cannot be understood is none.
-async fn read<T: DeserializeOwned>(
-    store: &dyn DigestStore,
-    key: &DocumentKey,
-) -> Result<Option<T>, Fault> {
-    let document = store.document(key).await?;
-    Ok(document.and_then(|document| serde_json::from_slice(&document).ok()))
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use common::broker::{Event, HostPause, InHand, Notice, SharedBroker, WorkerState};
 use common::fault::Fault;
 use common::retry;
-use common::text::format_duration;
+use common::text::{format_duration, unix_millis};
 use futures::StreamExt;
 use time::OffsetDateTime;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -65,8 +65,7 @@ impl Drop for Taken {
 }
 
 fn now_millis() -> i64 {
-    let now = OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000;
-    i64::try_from(now).unwrap_or(i64::MAX)
+    unix_millis(OffsetDateTime::now_utc())
 }
 
 impl Notices {
@@ -166,8 +165,8 @@ impl Notices {
                 self.announce(Notice::InHand(answer)).await;
             }
             Notice::HostPause(pause) if pause.worker != self.name => {
-                let now = OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000;
-                let left = u64::try_from(i128::from(pause.until_millis) - now).unwrap_or(0);
+                let left = pause.until_millis.saturating_sub(now_millis());
+                let left = u64::try_from(left).unwrap_or(0);
                 let left = Duration::from_millis(left).min(LONGEST_HEARSAY);
                 let left = left.mul_f64(stretch());
                 if self.throttle.heard(&pause.host, left, Instant::now()) {

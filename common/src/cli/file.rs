@@ -168,14 +168,18 @@ fn value_of(option: &str, arguments: &[OsString]) -> Option<OsString> {
 
 fn is_given(arg: &Arg, name: &str, arguments: &[OsString]) -> bool {
     let variable = arg.get_env().and_then(std::env::var_os);
-    variable.is_some_and(|value| !value.is_empty())
-        || arguments.iter().any(|argument| {
-            let argument = argument.to_string_lossy();
-            let rest = argument
-                .strip_prefix("--")
-                .and_then(|a| a.strip_prefix(name));
-            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
-        })
+    variable.is_some_and(|value| !value.is_empty()) || is_typed(name, arguments)
+}
+
+/// Whether the option `name` is among arguments.
+pub(super) fn is_typed(name: &str, arguments: &[OsString]) -> bool {
+    arguments.iter().any(|argument| {
+        let argument = argument.to_string_lossy();
+        let rest = argument
+            .strip_prefix("--")
+            .and_then(|a| a.strip_prefix(name));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+    })
 }
 
 /// The command and each of its subcommands that the arguments name, and at which place.

@@ -779,7 +779,7 @@ fn says(place: Place, words: &str, kind: Kind, is_v2: bool) -> Response {
         Place::SideBand3 => {
             let before = match is_v2 {
                 true => line("packfile\n"),
-                // What a stateless client wants is told once more.
+                // Over HTTP the server repeats the shallow boundary before the NAK.
                 false => format!(
                     "{}0000{}",
                     line(&format!("shallow {}", "1".repeat(40))),

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueuePurgeOptions};
-use lapin::{BasicProperties, Connection, ConnectionProperties};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use rustix::process::{Pid, Signal, kill_process_group};
 use tempfile::TempDir;
 
@@ -59,14 +59,22 @@ pub fn fresh_prefix() -> String {
     format!("test-{:016x}", fastrand::u64(..))
 }
 
+/// Does something on a connection of its own.
+async fn on_channel(
+    url: &str,
+    work: impl AsyncFnOnce(&Channel) -> lapin::Result<()>,
+) -> lapin::Result<()> {
+    let connection = Connection::connect(url, ConnectionProperties::default()).await?;
+    work(&connection.create_channel().await?).await?;
+    connection.close(200, "done".into()).await
+}
+
 /// Publishes a message that may be no job to the jobs queue under `prefix`, as a stranger would.
 ///
 /// # Panics
 /// Where that does not succeed.
 pub async fn publish_raw(url: &str, prefix: &str, id: &str, body: &[u8]) {
-    let publish = async {
-        let connection = Connection::connect(url, ConnectionProperties::default()).await?;
-        let channel = connection.create_channel().await?;
+    let publish = on_channel(url, async |channel| {
         channel
             .confirm_select(ConfirmSelectOptions::default())
             .await?;
@@ -80,9 +88,9 @@ pub async fn publish_raw(url: &str, prefix: &str, id: &str, body: &[u8]) {
                 properties,
             )
             .await?
-            .await?;
-        connection.close(200, "done".into()).await
-    };
+            .await
+            .map(drop)
+    });
     publish.await.expect("a message is published");
 }
 
@@ -91,13 +99,10 @@ pub async fn publish_raw(url: &str, prefix: &str, id: &str, body: &[u8]) {
 /// # Panics
 /// If that does not succeed.
 pub async fn purge(url: &str, queue: &str) {
-    let purge = async {
-        let connection = Connection::connect(url, ConnectionProperties::default()).await?;
-        let channel = connection.create_channel().await?;
+    let purge = on_channel(url, async |channel| {
         let options = QueuePurgeOptions::default();
-        channel.queue_purge(queue.into(), options).await?;
-        connection.close(200, "done".into()).await
-    };
+        channel.queue_purge(queue.into(), options).await.map(drop)
+    });
     purge.await.expect("a queue is purged");
 }
 
@@ -106,9 +111,7 @@ pub async fn purge(url: &str, queue: &str) {
 /// # Panics
 /// If that does not succeed.
 pub async fn send(url: &str, exchange: &str, bodies: impl IntoIterator<Item = Vec<u8>>) {
-    let send = async {
-        let connection = Connection::connect(url, ConnectionProperties::default()).await?;
-        let channel = connection.create_channel().await?;
+    let send = on_channel(url, async |channel| {
         channel
             .confirm_select(ConfirmSelectOptions::default())
             .await?;
@@ -122,8 +125,8 @@ pub async fn send(url: &str, exchange: &str, bodies: impl IntoIterator<Item = Ve
         for confirm in confirms {
             confirm.await?;
         }
-        connection.close(200, "done".into()).await
-    };
+        Ok(())
+    });
     send.await.expect("messages are sent");
 }
 

@@ -24,7 +24,7 @@ use common::ids::RepoRef;
 use common::outcome::OutcomeRecord;
 use common::store::freshness::{Freshness, Wanted};
 use common::store::{DigestMeta, DigestStore, DocumentKey, Found, Listed};
-use common::text::sha256;
+use common::text::{sha256, unix_millis};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
@@ -115,8 +115,7 @@ impl Index {
         if version.etag() != listed.etag || meta.bytes != listed.bytes {
             return;
         }
-        let settled = (now - SETTLED).unix_timestamp_nanos() / 1_000_000;
-        let is_settled = i128::from(listed.modified_millis) < settled;
+        let is_settled = listed.modified_millis < unix_millis(now - SETTLED);
         let entry = Entry {
             etag: listed.etag.clone(),
             modified_millis: is_settled.then_some(listed.modified_millis),

@@ -72,7 +72,7 @@ pub(super) struct Entries {
 /// Who writes entries with such fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
 pub(super) enum Source {
-    /// The scraper of the UK's public bodies, and whoever follows the README.
+    /// The scraper of the UK's public bodies, and feeds made as the README says.
     #[strum(to_string = "")]
     Scraper,
     #[strum(to_string = "fields of GitHub's API")]

@@ -76,13 +76,7 @@ impl FilterConfig {
             .take(self.limit.unwrap_or(usize::MAX))
             .collect();
         if selected.is_empty() && all > 0 {
-            warn!(
-                operation = "feed",
-                repositories = all,
-                "none of the feed's {} repositories is selected; see --only, --exclude, \
-                 --skip-archived and --limit",
-                thousands(all as u64)
-            );
+            warn!(operation = "feed", repositories = all, "{}", none_of(all));
         }
         selected
     }
@@ -117,6 +111,14 @@ impl FilterConfig {
         };
         (self.only.is_empty() || any(&self.only)) && !any(&self.exclude)
     }
+}
+
+/// Says that nothing is selected of so many repositories, and why that may be.
+pub(crate) fn none_of(repositories: usize) -> String {
+    format!(
+        "none of the feed's {} repositories is selected; see --only, --exclude, --skip-archived and --limit",
+        thousands(repositories as u64)
+    )
 }
 
 impl FromStr for RepoGlob {

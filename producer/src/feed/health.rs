@@ -4,7 +4,7 @@
 use common::exit::{self, ExitError};
 use common::fault::Fault;
 use common::ids::{PushedAt, RunId};
-use common::store::{DigestStore, DocumentKey};
+use common::store::{DigestStore, DocumentKey, readable};
 use common::text::{percent, thousands};
 use serde::{Deserialize, Serialize};
 
@@ -60,9 +60,7 @@ impl FeedRecord {
     /// # Errors
     /// [`exit::BAD_FEED`] if it has, [`exit::UNAVAILABLE`] if the store does not answer.
     pub async fn check(&self, store: &dyn DigestStore, limit: u8) -> Result<(), ExitError> {
-        let document = store.document(&DocumentKey::Feed).await?;
-        // One that cannot be read is none.
-        let before = document.and_then(|known| serde_json::from_slice::<Self>(&known).ok());
+        let before = readable::<Self>(store, &DocumentKey::Feed).await?;
         let Some(before) = before.filter(|before| before.origin == self.origin) else {
             return Ok(());
         };

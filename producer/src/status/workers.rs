@@ -3,7 +3,7 @@
 use anyhow::Result;
 use common::broker::{InHand, SharedBroker};
 use common::job::Job;
-use common::text::{counted, format_duration, printable};
+use common::text::{counted, format_duration, printable, unix_millis};
 use serde::Serialize;
 use std::time::Duration;
 use time::OffsetDateTime;
@@ -61,7 +61,7 @@ pub(super) async fn show(broker: &SharedBroker, json: bool) -> Result<()> {
 }
 
 fn at_work(answers: Vec<InHand>, now: OffsetDateTime) -> Vec<AtWork> {
-    let now = i64::try_from(now.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX);
+    let now = unix_millis(now);
     let mut all = Vec::new();
     for answer in answers {
         let known = answer.jobs.iter().enumerate().filter_map(|(i, id)| {

@@ -71,6 +71,13 @@ fn what_is_too_large_is_not_tried_again_at_the_same_push() {
         explained[1].starts_with("a/large: failed_before (too_large: "),
         "{explained:?}"
     );
+    // No worker has named it in this run.
+    let listed = second.messages("failed-repository");
+    assert_eq!(listed.len(), 1, "{listed:?}");
+    assert!(
+        listed[0].starts_with("Failed: a/large (too_large): "),
+        "{listed:?}"
+    );
     let of_run = fleet.document(&second.run_id(), "summary.json");
     let [("a/large", "too_large", remembered)] = failures(&of_run)[..] else {
         panic!("{of_run}");

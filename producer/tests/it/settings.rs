@@ -58,7 +58,7 @@ fn a_flag_precedes_a_variable_that_precedes_the_file() {
         "{said}"
     );
 
-    // What it prints is such a file, but for what needs the secret.
+    // Its output is such a file, except for options that need the secret.
     let file: Vec<_> = said
         .lines()
         .filter(|line| !line.starts_with("detach"))

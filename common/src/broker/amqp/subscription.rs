@@ -23,8 +23,8 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 /// … to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// Notices that are in this process's memory at once: whoever may announce may announce as fast, and as
-/// much in one message, as the broker takes.
+/// Notices that are in this process's memory at once: a sender may send them as fast, and as large, as
+/// the broker accepts.
 const NOTICES_AT_ONCE: u16 = 2;
 /// Most notices, and most bytes of them, that the broker keeps for this process.
 const NOTICES_WAITING: i32 = 1000;
