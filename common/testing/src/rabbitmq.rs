@@ -65,7 +65,9 @@ async fn on_channel(
     work: impl AsyncFnOnce(&Channel) -> lapin::Result<()>,
 ) -> lapin::Result<()> {
     let connection = Connection::connect(url, ConnectionProperties::default()).await?;
-    work(&connection.create_channel().await?).await?;
+    // Dropped last: a channel that is still closing would fail the connection's own close.
+    let channel = connection.create_channel().await?;
+    work(&channel).await?;
     connection.close(200, "done".into()).await
 }
 
