@@ -321,6 +321,36 @@ fn a_worker_says_what_it_lacks() {
     }
 }
 
+/// Workers keep the settings that they started with: what a run was given later does not reach
+/// them, and each repository that fails for it says so.
+#[test]
+fn a_host_that_workers_were_not_started_with_is_named_with_when_they_read_it() {
+    let (fleet, _bucket) = fleet_of(&["a/b", "a/c"]);
+    let port = fleet.fleet.server.authority();
+    let other_name = format!("localhost:{}", port.rsplit(':').next().unwrap());
+    let mut entries = fleet.fleet.entries(&["a/b", "a/c"]);
+    for entry in &mut entries {
+        let url = entry["url"].as_str().unwrap().replace(&port, &other_name);
+        entry["url"] = url.into();
+    }
+    fleet.fleet.write_feed(&entries);
+    let old = fleet.start_worker(&[]);
+    let allowed = ["--allow-host", &other_name, "--max-failures", "2"];
+    let run = Running::start(&mut fleet.producer(&allowed)).wait();
+    let run = run.with(exit::OK);
+    assert_eq!(run.summary()["failed"], 2);
+    let remedy = format!("(--allow-host {other_name}, read when a worker starts)");
+    assert!(run.stdout.contains(&remedy), "{}", run.stdout);
+    old.signal(Signal::TERM);
+    old.wait().with(exit::OK);
+
+    let new = fleet.start_worker(&["--allow-host", &other_name]);
+    let run = Running::start(&mut fleet.producer(&allowed)).wait();
+    assert_eq!(run.with(exit::OK).summary()["processed"], 2);
+    new.signal(Signal::TERM);
+    new.wait().with(exit::OK);
+}
+
 /// A run counts its own records, and those of jobs that it adopted, and no others: here two runs
 /// that want other work for the same pushes.
 #[test]

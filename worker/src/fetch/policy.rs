@@ -237,7 +237,11 @@ impl FetchPolicy {
         match url.scheme() {
             "https" => {}
             "http" if self.http => {}
-            "http" => return Err(Fault::refused("plain http is not allowed (--allow-http)")),
+            "http" => {
+                return Err(Fault::refused(
+                    "plain http is not allowed (--allow-http, read when a worker starts)",
+                ));
+            }
             other => {
                 let why = format!("scheme {other:?} is not allowed, only https");
                 return Err(Fault::refused(why));
@@ -255,7 +259,7 @@ impl FetchPolicy {
         if !named && !known {
             let host = authority(&url);
             return Err(Fault::refused(format!(
-                "host {host} is not allowed (--allow-host {host})"
+                "host {host} is not allowed (--allow-host {host}, read when a worker starts)"
             )));
         }
         Ok(FetchSource::Remote { url, named })
