@@ -183,7 +183,7 @@ impl DocumentKey {
         match self {
             Self::Latest | Self::LastClosed | Self::History | Self::Feed => 64 << 10,
             Self::OfRun {
-                document: Document::Manifest,
+                document: Document::Manifest | Document::Progress,
                 ..
             } => 1 << 20,
             Self::OfRun {
@@ -226,6 +226,9 @@ pub enum Document {
     Jobs,
     /// [`Manifest`](crate::run::documents::Manifest), written before the first job.
     Manifest,
+    /// [`RunProgress`](crate::run::view::RunProgress), written from time to time by a run in one
+    /// process.
+    Progress,
     /// [`RunSummary`](crate::run::documents::RunSummary), written at the end.
     Summary,
 }
@@ -237,6 +240,7 @@ impl fmt::Display for DocumentKey {
                 let name = match document {
                     Document::Jobs => "jobs.json",
                     Document::Manifest => "manifest.json",
+                    Document::Progress => "progress.json",
                     Document::Summary => "summary.json",
                 };
                 write!(f, "runs/{run}/{name}")

@@ -18,6 +18,7 @@ use worker::job::settled_by;
 
 use crate::cache::Checked;
 use crate::cache::index::Learned;
+use crate::progress::Progress;
 use crate::publish::{self, Adopted, publish};
 use crate::report::Reporter;
 use crate::watchdog::{Finding, Watchdog};
@@ -59,6 +60,8 @@ pub struct Following {
     pub learned: Learned,
     /// Its progress.
     pub reporter: Reporter,
+    /// The same in the store, for a run whose ledger nobody else can read.
+    pub progress: Option<Progress>,
     /// What keeps watch meanwhile.
     pub watchdog: Watchdog,
 }
@@ -126,7 +129,7 @@ impl Following {
     ) -> Result<Ended, Fault> {
         let mut look = self.watchdog.look(&self.broker, &self.store);
         while !self.view.closes() {
-            let due = self.reporter.next_due(OffsetDateTime::now_utc());
+            let due = self.next_report_due();
             let sight = tokio::select! {
                 biased;
                 entry = events.next() => {
@@ -146,7 +149,7 @@ impl Following {
                     return Ok(if closes { Ended::Closed } else { Ended::Stopped });
                 }
                 () = tokio::time::sleep(due) => {
-                    self.reporter.update(OffsetDateTime::now_utc(), &self.view);
+                    self.report();
                     continue;
                 }
                 sight = &mut look, if !stopping.is_cancelled() => sight,
@@ -165,7 +168,25 @@ impl Following {
     fn apply(&mut self, entry: &LedgerEntry) {
         if self.count(entry) {
             self.watchdog.hear(Instant::now());
-            self.reporter.update(OffsetDateTime::now_utc(), &self.view);
+            self.report();
+        }
+    }
+
+    /// How long to wait for an outcome before there is something to report all the same.
+    fn next_report_due(&self) -> Duration {
+        let now = OffsetDateTime::now_utc();
+        let due = self.reporter.next_due(now);
+        match &self.progress {
+            Some(progress) => due.min(progress.next_due(now)),
+            None => due,
+        }
+    }
+
+    fn report(&mut self) {
+        let now = OffsetDateTime::now_utc();
+        self.reporter.update(now, &self.view);
+        if let Some(progress) = &mut self.progress {
+            progress.update(now, &self.view);
         }
     }
 

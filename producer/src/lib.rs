@@ -3,7 +3,7 @@
 //! # Modules
 //!
 //! In reading order: [`run`] goes from the [`feed`] through the [`cache`] (with its [index](cache::index)) to
-//! [`publish`] and [`follow`], and [`report`]s. Its [`engine`] is one process or a fleet, and the
+//! [`publish`] and [`follow`], and [`report`]s; one process also stores its [`progress`]. Its [`engine`] is one process or a fleet, and the
 //! [`watchdog`] looks after what is followed; it asks workers by [`roll_call`], as does [`token_warning`]. [`status`] shows how far a run has got, [`observe`]
 //! serves the same as metrics, and [`dead`] handles dead letters. [`check`] and
 //! [`settings`] are for before a run. [`terminal`] draws.
@@ -19,6 +19,8 @@ pub mod publish;
 pub mod follow;
 
 pub mod report;
+
+pub mod progress;
 
 pub mod engine;
 

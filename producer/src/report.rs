@@ -782,6 +782,7 @@ mod tests {
             lines[3].contains("░ 3/4 (75.0%), cache hit: 0.0%, elapsed: 3s, ETA: 1s"),
             "{lines:#?}"
         );
+        assert_eq!(lines[3].chars().count(), 100, "as wide as the screen");
 
         drop(reporter);
         writeln!(log, "the end").unwrap();

@@ -39,6 +39,7 @@ use crate::feed::health::FeedRecord;
 use crate::feed::{self, Feed};
 use crate::folder_lock::FolderLock;
 use crate::follow::{Ended, Following};
+use crate::progress::Progress;
 use crate::publish::{self, Adopted};
 use crate::report::{self, Reporter};
 use crate::terminal::bar::Bar;
@@ -494,6 +495,8 @@ impl RunConfig {
             whole: plan.whole,
             adopted,
             reporter: Reporter::start(&view, OffsetDateTime::now_utc(), bar),
+            progress: (!engine.is_fleet())
+                .then(|| Progress::new(SharedStore::clone(store), OffsetDateTime::now_utc())),
             watchdog: Watchdog::new(self.watchdog.clone(), Instant::now()),
             view,
             learned: Learned::default(),
@@ -829,6 +832,7 @@ mod tests {
             adopted: Adopted::new(),
             learned: Learned::default(),
             whole: None,
+            progress: None,
             reporter: Reporter::start(&view, OffsetDateTime::now_utc(), Bar::hidden()),
             watchdog: Watchdog::new(config.watchdog.clone(), Instant::now()),
             view,

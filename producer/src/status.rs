@@ -24,8 +24,9 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
-use self::observed::{ObservedRun, Status, document, of_run};
+use self::observed::{ObservedRun, RunState, Status, document, of_run};
 use self::page::page;
+use crate::progress;
 use crate::terminal::page::{Screen, text};
 use crate::terminal::{self, is_closed, print};
 
@@ -108,16 +109,19 @@ impl StatusConfig {
             }
         };
         let Some(broker) = broker else {
-            let run = observed.view.run();
+            let run = observed.view.run().clone();
+            if observed.manifest.is_none() {
+                return Err(no_run(&store, &run).into());
+            }
+            if observed.summary.is_none() && self.in_one_process(&store, &observed).await? {
+                return Ok(exit::OK);
+            }
             let why = ExitError::new(
                 exit::USAGE,
                 format!(
-                    "run {run} has not closed, and how far it has got is in the broker's ledger: set BROKER_URL or --broker-url (a run without a broker shows its progress itself)"
+                    "run {run} has not closed, and how far it has got is in the broker's ledger: set BROKER_URL or --broker-url (without a broker: a run in one process stores it every 10 s)"
                 ),
             );
-            if observed.manifest.is_none() {
-                return Err(no_run(&store, run).into());
-            }
             self.without_broker(&observed, why)?;
             return Ok(exit::OK);
         };
@@ -139,6 +143,46 @@ impl StatusConfig {
             },
         };
         ObservedRun::read(store, &run).await
+    }
+
+    /// Shows what a run in one process stores of its progress, with `--watch` until it ends. Returns
+    /// `false` if it stored nothing.
+    async fn in_one_process(&self, store: &SharedStore, observed: &ObservedRun) -> Result<bool> {
+        let run = observed.view.run();
+        let mut screen = None;
+        loop {
+            let summary = of_run(store, run, Document::Summary).await?;
+            let status = match summary {
+                Some(summary) => observed.of_summary(&summary),
+                None => match of_run(store, run, Document::Progress).await? {
+                    Some(progress) => observed.of_progress(progress, OffsetDateTime::now_utc()),
+                    None => return Ok(false),
+                },
+            };
+            let goes_on = self.watch && status.state == RunState::Running;
+            if goes_on && screen.is_none() {
+                screen = self.screen()?;
+            }
+            self.draw(&mut screen, &status)?;
+            if !goes_on {
+                return Ok(true);
+            }
+            tokio::time::sleep(progress::EVERY).await;
+        }
+    }
+
+    fn screen(&self) -> io::Result<Option<Screen>> {
+        match terminal::size() {
+            Some(_) if self.watch && !self.json => Screen::open().map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    fn draw(&self, screen: &mut Option<Screen>, status: &Status) -> io::Result<()> {
+        match (screen, terminal::size()) {
+            (Some(screen), Some((columns, rows))) => screen.draw(page(status, columns), rows),
+            _ => self.print(status),
+        }
     }
 
     /// Shows the summary, or fails with `why` the ledger cannot be read.
@@ -191,13 +235,9 @@ impl StatusConfig {
         broker: &SharedBroker,
         observed: ObservedRun,
     ) -> Result<()> {
-        let screen = match terminal::size() {
-            Some(_) if !self.json => Some(Screen::open()?),
-            _ => None,
-        };
         let mut watching = Watching {
             view: self,
-            screen,
+            screen: self.screen()?,
             polled: poll(store, broker, observed.view.run()),
             observed,
             note: Some("reading the ledger …".to_owned()),
@@ -401,10 +441,7 @@ impl Watching<'_> {
         status
             .notes
             .extend(self.note.clone().into_iter().chain(polled.note));
-        match (&mut self.screen, terminal::size()) {
-            (Some(screen), Some((columns, rows))) => screen.draw(page(&status, columns), rows)?,
-            _ => self.view.print(&status)?,
-        }
+        self.view.draw(&mut self.screen, &status)?;
         Ok(())
     }
 }

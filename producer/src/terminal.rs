@@ -1,6 +1,7 @@
 //! What a terminal shows: a progress bar below the log, a page drawn again and again, tables.
 
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
 
 pub mod bar;
 
@@ -13,11 +14,14 @@ const USUAL_WIDTH: usize = 100;
 
 /// Returns columns and rows of standard output; `None` if it is no terminal.
 pub fn size() -> Option<(usize, usize)> {
-    let stdout = io::stdout();
-    if !stdout.is_terminal() {
+    size_of(io::stdout())
+}
+
+fn size_of(stream: impl IsTerminal + AsFd) -> Option<(usize, usize)> {
+    if !stream.is_terminal() {
         return None;
     }
-    let size = rustix::termios::tcgetwinsize(stdout).ok();
+    let size = rustix::termios::tcgetwinsize(stream).ok();
     let size = size.filter(|size| size.ws_col > 0 && size.ws_row > 0);
     Some(size.map_or((USUAL_WIDTH, usize::MAX), |size| {
         (size.ws_col.into(), size.ws_row.into())

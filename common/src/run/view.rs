@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -121,8 +121,20 @@ struct WorkerSeen {
     state_at: OffsetDateTime,
 }
 
+/// How far a run in one process had got: `runs/{run}/progress.json`, since it has no ledger that
+/// others could read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunProgress {
+    /// When.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    /// Its numbers then.
+    #[serde(flatten)]
+    pub run: RunSnapshot,
+}
+
 /// A run at one moment. `None` is not known, or does not apply any more.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunSnapshot {
     /// The run.
     pub run_id: RunId,

@@ -4,13 +4,18 @@ use common::broker::{Position, Waiting};
 use common::exit::{self, ExitError};
 use common::ids::RunId;
 use common::run::documents::{Manifest, RunSummary};
-use common::run::view::{RunSnapshot, RunView};
+use common::run::view::{RunProgress, RunSnapshot, RunView};
 use common::store::{Document, DocumentKey, SharedStore};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
+use crate::progress;
 use crate::publish::BELIEVED;
+
+/// A process that did not store its progress so many times in a row has ended.
+const MISSED: u32 = 6;
 
 /// A run that this process did not begin. The ledger alone knows some, such as replays of dead
 /// letters; they have no documents.
@@ -91,6 +96,23 @@ impl ObservedRun {
         self.of(run, state, Source::Summary)
     }
 
+    /// The numbers that a run in one process stored last. Unless that was long ago, it goes on.
+    pub fn of_progress(&self, progress: RunProgress, now: OffsetDateTime) -> Status {
+        let is_recent = now - progress.at < MISSED * progress::EVERY;
+        let state = match is_recent {
+            true => RunState::Running,
+            false => RunState::Stopped,
+        };
+        let mut status = self.of(progress.run, state, Source::Progress);
+        if !is_recent {
+            let at = progress.at.format(&Rfc3339).expect("a time");
+            status.notes.push(format!(
+                "its process has stored nothing since {at}, so it was probably killed; run it again and it continues"
+            ));
+        }
+        status
+    }
+
     fn of(&self, run: RunSnapshot, state: RunState, source: Source) -> Status {
         Status {
             state,
@@ -125,6 +147,8 @@ pub enum RunState {
 pub enum Source {
     /// The broker's ledger, as it is now.
     Ledger,
+    /// The `progress.json` of a run in one process, which stores it every 10 s.
+    Progress,
     /// The run's `summary.json`, as it was when the producer ended.
     Summary,
 }

@@ -8,8 +8,8 @@ use common::text::{counted, format_duration, thousands};
 use super::observed::{RunState, Source, Status};
 use crate::terminal::page::{Line, Page, Tone};
 
-/// A wider bar is harder to read, not more precise.
-const LONGEST_BAR: usize = 60;
+/// The bar's length where there is no screen to fill.
+const BAR_WITHOUT_SCREEN: usize = 60;
 
 /// Lays out the page in lines of at most `width` characters.
 pub fn page(status: &Status, width: usize) -> Vec<Line> {
@@ -37,7 +37,9 @@ fn head(page: &mut Page, status: &Status) {
         RunState::Stopped => (format!("stopped; began {elapsed} ago"), Tone::Bad),
     };
     let state = match (status.state, status.source) {
-        (RunState::Stopped, Source::Summary) => format!("stopped after {elapsed}"),
+        (RunState::Stopped, Source::Summary | Source::Progress) => {
+            format!("stopped after {elapsed}")
+        }
         _ => state,
     };
     page.add(tone, &format!("Run {}: {state}", status.run.run_id));
@@ -51,12 +53,15 @@ fn head(page: &mut Page, status: &Status) {
         .saturating_mul(1000)
         .checked_div(status.run.total_repos);
     let share = tenths.unwrap_or(1000) as f64 / 10.0;
-    let length = LONGEST_BAR.min(page.width().saturating_sub(30));
     let numbers = format!(
         "{}/{} ({share:.1}%)",
         thousands(done),
         thousands(status.run.total_repos)
     );
+    let length = match page.width() {
+        usize::MAX => BAR_WITHOUT_SCREEN,
+        width => width.saturating_sub(numbers.chars().count() + 2),
+    };
     let tone = if status.run.open == 0 {
         Tone::Good
     } else {
@@ -237,7 +242,7 @@ mod tests {
 Run run-1: running for 1h 2m
 Feed https://example.org/repos.json
 
-██████████████████████████████████████████████░░░░  19,540/21,000 (93.0%)
+████████████████████████████████████████████████████░░░░  19,540/21,000 (93.0%)
 24.3 a minute over the last 5 minutes, ETA: 1h
 
   cached                   18,000  hit rate 85.7%

@@ -4,7 +4,10 @@ use std::io::{self, Write};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::ignore_closed;
+use super::{USUAL_WIDTH, ignore_closed, size_of};
+
+/// The bar gets no shorter for a message that does not fit beside it.
+const SHORTEST: usize = 10;
 
 /// A progress bar on stderr; never drawn if that is no terminal. Clones are the same bar.
 #[derive(Clone, Debug)]
@@ -43,9 +46,6 @@ impl Bar {
         if self.1 == Target::Stderr {
             self.0.set_draw_target(ProgressDrawTarget::stderr());
         }
-        let style = ProgressStyle::with_template("{bar:10} {wide_msg}");
-        self.0
-            .set_style(style.expect("the template is one of indicatif's"));
     }
 
     /// Whether anybody sees it.
@@ -53,8 +53,14 @@ impl Bar {
         !self.0.is_hidden()
     }
 
-    /// Moves it.
+    /// Moves it. It takes what the message leaves of the line.
     pub fn set(&self, done: u64, total: u64, message: String) {
+        let columns = size_of(io::stderr()).map_or(USUAL_WIDTH, |(columns, _)| columns);
+        let length = columns.saturating_sub(message.chars().count() + 1);
+        let template = format!("{{bar:{}}} {{wide_msg}}", length.max(SHORTEST));
+        let style = ProgressStyle::with_template(&template);
+        self.0
+            .set_style(style.expect("the template is one of indicatif's"));
         self.0.set_length(total);
         self.0.set_position(done);
         self.0.set_message(message);

@@ -234,6 +234,54 @@ async fn a_run_that_has_ended_is_told_from_its_summary() {
     );
 }
 
+/// Its ledger is in its memory: what it stores of its progress is shown, until there is a summary.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_in_one_process_is_shown_while_it_goes_on() {
+    let fleet = Fleet::of(&["s/a", "s/b"]);
+    let seen_as = |arguments: &[&str], state: &str| {
+        let told = ended(status(&fleet, arguments)).with(0);
+        let told: Value = serde_json::from_str(told.stdout.lines().last().unwrap()).unwrap();
+        assert_eq!(told["state"], state, "{told}");
+        told
+    };
+    fleet.server.set_held(true);
+    let run = fleet.start(&[]);
+    let folder = fleet.store_folder();
+    block_in_place(|| {
+        wait_until("its progress is stored", || {
+            fleet.server.asked_at().len() == 2
+                && ended(status(&fleet, &["--json"])).stdout.contains("run_id")
+        });
+    });
+    let told = seen_as(&["--json"], "running");
+    let numbers = (&told["source"], &told["open"], &told["notes"]);
+    assert_eq!(numbers, (&json!("progress"), &json!(2), &json!([])));
+
+    let watch = Running::start(&mut status(&fleet, &["--watch", "--json"]));
+    block_in_place(|| watch.wait_for_line("running"));
+    fleet.server.set_held(false);
+    let run_id = block_in_place(|| run.wait()).with(0).run_id();
+    let watched = block_in_place(|| watch.wait()).with(0).stdout;
+    let last: Value = serde_json::from_str(watched.lines().last().unwrap()).unwrap();
+    let numbers = (&last["state"], &last["processed"]);
+    assert_eq!(numbers, (&json!("closed"), &json!(2)));
+
+    // As if it had been killed an hour ago.
+    let run_folder = folder.join("runs").join(&run_id);
+    fs::remove_file(run_folder.join("summary.json")).unwrap();
+    let path = run_folder.join("progress.json");
+    let mut progress: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let hour_ago = time::OffsetDateTime::now_utc() - Duration::from_secs(3600);
+    progress["at"] = json!(hour_ago.format(&Rfc3339).unwrap());
+    fs::write(&path, progress.to_string()).unwrap();
+    let told = seen_as(&["--json", "--watch"], "stopped");
+    let note = told["notes"][0].as_str().unwrap();
+    assert!(
+        note.starts_with("its process has stored nothing since "),
+        "{note}"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_ledger_that_knows_nothing_is_not_believed() {
     let (fleet, queues) = (Fleet::of(&["s/a", "s/b"]), Queues::new().await);
