@@ -343,12 +343,7 @@ impl InvalidEntry {
 
 /// Checks an address to fetch from. Reasons never repeat it: it may contain a password.
 fn address(text: &str, folder: Option<&Path>) -> Result<String, String> {
-    if text.len() > MAX_ADDRESS_BYTES {
-        return Err(format!(
-            "url has {} bytes, more than {MAX_ADDRESS_BYTES}",
-            text.len()
-        ));
-    }
+    let text = short_enough(text)?;
     if text.chars().any(char::is_control) {
         return Err("url contains a control character".to_owned());
     }
@@ -358,8 +353,19 @@ fn address(text: &str, folder: Option<&Path>) -> Result<String, String> {
         return local_address(text, folder);
     }
     match address::parse(text).map_err(|why| format!("url {why}"))? {
-        Some(address) => web_address(&address.url),
+        // Each letter beyond ASCII is three to twelve bytes in it.
+        Some(address) => short_enough(web_address(&address.url)?),
         None => local_address(text, folder),
+    }
+}
+
+/// Returns an address unless it is too long for metadata.
+fn short_enough<T: AsRef<str>>(address: T) -> Result<T, String> {
+    match address.as_ref().len() {
+        0..=MAX_ADDRESS_BYTES => Ok(address),
+        bytes => Err(format!(
+            "url has {bytes} bytes, more than {MAX_ADDRESS_BYTES}"
+        )),
     }
 }
 
