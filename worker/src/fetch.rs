@@ -12,9 +12,11 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Arc, Once};
+use std::time::Duration;
 
 use common::fault::{Fault, FaultKind};
 use git2::{AutotagOption, Direction, ErrorCode, FetchOptions, Oid, RemoteCallbacks, Repository};
+use rustix::time::{ClockId, clock_gettime};
 use url::Url;
 
 use crate::disk;
@@ -288,7 +290,7 @@ impl Remote {
         let folder = self.scratch.join(REPOSITORY);
         let known = self.wanted.known;
         let sink = || Arc::clone(&self.sink);
-        let download = || download(self.url.as_str(), &folder, known, sink());
+        let download = || download(self.url.as_str(), &folder, known, sink(), &self.session);
         let result = self.session.run(download).map_err(|error| {
             let fault = self.session.take_fault();
             fault.unwrap_or_else(|| local_fault(&error, &self.scratch))
@@ -334,19 +336,23 @@ fn download(
     scratch: &Path,
     known: Option<ObjectId>,
     sink: Arc<dyn ProgressSink>,
+    session: &HttpSession,
 ) -> Result<Option<(Repository, Option<Oid>)>, git2::Error> {
     let mut init = git2::RepositoryInitOptions::new();
     let repository = Repository::init_opts(scratch, init.bare(true).external_template(false))?;
     let mut callbacks = RemoteCallbacks::new();
     let mut resolved = 0;
+    let mut time = ResolveTime::default();
     callbacks.transfer_progress(move |progress| {
         // Deltas are resolved after the last byte. Objects indexed before count only as bytes:
         // otherwise a server could drip small ones for ever.
-        if progress.indexed_deltas() != resolved {
-            resolved = progress.indexed_deltas();
-            sink.alive();
+        if progress.indexed_deltas() == resolved {
+            return true;
         }
-        true
+        resolved = progress.indexed_deltas();
+        sink.alive();
+        let checked = time.check(thread_cpu_time(), progress.received_bytes() as u64);
+        checked.map_err(|fault| session.note(fault)).is_ok()
     });
     let mut options = FetchOptions::new();
     options
@@ -372,6 +378,39 @@ fn download(
         Err(error) => return Err(error),
     };
     Ok(Some((repository, head)))
+}
+
+/// The CPU time in which libgit2 resolves a pack's deltas. Those that name their bases it tries again and
+/// again, in the order of the pack, until none is left: with a pack in the worst order that takes hours.
+#[derive(Default)]
+struct ResolveTime {
+    began: Option<Duration>,
+}
+
+impl ResolveTime {
+    /// For a pack of any size; several times what the largest in the corpus takes.
+    const LEAST: Duration = Duration::from_secs(8);
+    /// A quarter of the speed that a slow machine has.
+    const BYTES_PER_SECOND: u64 = 32 << 20;
+
+    /// Fails as [`FaultKind::TooLarge`] if too much has passed since the first call, for a pack of so many
+    /// bytes.
+    fn check(&mut self, now: Duration, bytes: u64) -> Result<(), Fault> {
+        let taken = now.saturating_sub(*self.began.get_or_insert(now));
+        let most = Self::LEAST + Duration::from_secs(bytes / Self::BYTES_PER_SECOND);
+        match taken > most {
+            true => Err(Fault::too_large(format!(
+                "to resolve the deltas of {bytes} bytes takes more than {} s of CPU",
+                most.as_secs()
+            ))),
+            false => Ok(()),
+        }
+    }
+}
+
+fn thread_cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::try_from(time).expect("it begins at zero")
 }
 
 /// Keeps libgit2 from reading any configuration of the machine.

@@ -214,11 +214,16 @@ pub fn varint(mut value: u64) -> Vec<u8> {
     bytes
 }
 
-/// Returns a delta that appends `new`, of up to 127 bytes, to a base of up to 65,535 bytes.
+/// Returns a delta that appends `new`, of up to 127 bytes, to a base of less than 16 MiB.
 pub fn appending(base: usize, new: &[u8]) -> Vec<u8> {
-    let [low, high, ..] = base.to_le_bytes();
+    let [low, middle, high, ..] = base.to_le_bytes();
     let sizes = [varint(base as u64), varint((base + new.len()) as u64)].concat();
-    [&sizes[..], &[0xb0, low, high, new.len() as u8][..], new].concat()
+    [
+        &sizes[..],
+        &[0xf0, low, middle, high, new.len() as u8][..],
+        new,
+    ]
+    .concat()
 }
 
 /// Returns a delta that makes `size` bytes, and its number, of a base of 64 KiB.

@@ -257,7 +257,7 @@ impl HttpSession {
     }
 
     /// Keeps the first fault.
-    fn note(&self, fault: Fault) {
+    pub(super) fn note(&self, fault: Fault) {
         self.state().fault.get_or_insert(fault);
     }
 

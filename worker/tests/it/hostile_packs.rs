@@ -8,7 +8,7 @@ use std::sync::Arc;
 use common::fault::{Fault, FaultKind};
 use testing::http_server::{HttpServer, Response};
 use testing::packs::Mode::{Directory, File};
-use testing::packs::{Id, Kind, PackWriter, appending, hex, object_name, repeating, tree};
+use testing::packs::{Id, Kind, PackWriter, appending, hex, object_name, repeating, tree, varint};
 use worker::fetch::policy::FetchMode;
 use worker::slot::SlotOutput;
 
@@ -241,16 +241,18 @@ async fn a_hundred_thousand_nested_trees_are_no_recursion() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn as_many_objects_as_are_allowed_have_room() {
-    let mut pack = PackWriter::default();
-    let base = pack.blob(b"text\n");
-    for i in 0..1_999_997_u32 {
-        pack.named_delta(base, &appending(5, &i.to_be_bytes()));
+    for (mode, objects) in [(FetchMode::V2, 2_000_000_u32), (FetchMode::Git2, 800_000)] {
+        let mut pack = PackWriter::default();
+        let base = pack.blob(b"text\n");
+        // All but this, a tree and a commit.
+        for i in 3..objects {
+            pack.named_delta(base, &appending(5, &i.to_be_bytes()));
+        }
+        let root = pack.tree(&[(File, "a", base)]);
+        let (pack, commit, _) = with_root(pack, root, "");
+        let made = digest(mode, &pack, commit).await.unwrap();
+        assert_eq!(made.facts.files, 1);
     }
-    let root = pack.tree(&[(File, "a", base)]);
-    let (pack, commit, _) = with_root(pack, root, "");
-    let made = digest(FetchMode::V2, &pack, commit).await.unwrap();
-
-    assert_eq!(made.facts.files, 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -269,6 +271,47 @@ async fn a_long_chain_of_deltas_is_read() {
     // libgit2 gives up at such a length.
     let made = digest(FetchMode::V2, &pack, commit).await.unwrap();
     assert!(made.content.contains(&"x".repeat(LENGTH)));
+}
+
+/// libgit2 makes each object from its first base on, unless that is among the small ones that it keeps.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chains_that_libgit2_would_resolve_for_minutes_are_given_up() {
+    let mut pack = PackWriter::default();
+    let base = vec![0; 15 << 20];
+    let mut at = pack.object(Kind::Blob, &base).0;
+    for i in 0..120 {
+        at = pack.delta(at, &appending(base.len() + i, b"x"));
+    }
+    let blob = pack.blob(b"text\n");
+    let root = pack.tree(&[(File, "a", blob)]);
+    let (placed, commit, _) = with_root(pack, root, "");
+    let fault = digest(FetchMode::Git2, &placed, commit).await.unwrap_err();
+    assert_eq!(fault.kind, FaultKind::TooLarge, "{fault}");
+    let said = "bytes or more, which is over 34359738368";
+    assert!(fault.message.contains(said), "{fault}");
+
+    // In the worst order: each look at all deltas finds one whose base is there.
+    let mut pack = PackWriter::default();
+    let blob = pack.blob(b"text\n");
+    let base = [7; 100];
+    let texts: Vec<_> = (0..200_000_u32)
+        .map(|i| [&base[..], &i.to_be_bytes()].concat())
+        .collect();
+    for texts in texts.windows(2).rev() {
+        let number = &texts[1][base.len()..];
+        let size = varint(texts[1].len() as u64);
+        // The base's first bytes, and four others.
+        let delta = [&size[..], &size, &[0x90, 100, 4], number].concat();
+        pack.named_delta(object_name(Kind::Blob, &texts[0]), &delta);
+    }
+    pack.object(Kind::Blob, &texts[0]);
+    let root = pack.tree(&[(File, "a", blob)]);
+    let (named, commit, _) = with_root(pack, root, "");
+    let fault = digest(FetchMode::Git2, &named, commit).await.unwrap_err();
+    assert_eq!(fault.kind, FaultKind::TooLarge, "{fault}");
+    assert!(fault.message.contains("s of CPU"), "{fault}");
+    let made = digest(FetchMode::V2, &named, commit).await.unwrap();
+    assert_eq!(made.facts.files, 1);
 }
 
 #[tokio::test]

@@ -407,6 +407,7 @@ fn check_gauge(pack: &[u8], size: usize, limits: PackLimits) {
     let mut gauge = PackGauge::new(PackLimits {
         // Larger deltas are passed over by the reader.
         delta: u64::MAX,
+        chains: u64::MAX,
         ..limits
     });
     let end = pack.chunks(size).try_for_each(|piece| gauge.push(piece));

@@ -16,8 +16,13 @@ const MAX_HEADER: usize = 32;
 pub(crate) struct PackGauge {
     limits: PackLimits,
     budget: Budget,
+    chains: Chains,
     /// Objects still to come.
     left: u32,
+    /// Bytes that have passed.
+    passed: u64,
+    /// Where the object begins that passes now.
+    start: u64,
     state: State,
     inflater: Decompress,
     inflated: Box<[u8]>,
@@ -31,10 +36,37 @@ enum State {
     Object(Vec<u8>),
     /// The zlib stream of an object of so many bytes.
     Stream(u64),
-    /// That of a delta whose sizes are not known yet, and its beginning.
-    Delta(u64, Vec<u8>),
+    /// That of a delta whose sizes are not known yet, its beginning, and what its base
+    /// costs, if that is known.
+    Delta(u64, Vec<u8>, Option<u64>),
     /// Nothing that is looked at.
     Rest,
+}
+
+/// What it costs to make each object from its first base on. libgit2 does that for each delta, and
+/// keeps bases of up to 1 MiB only.
+///
+/// Bases that are named, not placed, would take the names of all objects. git places those that are in the
+/// pack; what other servers name costs at least its own bytes, and [`ResolveTime`](super::super::ResolveTime) bounds the rest.
+struct Chains {
+    /// Where each object begins, and its cost in bytes.
+    costs: Vec<(u64, u64)>,
+    budget: Budget,
+}
+
+impl Chains {
+    /// Returns the cost of the base that begins `back` bytes before `start`.
+    fn of_base(&self, start: u64, back: u64) -> Option<u64> {
+        let at = start.checked_sub(back)?;
+        let found = self.costs.binary_search_by_key(&at, |(start, _)| *start);
+        found.ok().map(|found| self.costs[found].1)
+    }
+
+    /// Charges for the delta at `start`.
+    fn delta(&mut self, start: u64, cost: u64) -> Result<(), Fault> {
+        self.costs.push((start, cost));
+        self.budget.spend(cost)
+    }
 }
 
 impl PackGauge {
@@ -43,7 +75,13 @@ impl PackGauge {
         Self {
             limits,
             budget: Budget::new(limits.inflated),
+            chains: Chains {
+                costs: Vec::new(),
+                budget: Budget::of_chains(limits.chains),
+            },
             left: 0,
+            passed: 0,
+            start: 0,
             state: State::Pack(Vec::new()),
             inflater: Decompress::new(true),
             inflated: vec![0; PIECE].into(),
@@ -56,6 +94,7 @@ impl PackGauge {
     /// [`FaultKind::TooLarge`](common::fault::FaultKind::TooLarge) if the objects in them cost too much.
     pub(crate) fn push(&mut self, mut bytes: &[u8]) -> Result<(), Fault> {
         while let Some((first, rest)) = bytes.split_first() {
+            let before = bytes.len();
             match &mut self.state {
                 State::Pack(header) => {
                     header.push(*first);
@@ -66,15 +105,19 @@ impl PackGauge {
                         }
                         self.left = u32::from_be_bytes(count);
                         self.limits.check_count(self.left)?;
+                        self.chains.costs.reserve_exact(self.left as usize);
                         self.state = State::Object(Vec::new());
                     }
                     bytes = rest;
                 }
                 State::Object(_) if self.left == 0 => self.state = State::Rest,
                 State::Object(header) => {
+                    if header.is_empty() {
+                        self.start = self.passed;
+                    }
                     header.push(*first);
-                    if let Some((kind, size)) = whole(header) {
-                        self.begin(kind, size)?;
+                    if let Some((kind, size, back)) = whole(header) {
+                        self.begin(kind, size, back)?;
                     } else if header.len() == MAX_HEADER {
                         self.state = State::Rest;
                     }
@@ -83,18 +126,21 @@ impl PackGauge {
                 State::Stream(_) | State::Delta(..) => bytes = self.inflate(bytes)?,
                 State::Rest => return Ok(()),
             }
+            self.passed += (before - bytes.len()) as u64;
         }
         Ok(())
     }
 
-    fn begin(&mut self, kind: u8, size: u64) -> Result<(), Fault> {
+    fn begin(&mut self, kind: u8, size: u64, back: Option<u64>) -> Result<(), Fault> {
         self.budget.spend(size)?;
         if let Some(kind) = EntryKind::of(kind) {
             check_size(kind, size, &self.limits)?;
+            self.chains.costs.push((self.start, size));
             self.state = State::Stream(size);
         } else {
             self.limits.check_delta(size)?;
-            self.state = State::Delta(size, Vec::new());
+            let base = back.and_then(|back| self.chains.of_base(self.start, back));
+            self.state = State::Delta(size, Vec::new(), base);
         }
         self.left -= 1;
         self.inflater.reset(true);
@@ -110,7 +156,7 @@ impl PackGauge {
         let written = self.inflater.total_out() - before.1;
         let (rest, new) = (&bytes[read as usize..], &self.inflated[..written as usize]);
         let is_over = matches!(status, Ok(Status::StreamEnd));
-        let (State::Stream(size) | State::Delta(size, _)) = self.state else {
+        let (State::Stream(size) | State::Delta(size, ..)) = self.state else {
             return Ok(rest);
         };
         if self.inflater.total_out() > size {
@@ -118,12 +164,15 @@ impl PackGauge {
                 "an object in the pack is longer than its size",
             ));
         }
-        if let State::Delta(_, head) = &mut self.state {
+        if let State::Delta(_, head, base) = &mut self.state {
             head.extend_from_slice(&new[..new.len().min(delta::HEAD - head.len())]);
             if is_over || head.len() == delta::HEAD {
-                if let Some((_, result)) = delta::sizes(&mut head.as_slice()) {
+                if let Some((whole, result)) = delta::sizes(&mut head.as_slice()) {
                     self.budget.spend(result)?;
                     self.limits.check_delta(result)?;
+                    let cost = [base.unwrap_or(whole), size, result];
+                    let cost = cost.into_iter().fold(0, u64::saturating_add);
+                    self.chains.delta(self.start, cost)?;
                 }
                 self.state = State::Stream(size);
             }
@@ -137,8 +186,9 @@ impl PackGauge {
     }
 }
 
-/// Returns the kind and size in an object's header, once it is whole.
-fn whole(header: &[u8]) -> Option<(u8, u64)> {
+/// Returns the kind and size in an object's header, and how far before it its base begins, once it is
+/// whole.
+fn whole(header: &[u8]) -> Option<(u8, u64, Option<u64>)> {
     let end = header.iter().position(|byte| *byte < 0x80)?;
     let kind = header[0] >> 4 & 7;
     let mut size = u64::from(header[0] & 0x0f);
@@ -147,12 +197,20 @@ fn whole(header: &[u8]) -> Option<(u8, u64)> {
         size = size.saturating_add(part.unwrap_or(u64::MAX));
     }
     let base = &header[end + 1..];
-    let is_whole = match kind {
-        6 => base.last().is_some_and(|byte| *byte < 0x80),
-        7 => base.len() == 20,
-        _ => true,
-    };
-    is_whole.then_some((kind, size))
+    match kind {
+        6 => Some((kind, size, Some(offset(base)?))),
+        7 => (base.len() == 20).then_some((kind, size, None)),
+        _ => Some((kind, size, None)),
+    }
+}
+
+/// Returns how far before a delta its base begins, once that is whole.
+fn offset(bytes: &[u8]) -> Option<u64> {
+    let (last, rest) = bytes.split_last().filter(|(last, _)| **last < 0x80)?;
+    let offset = rest.iter().fold(0_u64, |offset, byte| {
+        (offset << 7 | u64::from(byte & 0x7f)).wrapping_add(1)
+    });
+    Some(offset << 7 | u64::from(*last))
 }
 
 #[cfg(test)]
@@ -207,6 +265,34 @@ mod tests {
         gauge(&pack.finish(), 7, delta(5001)).unwrap();
         let fault = gauge(&pack.finish(), 7, delta(5000)).unwrap_err();
         assert!(fault.message.contains("a delta of 5001 bytes"), "{fault}");
+    }
+
+    /// libgit2 begins with the base of each delta anew.
+    #[test]
+    fn a_delta_costs_what_its_bases_cost() {
+        let mut pack = PackWriter::default();
+        let (mut at, name) = pack.object(Kind::Blob, &[b'x'; 5000]);
+        let delta = |i| appending(5000 + i, b"y");
+        let (mut chain, mut cost) = (5000, 0);
+        for i in 0..40 {
+            at = pack.delta(at, &delta(i));
+            chain += delta(i).len() + 5001 + i;
+            cost += chain;
+        }
+        // A base with a name costs at least its bytes.
+        pack.named_delta(name, &delta(0));
+        cost += 5000 + delta(0).len() + 5001;
+        let chains = |chains| PackLimits {
+            chains,
+            ..PackLimits::unfiltered()
+        };
+        let pack = pack.finish();
+        for piece in [1, 100, 1 << 20] {
+            gauge(&pack, piece, chains(cost as u64)).unwrap();
+            let fault = gauge(&pack, piece, chains(cost as u64 - 1)).unwrap_err();
+            let said = format!("to resolve its deltas takes {cost} bytes or more");
+            assert!(fault.message.contains(&said), "{fault}");
+        }
     }
 
     #[test]
