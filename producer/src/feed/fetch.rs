@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::exit::{self, ExitError};
@@ -11,11 +12,13 @@ use common::retry::{Attempt, Policy, retry};
 use common::text::{duration_within, parse_size, unsubstituted};
 use common::tls;
 use reqwest::StatusCode;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{ETAG, HeaderMap, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 use tracing::debug;
 use url::{Host, Url};
+use worker::resolver::lookup;
 
 /// Where the feed of UK government repositories is published every night.
 pub const DEFAULT_FEED: &str =
@@ -343,6 +346,7 @@ pub(crate) fn http_client(
         .user_agent(agent)
         .timeout(timeout)
         .referer(false)
+        .dns_resolver(Arc::new(Names))
         .redirect(redirects);
     if from_here {
         // A proxy would look for it on the proxy's machine.
@@ -353,6 +357,18 @@ pub(crate) fn http_client(
         let message = format!("cannot set up HTTP: {why}; are CA certificates installed?");
         ExitError::new(exit::INTERNAL, message)
     })
+}
+
+/// Resolves names as workers do, with errors that say which name.
+struct Names;
+
+impl Resolve for Names {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            let addresses = lookup(name.as_str()).await?;
+            Ok(Box::new(addresses.into_iter()) as Addrs)
+        })
+    }
 }
 
 /// Returns the innermost cause, which says why; at debug level the log has the whole chain. Neither

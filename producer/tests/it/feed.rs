@@ -127,6 +127,15 @@ async fn what_may_pass_is_tried_three_times_and_logged() {
 }
 
 #[tokio::test]
+async fn a_name_that_does_not_resolve_is_said() {
+    let url = "https://feed.invalid/repos.json";
+    let error = load(&["--feed", url]).await.unwrap_err();
+    assert_eq!(error.code, exit::UNAVAILABLE, "{error}");
+    let said = format!("{url}: cannot resolve feed.invalid: ");
+    assert!(error.message.contains(&said), "{error}");
+}
+
+#[tokio::test]
 async fn nobody_there_is_tried_three_times() {
     let url = HttpServer::start(|_| Response::hang()).url();
     let logs = Logs::collect();
