@@ -242,7 +242,7 @@ mod tests {
 Run run-1: running for 1h 2m
 Feed https://example.org/repos.json
 
-████████████████████████████████████████████████████░░░░  19,540/21,000 (93.0%)
+█████████████████████████████████████████████████████░░░░  19,540/21,000 (93.0%)
 24.3 a minute over the last 5 minutes, ETA: 1h
 
   cached                   18,000  hit rate 85.7%
