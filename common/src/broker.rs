@@ -55,6 +55,14 @@ pub trait Broker: fmt::Debug + Send + Sync {
         until: CancellationToken,
     ) -> Result<BoxStream<'static, Delivery>, Fault>;
 
+    /// The jobs that wait now, for a worker or for their pause to end, each on loan once the stream
+    /// has given it. What is not wanted is settled with [`Settlement::Back`], and may be seen a second
+    /// time. Ends early once `until` is cancelled, after what was taken already.
+    async fn take_waiting(
+        &self,
+        until: CancellationToken,
+    ) -> Result<BoxStream<'static, Result<Delivery, Fault>>, Fault>;
+
     /// Appends to the ledger; returns once the event is safely there.
     async fn record(&self, event: &Event) -> Result<(), Fault>;
 
@@ -400,6 +408,9 @@ pub enum Settlement {
         /// [`Delivery::returns`] of the next delivery: 0 once the job has proved harmless.
         returns: u32,
     },
+    /// It was only looked at: behind all others that wait for the same, with the counts that it came
+    /// with. A pause begins anew.
+    Back,
     /// To the dead letters.
     Dead,
 }

@@ -13,7 +13,7 @@ pub const OK: u8 = 0;
 pub const INTERNAL: u8 = 1;
 /// The command line is wrong.
 pub const USAGE: u8 = 2;
-/// The run closed, but more repositories failed than `--max-failures` allows.
+/// The run closed, but more repositories failed than `--max-failures` allows, or jobs were cancelled.
 pub const TOO_MANY_FAILED: u8 = 3;
 /// An audit found something.
 pub const FOUND: u8 = 4;

@@ -6,7 +6,7 @@
 //! calls compile to nothing.
 
 /// All failpoints, in the order in which a job reaches them.
-pub const ALL: [&str; 8] = [
+pub const ALL: [&str; 10] = [
     "after-manifest",
     "mid-publish",
     "before-fetch",
@@ -15,6 +15,8 @@ pub const ALL: [&str; 8] = [
     "after-put",
     "after-outcome",
     "after-retry-publish",
+    "after-put-back",
+    "after-cancel",
 ];
 
 /// Does nothing in this build.

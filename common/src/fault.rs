@@ -52,6 +52,8 @@ pub enum FaultKind {
     Infra,
     /// The feed's entry names no usable repository.
     InvalidEntry,
+    /// Nobody tried: its run was cancelled while the job waited.
+    Cancelled,
 }
 
 /// An error, classified where it was first seen: `.map_err(Fault::transient)?`.

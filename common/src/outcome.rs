@@ -27,20 +27,26 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// Of a job that was taken off the queue together with its run.
+    pub const CANCELLED: Self = Self::Failed(FaultKind::Cancelled);
+
     /// Whether the job led to a digest of its push in the store: made, or renewed.
     pub fn is_processed(self) -> bool {
         matches!(self, Self::Processed | Self::Unmoved)
     }
 }
 
-/// An outcome as the ledger has it. Programs from before [`Outcome::Unmoved`] skip a record with a
-/// word that they do not know, and would wait for the job for ever; so they read `processed`.
+/// An outcome as the ledger has it. Programs from before [`Outcome::Unmoved`] and
+/// [`Outcome::CANCELLED`] skip a record with a word that they do not know, and would wait for the job
+/// for ever, or publish it again; so they read `processed` and `failed: infra`.
 #[derive(Serialize, Deserialize)]
 struct WrittenOutcome {
     #[serde(flatten)]
     word: OutcomeWord,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     unmoved: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    cancelled: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -58,10 +64,14 @@ impl From<Outcome> for WrittenOutcome {
             Outcome::Processed | Outcome::Unmoved => OutcomeWord::Processed,
             Outcome::Unchanged => OutcomeWord::Unchanged,
             Outcome::Superseded => OutcomeWord::Superseded,
+            Outcome::CANCELLED => OutcomeWord::Failed(FaultKind::Infra),
             Outcome::Failed(kind) => OutcomeWord::Failed(kind),
         };
-        let unmoved = outcome == Outcome::Unmoved;
-        Self { word, unmoved }
+        Self {
+            word,
+            unmoved: outcome == Outcome::Unmoved,
+            cancelled: outcome == Outcome::CANCELLED,
+        }
     }
 }
 
@@ -72,6 +82,7 @@ impl From<WrittenOutcome> for Outcome {
             OutcomeWord::Processed => Self::Processed,
             OutcomeWord::Unchanged => Self::Unchanged,
             OutcomeWord::Superseded => Self::Superseded,
+            OutcomeWord::Failed(_) if written.cancelled => Self::CANCELLED,
             OutcomeWord::Failed(kind) => Self::Failed(kind),
         }
     }
@@ -183,6 +194,10 @@ mod tests {
             ),
             (Outcome::Unchanged, r#"{"outcome":"unchanged"}"#),
             (Outcome::Superseded, r#"{"outcome":"superseded"}"#),
+            (
+                Outcome::CANCELLED,
+                r#"{"outcome":"failed","class":"infra","cancelled":true}"#,
+            ),
         ] {
             assert_eq!(serde_json::to_string(&outcome).unwrap(), written);
             let read: Outcome = serde_json::from_str(written).unwrap();

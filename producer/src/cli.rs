@@ -15,6 +15,7 @@ use common::telemetry::logs::LogConfig;
 use tracing::warn;
 
 use crate::bucket::{CatalogConfig, FailuresConfig, GetConfig, RestoreConfig, WithdrawOneConfig};
+use crate::cancel::CancelConfig;
 use crate::check::CheckCommand;
 use crate::dead::DeadConfig;
 use crate::observe::ObserveConfig;
@@ -49,7 +50,8 @@ Exit codes:
   0    the run closed, and no more repositories failed than --max-failures allows
   1    a fault of this program
   2    the command line is wrong
-  3    the run closed, but more repositories failed than --max-failures allows
+  3    the run closed, but more repositories failed than --max-failures allows, or jobs of it were
+       cancelled (`producer cancel`)
   4    an audit found something (`producer verify`)
   65   the feed is not one, too large, empty, or without a usable entry, and nothing was
        touched; or more digests would have been withdrawn than --withdraw-limit allows, and none was
@@ -83,6 +85,9 @@ Examples:
     /// Show how far a run has got, from any machine that reaches store and broker.
     #[command(after_long_help = STATUS_HELP)]
     Status(Box<StatusConfig>),
+    /// End a run: take its jobs that still wait off the queues.
+    #[command(after_long_help = CANCEL_HELP)]
+    Cancel(Box<CancelConfig>),
     /// Serve the state of fleet and run as metrics, for as long as it is left to.
     #[command(after_long_help = OBSERVE_HELP)]
     Observe(Box<ObserveConfig>),
@@ -204,6 +209,25 @@ Exit codes:
   2    the command line is wrong, there is no such run, or a broker is needed and not named
   69   store or broker cannot be reached
   130  stopped by SIGINT (143: by SIGTERM)";
+
+const CANCEL_HELP: &str = "\
+Examples:
+  producer cancel latest                   the run begun last
+  producer cancel 20261123T130000Z-0a1b2c  another one
+  producer cancel latest --dry-run         how many jobs that would be
+
+For a run that was begun with the wrong feed or options. Its jobs that wait, for a worker or for their
+next attempt, count as failed, class cancelled. Jobs that workers have in hand end as ever, and jobs of
+other runs stay. The run then closes; its producer, if it still runs, ends with 3. While it is still
+publishing, this command goes on until it has it all. The next run digests what this one did not.
+
+It may be repeated, as after a crash. A run without a broker is stopped where it runs, by Ctrl-C.
+
+Exit codes:
+  0    nothing of the run waits any more; also where nothing did, and where the run has closed
+  2    the command line is wrong, there is no such run, no broker is named, or it is another run's
+  69   store or broker cannot be reached
+  130  stopped by SIGINT before it was done (143: by SIGTERM)";
 
 const OBSERVE_HELP: &str = "\
 Example:
@@ -366,6 +390,7 @@ impl Cli {
                 Command::Status(config) => config.run(&shutdown).await,
                 Command::Observe(config) => config.run(&shutdown).await,
                 Command::Dead(config) => config.run(&shutdown).await,
+                Command::Cancel(config) => config.run(&shutdown).await,
                 Command::Get(config) => unless_stopped(config.run(), &shutdown).await,
                 Command::Catalog(config) => unless_stopped(config.run(), &shutdown).await,
                 Command::Failures(config) => unless_stopped(config.run(), &shutdown).await,

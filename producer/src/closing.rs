@@ -1,6 +1,7 @@
 //! What a run that has closed does for the readers of the digests: it withdraws what has left, and
 //! brings catalogue and pages up to date.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use common::exit;
@@ -62,8 +63,9 @@ async fn publish_all(
     let store = begun.store.as_ref();
     let now = OffsetDateTime::now_utc();
     let (mut stored, mut too_many) = (None, false);
-    // An empty feed is no evidence of anything.
-    let whole = begun.whole.as_ref().filter(|feed| !feed.is_empty());
+    // An empty feed is no evidence of anything, nor is one that a run was cancelled over.
+    let is_evidence = |feed: &&HashSet<_>| !feed.is_empty() && summary.cancelled() == 0;
+    let whole = begun.whole.as_ref().filter(is_evidence);
     if let Some(feed) = whole {
         let listed = listing::everything(store).await?;
         let mut there = listed.into_iter().map(|listed| listed.repo).collect();

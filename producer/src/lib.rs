@@ -5,7 +5,7 @@
 //! In reading order: [`run`] goes from the [`feed`] through the [`cache`] (with its [index](cache::index)) to
 //! [`publish`] and [`follow`], and [`report`]s; one process also stores its [`progress`]. Its [`engine`] is one process or a fleet, and the
 //! [`watchdog`] looks after what is followed; it asks workers by [`roll_call`], as does [`token_warning`]. [`status`] shows how far a run has got, [`observe`]
-//! serves the same as metrics, and [`dead`] handles dead letters. [`check`] and
+//! serves the same as metrics, [`dead`] handles dead letters, and [`cancel`] ends a run whose jobs wait. [`check`] and
 //! [`settings`] are for before a run. [`terminal`] draws.
 
 pub mod run;
@@ -49,6 +49,8 @@ pub mod status;
 pub mod observe;
 
 pub mod dead;
+
+pub mod cancel;
 
 pub mod terminal;
 

@@ -13,9 +13,10 @@ use clap::Args;
 use common::broker::SharedBroker;
 use common::broker::config::BrokerConfig;
 use common::exit::{self, ExitError};
-use common::fault::Fault;
+use common::fault::{Fault, FaultKind};
 use common::ids::RunId;
 use common::run::documents::{CacheReason, ClosedRun, LastClosed, LatestRun};
+use common::run::view::RunSnapshot;
 use common::shutdown::Shutdown;
 use common::store::config::StoreConfig;
 use common::store::{Document, DocumentKey, SharedStore};
@@ -333,7 +334,10 @@ fn show_latest(
         None => None,
     };
     metrics.set_snapshot(snapshot.as_ref());
-    let snapshot = snapshot.filter(|run| residual(run) == 0.0)?;
+    let is_whole = |run: &RunSnapshot| {
+        residual(run) == 0.0 && !run.failures_by_class.contains_key(&FaultKind::Cancelled)
+    };
+    let snapshot = snapshot.filter(is_whole)?;
     let elapsed = Duration::from_secs(snapshot.elapsed_seconds.unwrap_or(0));
     // A damaged summary may hold any number.
     let by_summary = started.and_then(|at| at.checked_add(elapsed.try_into().ok()?));
@@ -374,7 +378,45 @@ fn complain(known: &mut Option<String>, what: &str, answer: Result<(), String>) 
 
 #[cfg(test)]
 mod tests {
+    use common::broker::{Event, LedgerEntry};
+    use common::ids::{JobKey, PushedAt};
+    use common::outcome::{Outcome, OutcomeRecord};
+    use common::run::documents::{ExpectedJob, JobList};
+    use common::run::view::RunView;
+
     use super::*;
+
+    #[test]
+    fn a_run_that_was_cancelled_does_not_tell_how_fresh_digests_are() {
+        let (run, now) = (RunId::new(), OffsetDateTime::now_utc());
+        for (outcome, tells) in [(Outcome::Processed, true), (Outcome::CANCELLED, false)] {
+            let key = JobKey {
+                repo: "a/b".parse().unwrap(),
+                pushed_at: PushedAt::new("2026-01-01T00:00:00Z").unwrap(),
+            };
+            let list = JobList {
+                version: JobList::VERSION,
+                invalid: Vec::new(),
+                jobs: vec![ExpectedJob {
+                    key: key.clone(),
+                    adopted_from: Vec::new(),
+                }],
+            };
+            let mut view = RunView::new(run.clone(), None, Some(list));
+            let record = OutcomeRecord::without_work(key, run.clone(), outcome, "");
+            view.apply(&LedgerEntry {
+                at: now,
+                event: Event::Outcome(record),
+            });
+            let latest = ObservedRun {
+                manifest: None,
+                summary: None,
+                view,
+            };
+            let closed = show_latest(&FleetMetrics::new(), &latest, true, now);
+            assert_eq!(closed.is_some(), tells, "{outcome}");
+        }
+    }
 
     #[test]
     fn what_is_wrong_makes_it_unready_until_it_is_mended() {

@@ -149,7 +149,9 @@ pub fn withdrawn(decision: &Decision, config: &WithdrawConfig) {
 ///
 /// `told` are repositories whose failure is in this log already.
 pub fn completed(summary: &RunSummary, told: &HashSet<String>) {
-    let untold = |failure: &&Failure| !told.contains(&failure.repo);
+    // Those that were cancelled have nothing to tell, each.
+    let untold =
+        |failure: &&Failure| failure.class != FaultKind::Cancelled && !told.contains(&failure.repo);
     let failures: Vec<_> = summary.failures.iter().filter(untold).collect();
     list_failures(&failures, ", all listed in the run's summary.json");
     if !summary.closed {

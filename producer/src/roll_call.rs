@@ -1,10 +1,12 @@
 //! Asking the workers of a fleet what they hold and have.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use common::broker::{InHand, Notice, RollCall, SharedBroker};
 use common::fault::Fault;
+use common::ids::{JobKey, RunId};
+use common::job::Job;
 use common::text::format_duration;
 use futures::StreamExt;
 
@@ -46,6 +48,12 @@ pub async fn roll_call(broker: &SharedBroker, workers: u64) -> Result<Vec<InHand
     // The caller sees whether they were too few.
     _ = tokio::time::timeout(ANSWERS, collecting).await;
     Ok(answered.into_values().collect())
+}
+
+/// Returns the jobs in workers' hands.
+pub fn in_hand(answers: &[InHand]) -> HashSet<(RunId, JobKey)> {
+    let ids = answers.iter().flat_map(|answer| &answer.jobs);
+    ids.filter_map(|id| Job::parse_id(id)).collect()
 }
 
 /// Returns the answer of `what`, or a fault after `limit`.

@@ -138,6 +138,16 @@ impl MaxFailures {
 
     /// Returns the exit code of a run that closed.
     fn exit_code(self, summary: &RunSummary) -> u8 {
+        let cancelled = summary.cancelled();
+        if cancelled > 0 {
+            error!(
+                operation = "cancelled",
+                cancelled,
+                "{} cancelled; the next run does what they would have done",
+                counted(cancelled, "job was", "jobs were")
+            );
+            return exit::TOO_MANY_FAILED;
+        }
         let attempted = summary.total_repos - summary.cached - summary.failed_before;
         let failed = summary.failed - summary.failed_before;
         if self.allows(failed, attempted) {
@@ -546,7 +556,9 @@ impl RunConfig {
                 "in this log only".to_owned()
             }
         };
+        // How fresh the digests are, a run that was cancelled does not tell.
         if summary.closed
+            && summary.cancelled() == 0
             && let Err(fault) = until(last_writes, write_last_closed(store, &summary)).await
         {
             // An observer finds the summary, unless the next run begins before that.

@@ -137,10 +137,7 @@ impl StatusConfig {
     async fn observed(&self, store: &SharedStore) -> Result<ObservedRun, ExitError> {
         let run = match &self.run {
             Some(run) => run.clone(),
-            None => match document::<LatestRun>(store, &DocumentKey::Latest).await? {
-                Some(latest) => latest.run,
-                None => return Err(no_run_yet(store)),
-            },
+            None => latest(store).await?,
         };
         ObservedRun::read(store, &run).await
     }
@@ -535,12 +532,20 @@ fn poll(store: &SharedStore, broker: &SharedBroker, run: &RunId) -> watch::Recei
     receiver
 }
 
-fn no_run(store: &SharedStore, run: &RunId) -> ExitError {
+/// The run begun last.
+pub(crate) async fn latest(store: &SharedStore) -> Result<RunId, ExitError> {
+    let latest = document::<LatestRun>(store, &DocumentKey::Latest).await?;
+    latest
+        .map(|latest| latest.run)
+        .ok_or_else(|| no_run_yet(store))
+}
+
+pub(crate) fn no_run(store: &SharedStore, run: &RunId) -> ExitError {
     let location = store.location();
     ExitError::new(
         exit::USAGE,
         format!(
-            "there is no run {run}: the runs of this store are the folders of {location}/runs/, and without RUN the one begun last is shown"
+            "there is no run {run}: the runs of this store are the folders of {location}/runs/, and `producer status` shows the one begun last"
         ),
     )
 }

@@ -5,10 +5,9 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use common::broker::{InHand, SharedBroker, Waiting};
+use common::broker::{SharedBroker, Waiting};
 use common::fault::Fault;
 use common::ids::{JobKey, RunId};
-use common::job::Job;
 use common::run::documents::pauses;
 use common::run::view::RunView;
 use common::store::SharedStore;
@@ -19,7 +18,7 @@ use time::OffsetDateTime;
 use tracing::{info, warn};
 
 use crate::publish::Adopted;
-use crate::roll_call::{bounded, roll_call};
+use crate::roll_call::{bounded, in_hand, roll_call};
 
 /// How often the watchdog looks.
 const LOOK_EVERY: Duration = Duration::from_secs(20);
@@ -125,8 +124,10 @@ impl Watchdog {
             let held = match &waiting {
                 Ok(waiting) if waits(waiting) == 0 => {
                     let answers = roll_call(&broker, waiting.workers).await;
+                    // `None` if not every worker has answered.
                     let answers = answers.ok();
-                    answers.and_then(|answers| in_hand(&answers, waiting.workers))
+                    let answers = answers.filter(|answers| answers.len() as u64 >= waiting.workers);
+                    answers.map(|answers| in_hand(&answers))
                 }
                 _ => None,
             };
@@ -269,13 +270,6 @@ impl Watchdog {
         );
         self.said = (reasons, now);
     }
-}
-
-/// Returns the jobs in workers' hands; `None` if not every worker has answered.
-fn in_hand(answers: &[InHand], workers: u64) -> Option<HashSet<(RunId, JobKey)>> {
-    let ids = answers.iter().flat_map(|answer| &answer.jobs);
-    let held = ids.filter_map(|id| Job::parse_id(id)).collect();
-    (answers.len() as u64 >= workers).then_some(held)
 }
 
 /// For how long something has been away, if it is.

@@ -650,6 +650,10 @@ impl Shift {
         match &recorded {
             Ok(()) => {
                 self.worker.metrics.job_ended(outcome);
+                if let Outcome::Failed(class) = outcome {
+                    let host = self.worker.slots.policy().label(&job.url);
+                    self.worker.metrics.failed_at(&host, class);
+                }
                 failpoint::hit("after-outcome");
             }
             Err(fault) => warn!(

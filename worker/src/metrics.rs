@@ -34,6 +34,7 @@ type Paused = (Arc<HostThrottle>, Arc<InfraGate>);
 pub struct Metrics {
     registry: Registry,
     jobs: IntCounterVec,
+    failures: IntCounterVec,
     retries: IntCounterVec,
     handed_back: IntCounterVec,
     cache_checks: IntCounterVec,
@@ -118,6 +119,11 @@ impl Metrics {
                 "jobs_total",
                 "Jobs that ended, by outcome",
                 &["outcome", "class"],
+            ),
+            failures: family(
+                "failures_total",
+                "Jobs that failed, by host and class; `other` are all hosts that are not allowed, `local` are paths",
+                &["host", "class"],
             ),
             retries: family(
                 "retries_total",
@@ -218,6 +224,7 @@ impl Metrics {
         for &class in FaultKind::VARIANTS {
             metrics.job_counter(Outcome::Failed(class));
         }
+        metrics.show_failures_of(GITHUB);
         for class in [
             FaultKind::Transient,
             FaultKind::Throttled,
@@ -257,6 +264,20 @@ impl Metrics {
             _ => "",
         };
         self.jobs.with_label_values(&[outcome.as_ref(), class])
+    }
+
+    /// Counts a job that failed; `host` is a [`FetchPolicy::label`](crate::fetch::policy::FetchPolicy::label).
+    pub fn failed_at(&self, host: &str, class: FaultKind) {
+        self.failures
+            .with_label_values(&[host, class.as_ref()])
+            .inc();
+    }
+
+    /// Shows a host's failures from the first one on.
+    pub fn show_failures_of(&self, host: &str) {
+        for class in FaultKind::VARIANTS {
+            self.failures.with_label_values(&[host, class.as_ref()]);
+        }
     }
 
     /// Counts an attempt that will be repeated.
@@ -420,6 +441,7 @@ mod tests {
         for line in [
             r#"repofleet_jobs_total{class="gone",outcome="failed"} 1"#,
             r#"repofleet_jobs_total{class="",outcome="processed"} 0"#,
+            r#"repofleet_failures_total{class="gone",host="github.com"} 0"#,
             r#"repofleet_cache_checks_total{reason="hit"} 5"#,
             r#"repofleet_cache_checks_total{reason="stale"} 0"#,
             "repofleet_slots_busy 0",

@@ -163,7 +163,8 @@ fn failed(state: &State, fault: &Fault) -> Verdict {
         | FaultKind::Gone
         | FaultKind::Refused
         | FaultKind::TooLarge
-        | FaultKind::InvalidEntry => Verdict::end(Outcome::Failed(fault.kind)),
+        | FaultKind::InvalidEntry
+        | FaultKind::Cancelled => Verdict::end(Outcome::Failed(fault.kind)),
     }
 }
 

@@ -1,7 +1,7 @@
 //! RabbitMQ, 3.10 and later. The only user of lapin.
 //!
 //! `topology` says what is declared, `session` keeps connections alive, `subscription` keeps
-//! consumers attached to them, and `publish`, `consume`, `ledger`, `dead_letters`, `announce` and
+//! consumers attached to them, and `publish`, `consume`, `waiting`, `ledger`, `dead_letters`, `announce` and
 //! `lock` each do one part of [`Broker`] on top of these. Publishing and consuming have a connection
 //! each: a broker that runs out of memory blocks the publishing one, and acknowledgements must still
 //! get through.
@@ -41,6 +41,8 @@ mod subscription;
 mod publish;
 
 mod consume;
+
+mod waiting;
 
 mod ledger;
 
@@ -107,6 +109,13 @@ impl Broker for AmqpBroker {
         until: CancellationToken,
     ) -> Result<BoxStream<'static, Delivery>, Fault> {
         consume::deliveries(&self.shared, prefetch, until).await
+    }
+
+    async fn take_waiting(
+        &self,
+        until: CancellationToken,
+    ) -> Result<BoxStream<'static, Result<Delivery, Fault>>, Fault> {
+        Ok(waiting::jobs(Arc::clone(&self.shared), until))
     }
 
     async fn record(&self, event: &Event) -> Result<(), Fault> {

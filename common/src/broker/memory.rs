@@ -1,6 +1,6 @@
 //! The queue inside one process: the same promises, no server.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
@@ -40,8 +40,10 @@ struct Inner {
 #[derive(Debug, Default)]
 struct Queues {
     ready: VecDeque<Message>,
-    /// How many messages wait for their pause to end.
-    retry: u64,
+    /// Messages that wait for their pause to end, and how long it is.
+    retry: BTreeMap<u64, (Message, Duration)>,
+    /// How many pauses there have been.
+    pauses: u64,
     dead: VecDeque<Message>,
     /// How many streams of deliveries there are.
     consumers: u64,
@@ -120,7 +122,7 @@ impl Inner {
         let receipt = MemoryReceipt {
             inner: Arc::downgrade(self),
             message: Some(message),
-            loan: None,
+            loan: Loan::Letter,
         };
         let receipt = Box::new(receipt);
         Some(DeadLetter::new(
@@ -131,6 +133,58 @@ impl Inner {
             at,
             receipt,
         ))
+    }
+
+    /// Takes the job in this pause, or without one the first that is ready.
+    fn take_waiting(self: &Arc<Self>, pause: Option<u64>) -> Option<Delivery> {
+        let mut queues = self.queues();
+        let (message, loan) = match pause {
+            Some(number) => {
+                let (message, pause) = queues.retry.remove(&number)?;
+                (message, Loan::Paused(pause))
+            }
+            None => (queues.ready.pop_front()?, Loan::Ready(None)),
+        };
+        drop(queues);
+        Some(self.delivery(message, loan))
+    }
+
+    fn delivery(self: &Arc<Self>, message: Message, loan: Loan) -> Delivery {
+        let receipt = MemoryReceipt {
+            inner: Arc::downgrade(self),
+            message: Some(message.clone()),
+            loan,
+        };
+        Delivery {
+            job: message.job,
+            attempt: message.attempt,
+            waits: message.waits,
+            returns: message.returns,
+            enqueued: message.enqueued,
+            receipt: Box::new(receipt),
+        }
+    }
+
+    /// Makes a message ready after a pause, unless somebody takes it meanwhile.
+    fn pause(self: &Arc<Self>, message: Message, pause: Duration) {
+        let number = {
+            let mut queues = self.queues();
+            queues.pauses += 1;
+            let number = queues.pauses;
+            queues.retry.insert(number, (message, pause));
+            number
+        };
+        let inner = Arc::downgrade(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(pause).await;
+            let Some(inner) = inner.upgrade() else {
+                return;
+            };
+            let paused = inner.queues().retry.remove(&number);
+            if let Some((message, _)) = paused {
+                inner.push(message);
+            }
+        });
     }
 
     fn open(&self) -> Result<(), Fault> {
@@ -209,19 +263,7 @@ impl Broker for MemoryBroker {
                         None => ready.changed().await.ok()?,
                     }
                 };
-                let receipt = MemoryReceipt {
-                    inner: Arc::downgrade(inner),
-                    message: Some(message.clone()),
-                    loan: Some(permit),
-                };
-                let delivery = Delivery {
-                    job: message.job,
-                    attempt: message.attempt,
-                    waits: message.waits,
-                    returns: message.returns,
-                    enqueued: message.enqueued,
-                    receipt: Box::new(receipt),
-                };
+                let delivery = inner.delivery(message, Loan::Ready(Some(permit)));
                 Some((delivery, (consumer, loans, ready)))
             },
         );
@@ -230,6 +272,23 @@ impl Broker for MemoryBroker {
             .take_until(until.cancelled_owned())
             .take_until(closed.cancelled_owned())
             .boxed())
+    }
+
+    async fn take_waiting(
+        &self,
+        until: CancellationToken,
+    ) -> Result<BoxStream<'static, Result<Delivery, Fault>>, Fault> {
+        self.inner.open()?;
+        let waiting: Vec<_> = {
+            let queues = self.inner.queues();
+            let paused = queues.retry.keys().copied().map(Some);
+            paused.chain(queues.ready.iter().map(|_| None)).collect()
+        };
+        let inner = Arc::clone(&self.inner);
+        let taken = waiting.into_iter();
+        let taken = taken.filter_map(move |pause| inner.take_waiting(pause));
+        let taken = stream::iter(taken.map(Ok));
+        Ok(taken.take_until(until.cancelled_owned()).boxed())
     }
 
     async fn record(&self, event: &Event) -> Result<(), Fault> {
@@ -273,7 +332,7 @@ impl Broker for MemoryBroker {
         let queues = self.inner.queues();
         Ok(Waiting {
             ready: queues.ready.len() as u64,
-            retry: queues.retry,
+            retry: queues.retry.len() as u64,
             dead: queues.dead.len() as u64,
             workers: queues.consumers,
         })
@@ -339,8 +398,18 @@ struct MemoryReceipt {
     inner: Weak<Inner>,
     /// `None` once settled.
     message: Option<Message>,
-    /// Counts against the prefetch; a dead letter has none.
-    loan: Option<OwnedSemaphorePermit>,
+    loan: Loan,
+}
+
+/// Where a message on loan was.
+#[derive(Debug)]
+enum Loan {
+    /// Ready; the permit counts against a consumer's prefetch.
+    Ready(#[expect(dead_code, reason = "dropped with the loan")] Option<OwnedSemaphorePermit>),
+    /// In a pause of this length.
+    Paused(Duration),
+    /// Among the dead letters.
+    Letter,
 }
 
 #[async_trait]
@@ -352,6 +421,11 @@ impl Receipt for MemoryReceipt {
         match settlement {
             Settlement::Done => {}
             Settlement::Dead => inner.dead_letter(message, DeathCause::Rejected),
+            Settlement::Back => match self.loan {
+                Loan::Ready(_) => inner.push(message),
+                Loan::Paused(pause) => inner.pause(message, pause),
+                Loan::Letter => inner.queues().dead.push_back(message),
+            },
             Settlement::Again {
                 after,
                 attempt,
@@ -365,15 +439,7 @@ impl Receipt for MemoryReceipt {
                     returns,
                     enqueued: message.enqueued,
                 };
-                inner.queues().retry += 1;
-                let inner = Arc::downgrade(&inner);
-                tokio::spawn(async move {
-                    tokio::time::sleep(after).await;
-                    if let Some(inner) = inner.upgrade() {
-                        inner.queues().retry -= 1;
-                        inner.push(message);
-                    }
-                });
+                inner.pause(message, after);
             }
         }
         Ok(())
@@ -384,8 +450,8 @@ impl Drop for MemoryReceipt {
     fn drop(&mut self) {
         if let (Some(message), Some(inner)) = (self.message.take(), self.inner.upgrade()) {
             match self.loan {
-                Some(_) => inner.take_back(message),
-                None => inner.queues().dead.push_back(message),
+                Loan::Ready(_) | Loan::Paused(_) => inner.take_back(message),
+                Loan::Letter => inner.queues().dead.push_back(message),
             }
         }
     }

@@ -362,6 +362,12 @@ pub fn by_class(failures: &BTreeMap<FaultKind, u64>) -> String {
 }
 
 impl RunSummary {
+    /// How many jobs were cancelled.
+    pub fn cancelled(&self) -> u64 {
+        let cancelled = self.failures_by_class.get(&FaultKind::Cancelled);
+        cancelled.copied().unwrap_or(0)
+    }
+
     /// `3,000 failed: 2,999 refused, 1 gone`; `None` if none did.
     pub fn failures_sentence(&self) -> Option<String> {
         let classes = by_class(&self.failures_by_class);

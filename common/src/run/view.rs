@@ -269,7 +269,9 @@ impl RunView {
         let Some(job) = self.expected(record.key(), ours) else {
             return false;
         };
-        if !(ours || any || job.adopted_from.contains(&record.run)) {
+        // Another run was cancelled, not this one: its job is lost to this one, which publishes it again.
+        let cancelled = record.outcome == Outcome::CANCELLED;
+        if !(ours || !cancelled && (any || job.adopted_from.contains(&record.run))) {
             return false;
         }
         let settled = Settled {
@@ -363,6 +365,16 @@ impl RunView {
     pub fn open_jobs(&self) -> impl Iterator<Item = &JobKey> {
         let open = self.jobs.iter().filter(|(_, job)| job.settled.is_none());
         open.map(|(key, _)| key)
+    }
+
+    /// Whether the ledger holds the job, as published by this run or a run that it was adopted from.
+    pub fn is_queued(&self, key: &JobKey) -> bool {
+        self.jobs.get(key).is_some_and(|job| job.queued.is_some())
+    }
+
+    /// The earlier runs that published a job of this one.
+    pub fn adopted_from(&self, key: &JobKey) -> &[RunId] {
+        self.jobs.get(key).map_or(&[], |job| &job.adopted_from)
     }
 
     /// How a job ended, if it did.
@@ -597,8 +609,8 @@ impl RunSnapshot {
         self.total_repos.saturating_sub(self.open)
     }
 
-    /// `Processed 500/21,000 (2.4%), cache hit: 91.2%, elapsed: 15m, ETA: 5h 30m`, and then why
-    /// workers wait, if any do.
+    /// `Processed 500/21,000 (2.4%), cache hit: 91.2%, elapsed: 15m, ETA: 5h 30m`, and then how many
+    /// were cancelled and why workers wait, if any were or do.
     pub fn progress_sentence(&self) -> String {
         let duration = |seconds: Option<u64>| {
             let duration = seconds.map(|seconds| format_duration(Duration::from_secs(seconds)));
@@ -613,7 +625,10 @@ impl RunSnapshot {
             duration(self.elapsed_seconds),
             duration(self.eta_seconds.or((self.open == 0).then_some(0)))
         );
-        [vec![counts], self.pauses()].concat().join("; ")
+        let cancelled = self.failures_by_class.get(&FaultKind::Cancelled);
+        let cancelled = cancelled.map(|count| format!("{} cancelled", thousands(*count)));
+        let parts = [counts].into_iter().chain(cancelled);
+        parts.chain(self.pauses()).collect::<Vec<_>>().join("; ")
     }
 
     /// Why workers wait: `3 workers paused: disk full`, `github.com rate-limited until 14:05 UTC`.
@@ -887,6 +902,18 @@ mod tests {
             (done(5, "this", "a/unexpected"), false),
         ] {
             assert_eq!(view().apply(&entry), counts, "{entry:?}");
+        }
+        // What an adopted job's run was cancelled for, this run still wants.
+        for (run, repo, counts) in [
+            ("first", "a/adopted", false),
+            ("this", "a/adopted", true),
+            ("this", "a/own", true),
+        ] {
+            let mut view = view();
+            let cancelled = ended(5, run, repo, Outcome::CANCELLED, "");
+            assert_eq!(view.apply(&cancelled), counts, "{run} {repo}");
+            // Digested all the same, it stays what it was counted as.
+            assert_eq!(view.apply(&done(9, run, repo)), !counts, "{run} {repo}");
         }
         let mut other_push = bare_job("this", "a/own");
         other_push.pushed_at = PushedAt::new("2026-01-02T00:00:00Z").unwrap();

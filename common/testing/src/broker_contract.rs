@@ -38,6 +38,7 @@ where
     one_producer_at_a_time(fresh().await).await;
     a_dead_letter_stays_until_it_is_removed(fresh().await).await;
     what_waits_is_counted(fresh().await).await;
+    what_waits_can_be_taken_and_put_back(fresh().await).await;
     an_announcement_reaches_everybody_who_listens(fresh().await).await;
     a_roll_call_is_answered(fresh().await).await;
     why_workers_wait_is_recorded(fresh().await).await;
@@ -317,6 +318,73 @@ async fn what_waits_is_counted(broker: SharedBroker) {
     waiting(&*broker, |waiting| (waiting.retry, waiting.dead) == (1, 1)).await;
     drop(stream);
     waiting(&*broker, |waiting| waiting.workers == 0).await;
+}
+
+async fn what_waits_can_be_taken_and_put_back(broker: SharedBroker) {
+    let jobs = enqueue(&*broker, 5).await;
+    let mut stream = deliveries(&*broker, 5).await;
+    let again = |after| Settlement::Again {
+        after,
+        attempt: 2,
+        waits: 7,
+        returns: 3,
+    };
+    let mut taken = Vec::new();
+    for _ in &jobs {
+        taken.push(next(&mut stream, "delivery").await);
+    }
+    drop(stream);
+    for delivery in taken {
+        let settlement = match delivery.job.repo.name() {
+            "name-0" => again(Duration::from_secs(60)),
+            "name-1" => again(Duration::ZERO),
+            _ => Settlement::Back,
+        };
+        settle(delivery, settlement).await;
+    }
+    let all = |waiting: Waiting| waiting.workers == 0 && (waiting.ready, waiting.retry) == (4, 1);
+    waiting(&*broker, all).await;
+    let ledger = history(&*broker, Position::Start).await;
+
+    // However often it is looked at, nothing is charged.
+    for _ in 0..=DELIVERY_LIMIT {
+        let seen = take_waiting(&*broker, Settlement::Back).await;
+        assert!(jobs.iter().all(|job| seen.contains(job)), "{seen:?}");
+        waiting(&*broker, all).await;
+    }
+    assert_eq!(history(&*broker, Position::Start).await, ledger);
+    let until = CancellationToken::new();
+    until.cancel();
+    let none = broker.take_waiting(until).await.expect("jobs");
+    assert_eq!(none.count().await, 0);
+
+    let mut taken = take_waiting(&*broker, Settlement::Done).await;
+    taken.sort_by_key(|job| job.repo.name().to_owned());
+    assert_eq!(taken, jobs);
+    let nothing = |waiting: Waiting| (waiting.ready, waiting.retry) == (0, 0);
+    waiting(&*broker, nothing).await;
+    assert_eq!(take_waiting(&*broker, Settlement::Done).await, []);
+}
+
+/// Settles all that waits in this way; the first two jobs have counts, all others none.
+async fn take_waiting(broker: &dyn Broker, settlement: Settlement) -> Vec<Job> {
+    let until = CancellationToken::new();
+    let mut stream = broker.take_waiting(until).await.expect("jobs");
+    let taking = async {
+        let mut taken = Vec::new();
+        while let Some(delivery) = stream.next().await {
+            let delivery = delivery.expect("a job");
+            let counts = (delivery.attempt, delivery.waits, delivery.returns);
+            let has_counts = ["name-0", "name-1"].contains(&delivery.job.repo.name());
+            let expected = if has_counts { (2, 7, 3) } else { (0, 0, 0) };
+            assert_eq!(counts, expected, "{:?}", delivery.job);
+            taken.push(delivery.job.clone());
+            settle(delivery, settlement.clone()).await;
+        }
+        taken
+    };
+    let taken = tokio::time::timeout(PROMPTLY, taking).await;
+    taken.expect("the stream ends promptly")
 }
 
 async fn an_announcement_reaches_everybody_who_listens(broker: SharedBroker) {

@@ -89,6 +89,10 @@ impl Failures {
 
     /// Takes note of how an attempt at `entry` ended.
     pub fn note(&mut self, entry: &FeedRepo, ended: &Settled, now: OffsetDateTime) {
+        // There was no attempt.
+        if ended.outcome == Outcome::CANCELLED {
+            return;
+        }
         let before = self.known.remove(&entry.repo);
         self.changed |= before.is_some();
         if let Outcome::Failed(class) = ended.outcome

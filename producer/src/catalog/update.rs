@@ -294,6 +294,8 @@ fn line(
 ) -> Line {
     let entry = &checked.entry;
     let settled = view.settled(&checked.key());
+    // Of one that was cancelled, no more is known than before.
+    let settled = settled.filter(|settled| settled.outcome != Outcome::CANCELLED);
     let (state, message) = match (settled, &checked.failure) {
         (Some(settled), _) => match settled.outcome {
             Outcome::Failed(class) => (State::Failed(class), Some(&settled.message)),
@@ -307,7 +309,7 @@ fn line(
             (state, message.or(Some(&failure.message)))
         }
         (None, None) if checked.is_cached() => (State::Current, None),
-        // Its job is open: what failed last time may succeed yet.
+        // Its job is open, or was: what failed last time may succeed yet.
         (None, None) => match before.map(|line| (line.state, &line.message)) {
             Some((State::Failed(class), message)) => (State::Failed(class), message.as_ref()),
             _ if meta.is_some() => (State::Stale, None),

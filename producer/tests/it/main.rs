@@ -6,6 +6,7 @@
 
 mod bucket;
 mod cache;
+mod cancel;
 mod catalog;
 mod check;
 mod crash;

@@ -65,7 +65,10 @@ fn a_run_shows_what_it_has_counted() {
     let head = text.split_once("\r\n\r\n").unwrap().0;
     let format = "content-type: text/plain; version=0.0.4";
     assert!(head.lines().any(|line| line == format), "{head}");
+    let host = fleet.server.authority();
+    let gone = format!(r#"repofleet_failures_total{{class="gone",host="{host}"}} 1"#);
     for line in [
+        &gone,
         r#"repofleet_jobs_total{class="gone",outcome="failed"} 1"#,
         r#"repofleet_jobs_total{class="transient",outcome="failed"} 0"#,
         r#"repofleet_cache_checks_total{reason="hit"} 1"#,

@@ -29,7 +29,7 @@ fn fleet_of(repos: &[&str]) -> (Distributed, S3Server) {
 }
 
 /// Puts a proxy between the fleet and its broker.
-fn proxy_to_broker(fleet: &mut Distributed) -> TcpProxy {
+pub(crate) fn proxy_to_broker(fleet: &mut Distributed) -> TcpProxy {
     let target: SocketAddr = fleet
         .broker_url
         .rsplit('@')

@@ -16,8 +16,8 @@ use common::outcome::Outcome;
 use common::store::s3::S3Store;
 use common::store::s3::config::S3Config;
 use common::store::{DigestStore, Document, DocumentKey, Expected, Found};
-use futures::StreamExt;
 use futures::stream;
+use futures::{StreamExt, TryStreamExt};
 use rustix::process::Signal;
 use serde_json::Value;
 use testing::broker_contract::{job, outcome};
@@ -104,6 +104,13 @@ fn a_run_needs_no_more_than_the_policies_allow() {
     let ended = run.wait().with(exit::OK);
     let counts = "Pipeline complete: 4 total, 0 cached (0.0%), 3 processed, 1 failed";
     assert!(ended.sentence().starts_with(counts), "{}", ended.sentence());
+
+    let mut cancel = bare_producer();
+    fleet.tell(&mut cancel);
+    cancel.args(["cancel", "latest", "--store", "s3://digests"]);
+    let cancel = Running::start(as_role(&mut cancel, &node, "producer"));
+    let closed = cancel.wait().with(exit::OK).stdout;
+    assert!(closed.ends_with("has closed: nothing waits\n"), "{closed}");
 
     let mut status = bare_producer();
     fleet.tell(&mut status);
@@ -193,6 +200,24 @@ async fn on_the_broker_a_role_may_not_do_what_is_anothers() {
     refused("the lock", worker.producer_lock().await.map(drop));
     let mut letters = worker.dead_letters().await.unwrap();
     refused("a dead letter", letters.next().await.unwrap());
+
+    // `producer cancel` is the producer's.
+    producer.enqueue(all(1)).await.unwrap();
+    let delivery = deliveries.next().await.unwrap();
+    let later = Settlement::Again {
+        after: Duration::from_secs(60),
+        attempt: 0,
+        waits: 1,
+        returns: 0,
+    };
+    delivery.settle(later).await.unwrap();
+    let taken = worker.take_waiting(Default::default()).await.unwrap();
+    refused("what waits", taken.try_collect::<Vec<_>>().await);
+    for settlement in [Settlement::Back, Settlement::Done] {
+        let mut taken = producer.take_waiting(Default::default()).await.unwrap();
+        let delivery = taken.next().await.unwrap().unwrap();
+        delivery.settle(settlement).await.unwrap();
+    }
 
     let observer = connect("observer").await;
     assert_eq!(observer.waiting().await.unwrap().dead, 1);

@@ -232,6 +232,22 @@ impl FetchPolicy {
         }
     }
 
+    /// Returns what metrics call the host of a URL; a feed adds no names to those that are allowed.
+    pub fn label(&self, url: &str) -> String {
+        match self.source(url) {
+            Ok(FetchSource::Remote { url, .. }) => authority(&url),
+            Ok(FetchSource::Local(_)) => "local".to_owned(),
+            Err(_) => "other".to_owned(),
+        }
+    }
+
+    /// The [labels](FetchPolicy::label) of the hosts that are allowed.
+    pub fn labels(&self) -> impl Iterator<Item = String> {
+        let named = self.hosts.iter();
+        let named = named.map(|host| host.clone().of_https().to_string());
+        named.chain(DEFAULT_HOSTS.map(str::to_owned))
+    }
+
     /// Like [`FetchPolicy::source`], for a URL, which may be the target of a redirect.
     pub fn remote(&self, mut url: Url) -> Result<FetchSource, Fault> {
         match url.scheme() {
@@ -362,6 +378,27 @@ mod tests {
             let fault = policy.source(url).unwrap_err();
             assert_eq!(fault.kind, FaultKind::Refused, "{url}");
             assert!(!fault.message.contains("pass"), "{}", fault.message);
+        }
+    }
+
+    #[test]
+    fn metrics_know_no_hosts_but_those_that_are_allowed() {
+        let policy = FetchPolicy {
+            http: true,
+            ..policy()
+        };
+        let labels: Vec<_> = policy.labels().collect();
+        for (url, label) in [
+            ("https://GitHub.com/a/b", "github.com"),
+            ("http://git.example.org/a/b", "git.example.org"),
+            ("https://127.0.0.1:8080/a/b", "127.0.0.1:8080"),
+            ("https://port.example.org:443/a/b", "port.example.org"),
+        ] {
+            assert_eq!(policy.label(url), label);
+            assert!(labels.iter().any(|known| known == label), "{labels:?}");
+        }
+        for url in ["https://other.example.org/a/b", "/srv/a", "https://"] {
+            assert_eq!(policy.label(url), "other");
         }
     }
 

@@ -185,7 +185,10 @@ impl fmt::Display for FrameDecoder {
 
 /// Accepts a child's fault if a child can meet it.
 fn checked(mut fault: Fault) -> io::Result<Fault> {
-    if matches!(fault.kind, FaultKind::Poison | FaultKind::InvalidEntry) {
+    if matches!(
+        fault.kind,
+        FaultKind::Poison | FaultKind::InvalidEntry | FaultKind::Cancelled
+    ) {
         return Err(invalid("a class of failure that a slot cannot meet"));
     }
     fault.message = shown(&fault.message);

@@ -84,6 +84,9 @@ impl Slots {
         metrics.set_walls(&walls);
         let tokens = Arc::new(TokenPool::new(policy.tokens.clone()));
         metrics.set_tokens(&tokens);
+        for host in policy.labels() {
+            metrics.show_failures_of(&host);
+        }
         Ok(Arc::new(Self {
             scratch,
             free: Semaphore::new(config.slots().into()),

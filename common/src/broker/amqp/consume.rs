@@ -10,6 +10,7 @@ use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use lapin::message::Delivery as Incoming;
 use lapin::options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions};
+use lapin::types::ShortString;
 use lapin::{Acker, Channel};
 use time::OffsetDateTime;
 use tokio::runtime::Handle;
@@ -65,7 +66,9 @@ impl Jobs {
             };
             let channel = self.subscription.attached.as_ref()?.channel.clone();
             let shared = &self.subscription.shared;
-            let delivery = shared.read(incoming, channel, &self.runtime).await;
+            let jobs = &shared.options.names.jobs;
+            let read = shared.read(jobs, incoming, channel, &self.runtime);
+            let delivery = read.await;
             if delivery.is_some() {
                 return delivery;
             }
@@ -93,7 +96,9 @@ impl Drop for Jobs {
             let (channel, mut consumer) = (attached.channel, attached.consumer);
             // The end of the stream follows the last delivery.
             while let Some(Ok(incoming)) = consumer.next().await {
-                let Some(delivery) = shared.read(incoming, channel.clone(), &runtime).await else {
+                let jobs = &shared.options.names.jobs;
+                let read = shared.read(jobs, incoming, channel.clone(), &runtime);
+                let Some(delivery) = read.await else {
                     continue;
                 };
                 // Not by a nack: every return counts towards the delivery limit, and a message
@@ -119,8 +124,9 @@ impl Drop for Jobs {
 
 impl Shared {
     /// The job in a message. A message that holds none is recorded and dead-lettered here.
-    async fn read(
+    pub(super) async fn read(
         self: &Arc<Self>,
+        queue: &ShortString,
         incoming: Incoming,
         channel: Channel,
         runtime: &Handle,
@@ -140,6 +146,7 @@ impl Shared {
         let at = time_of(&incoming.properties).unwrap_or_else(OffsetDateTime::now_utc);
         let receipt = AmqpReceipt {
             shared: Arc::clone(self),
+            queue: queue.clone(),
             acker: Some(incoming.acker),
             job: job.clone(),
             at,
@@ -258,6 +265,8 @@ const GONE: &str = "the connection of this delivery was lost; the broker deliver
 
 struct AmqpReceipt {
     shared: Arc<Shared>,
+    /// The queue that it came from.
+    queue: ShortString,
     /// `None` once settled.
     acker: Option<Acker>,
     job: Job,
@@ -277,31 +286,48 @@ impl fmt::Debug for AmqpReceipt {
     }
 }
 
+impl AmqpReceipt {
+    /// Publishes the job to a queue, by the default exchange: the ledger has it already.
+    async fn copy_to(
+        &self,
+        queue: ShortString,
+        (attempt, waits, returns): (u32, u32, u32),
+    ) -> Result<(), Fault> {
+        let (id, body) = (self.job.id(), self.job.encode());
+        let message = Message::new("".into(), queue, kind::JOB, &id, body)
+            .at(self.at)
+            .counted(attempt, waits, returns);
+        self.shared.publish(&message).await
+    }
+}
+
 #[async_trait]
 impl Receipt for AmqpReceipt {
     async fn settle(mut self: Box<Self>, settlement: Settlement) -> Result<(), Fault> {
         let Some(acker) = self.acker.clone().filter(Acker::usable) else {
             return Err(self.shared.options.server.unreachable(GONE));
         };
-        if let Settlement::Again {
-            after,
-            attempt,
-            waits,
-            returns,
-        } = settlement
-        {
-            // Confirmed, and only then acknowledged: a crash in between makes a second copy, which
-            // costs one look at the store.
-            let retry = self.shared.options.names.retry(pause_for(after));
-            let id = self.job.id();
-            let message = Message::new("".into(), retry, kind::JOB, &id, self.job.encode())
-                .at(self.at)
-                .counted(attempt, waits, returns);
-            self.shared.publish(&message).await?;
-            failpoint::hit("after-retry-publish");
+        // A copy is confirmed, and only then the message acknowledged: a crash in between makes a second
+        // copy, which costs one look at the store.
+        match settlement {
+            Settlement::Again {
+                after,
+                attempt,
+                waits,
+                returns,
+            } => {
+                let retry = self.shared.options.names.retry(pause_for(after));
+                self.copy_to(retry, (attempt, waits, returns)).await?;
+                failpoint::hit("after-retry-publish");
+            }
+            Settlement::Back => {
+                self.copy_to(self.queue.clone(), self.counts).await?;
+                failpoint::hit("after-put-back");
+            }
+            Settlement::Done | Settlement::Dead => {}
         }
         match settlement {
-            Settlement::Done | Settlement::Again { .. } => {
+            Settlement::Done | Settlement::Again { .. } | Settlement::Back => {
                 let ack = acker.ack(BasicAckOptions::default());
                 self.shared.settled("acknowledging", ack).await?;
             }
