@@ -40,12 +40,18 @@ const REFUSED: &[c_long] = &[
     SYS_unshare, SYS_setns, SYS_chroot, SYS_pivot_root, SYS_mknodat,
     SYS_mount, SYS_umount2, SYS_mount_setattr, SYS_move_mount, SYS_open_tree,
     SYS_fsopen, SYS_fsconfig, SYS_fsmount, SYS_fspick, SYS_quotactl, SYS_quotactl_fd, SYS_fanotify_init,
-    SYS_init_module, SYS_finit_module, SYS_delete_module, SYS_kexec_load, SYS_kexec_file_load,
+    SYS_init_module, SYS_finit_module, SYS_delete_module, SYS_kexec_load, KEXEC_FILE_LOAD,
     SYS_reboot, SYS_swapon, SYS_swapoff, SYS_acct, SYS_syslog, SYS_sethostname, SYS_setdomainname,
     SYS_settimeofday, SYS_clock_settime, SYS_adjtimex, SYS_clock_adjtime,
     // The same number everywhere, but not in libc: fchmodat2, setxattrat, removexattrat, open_tree_attr.
     452, 463, 466, 467,
 ];
+
+#[cfg(target_arch = "x86_64")]
+const KEXEC_FILE_LOAD: c_long = SYS_kexec_file_load;
+/// The same number everywhere else, but not in every libc.
+#[cfg(not(target_arch = "x86_64"))]
+const KEXEC_FILE_LOAD: c_long = 294;
 
 /// Older forms of these, on x86-64 alone.
 #[cfg(target_arch = "x86_64")]
