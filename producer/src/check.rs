@@ -14,6 +14,7 @@ use common::shutdown::Shutdown;
 use common::store::SharedStore;
 use common::telemetry::http::always_ready;
 use common::telemetry::logs::{red, yellow};
+use common::telemetry::traces::Span;
 use common::text::{counted, format_duration, thousands};
 use futures::stream::{self, StreamExt};
 use serde::Serialize;
@@ -545,7 +546,10 @@ async fn fetch(
             owner: repository.repo.owner().to_owned(),
             name: repository.repo.name().to_owned(),
         };
-        match slots.work(&repository.url, subject, None, stop).await {
+        match slots
+            .work(&repository.url, subject, None, stop, &Span::default())
+            .await
+        {
             Ok(SlotResult::Digest(_) | SlotResult::Unmoved { .. }) | Err(SlotError::Stopped) => {}
             Err(SlotError::Fault(fault)) if fault.kind == FaultKind::TooLarge => {}
             Err(SlotError::Fault(fault)) => return Err(fault),

@@ -21,6 +21,7 @@ use common::shutdown::Shutdown;
 use common::store::config::StoreConfig;
 use common::store::{Document, DocumentKey, SharedStore, readable};
 use common::telemetry::http::{MetricsConfig, always_ready};
+use common::telemetry::traces::Traces;
 use common::text::{self, counted, format_duration, thousands};
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -329,7 +330,10 @@ impl RunConfig {
         }
         let local_feed = matches!(self.feed.feed, FeedSource::File(_));
         let patience = self.watchdog.patience;
-        let engine = self.engine.connect(&store, &metrics, patience, local_feed);
+        let traces = Traces::start("repofleet-producer", &metrics.spans_dropped)?;
+        let engine = self
+            .engine
+            .connect(&store, &metrics, &traces, patience, local_feed);
         let Some(engine) = unless_stopped(async { Ok(engine.await?) }, shutdown).await? else {
             return Ok(shutdown.unfinished());
         };
@@ -337,6 +341,7 @@ impl RunConfig {
             .run_on(&engine, start, &store, &metrics, bar, shutdown)
             .await;
         engine.broker.close().await;
+        traces.close().await;
         ended
     }
 
@@ -500,6 +505,7 @@ impl RunConfig {
         );
         Ok(Following {
             broker: SharedBroker::clone(&engine.broker),
+            traces: engine.traces.clone(),
             store: SharedStore::clone(store),
             checked: plan.checked,
             whole: plan.whole,
@@ -833,12 +839,14 @@ mod tests {
         let view = RunView::new(run.clone(), None, Some(list));
         let config = Line::parse_from(["run"]).run;
         let (metrics, shutdown) = (Metrics::new(), Shutdown::default());
+        let traces = Traces::default();
         let engine = config
             .engine
-            .connect(&store, &metrics, Duration::ZERO, false);
+            .connect(&store, &metrics, &traces, Duration::ZERO, false);
         let engine = engine.await.unwrap();
         let mut begun = Following {
             broker: SharedBroker::clone(&engine.broker),
+            traces: engine.traces.clone(),
             store: SharedStore::clone(&store),
             checked: vec![checked],
             adopted: Adopted::new(),

@@ -17,6 +17,7 @@ use common::fault::{Fault, FaultKind};
 use common::ids::RepoRef;
 use common::shutdown::Shutdown;
 use common::telemetry::logs::LogConfig;
+use common::telemetry::traces::Span;
 use tracing::{info, warn};
 use url::Url;
 
@@ -224,7 +225,13 @@ impl DigestCommand {
         let slots = Slots::new(self.slot, policy, limits, Metrics::new())
             .map_err(|fault| exit_error(&fault))?;
         let made = match slots
-            .work(&self.source, subject, None, &shutdown.soft)
+            .work(
+                &self.source,
+                subject,
+                None,
+                &shutdown.soft,
+                &Span::default(),
+            )
             .await
         {
             Ok(SlotResult::Digest(made)) => made,

@@ -14,6 +14,7 @@ use common::shutdown::Shutdown;
 use common::store::SharedStore;
 use common::store::config::StoreConfig;
 use common::telemetry::http::MetricsConfig;
+use common::telemetry::traces::Traces;
 use common::text::{format_duration, seconds_within};
 use serde_json::json;
 use tokio::sync::watch;
@@ -126,17 +127,21 @@ impl RunConfig {
             let message = "there is no broker to take jobs from: say where it is with --broker-url or BROKER_URL (for one machine without a broker there is `producer run`)";
             return Err(ExitError::new(exit::USAGE, message).into());
         };
+        let traces = Traces::start("repofleet-worker", &metrics.spans_dropped)?;
         let worker = Worker {
             name: own_name(),
             broker,
             store,
             slots,
             metrics,
+            traces: traces.clone(),
             drain: self.drain.duration(),
             host_rate: self.rate.host_rate,
             patience: None,
         };
-        self.work(&worker, ready, shutdown).await?;
+        let worked = self.work(&worker, ready, shutdown).await;
+        traces.close().await;
+        worked?;
         info!(operation = "shutdown", "stopped; nothing is left in hand");
         Ok(shutdown.code())
     }
