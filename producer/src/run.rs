@@ -341,7 +341,6 @@ impl RunConfig {
             .run_on(&engine, start, &store, &metrics, bar, shutdown)
             .await;
         engine.broker.close().await;
-        traces.close().await;
         ended
     }
 
@@ -373,7 +372,10 @@ impl RunConfig {
             return Ok(shutdown.unfinished());
         };
         failpoint::hit("after-manifest");
-        let ended = self.work(&mut begun, engine, events, shutdown).await?;
+        let ended = self.work(&mut begun, engine, events, shutdown).await;
+        // Before the summary, which has the last word.
+        engine.traces.close().await;
+        let ended = ended?;
         if let Ok(Ended::Detached) = ended {
             let run = begun.view.run();
             info!(

@@ -111,6 +111,8 @@ impl<'a> FrameDecoder<'a> {
                 self.fetch = Some(took);
                 self.phase.set("repofleet.fetched_bytes", fetched_bytes);
                 self.phase.lasted(took);
+                // One ends before the other begins.
+                drop(std::mem::take(&mut self.phase));
                 self.phase = self.span.child("digest");
             }
             Frame::Text { part, bytes } => self.text(part, bytes).await?,
