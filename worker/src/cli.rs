@@ -49,6 +49,8 @@ pub struct Cli {
 const AFTER_HELP: &str = "\
 Environment: GITHUB_TOKEN is sent to github.com, and to no other host; --token-for names more tokens.
 AWS_* or R2_* variables say how to reach a store in a bucket; .env.example lists them.
+OTEL_EXPORTER_OTLP_ENDPOINT and more OTEL_* variables, which the manual lists, send a trace of each
+repository to a collector.
 
 Exit codes:
   0    done; or, of `worker run`, stopped by SIGTERM
