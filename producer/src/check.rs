@@ -14,7 +14,7 @@ use common::shutdown::Shutdown;
 use common::store::SharedStore;
 use common::telemetry::http::always_ready;
 use common::telemetry::logs::{red, yellow};
-use common::telemetry::traces::Span;
+use common::telemetry::traces::{Span, Traces};
 use common::text::{counted, format_duration, thousands};
 use futures::stream::{self, StreamExt};
 use serde::Serialize;
@@ -35,7 +35,7 @@ use crate::feed::entry::FeedRepo;
 use crate::feed::fetch::FeedSource;
 use crate::feed::filter::none_of;
 use crate::feed::health::FeedRecord;
-use crate::run::RunConfig;
+use crate::run::{RunConfig, SERVICE};
 use crate::terminal::print;
 
 /// How long one check may take; the store's has several steps.
@@ -227,6 +227,12 @@ impl CheckCommand {
             Ok(((), message))
         };
         findings.about("metrics", serving).await;
+        match Traces::probe(SERVICE).await {
+            Ok(None) => {}
+            Ok(Some(Ok(well))) => findings.add("traces", State::Ok, well),
+            Ok(Some(Err(why))) => findings.add("traces", State::Warning, why),
+            Err(error) => findings.failed("traces", &error),
+        }
         if run.engine.broker.broker_url.is_some() {
             findings.about("broker", self.broker()).await;
         }

@@ -48,6 +48,8 @@ use crate::unchanged::{self, Before};
 use crate::watchdog::{Watchdog, WatchdogConfig};
 use crate::withdrawals::{self, WithdrawConfig};
 
+/// What the producer is called in traces.
+pub const SERVICE: &str = "repofleet-producer";
 /// How long the last writes to the store may take.
 const LAST_WRITES: Duration = Duration::from_secs(10);
 /// Pauses between attempts at a step of the start grow from this …
@@ -330,7 +332,7 @@ impl RunConfig {
         }
         let local_feed = matches!(self.feed.feed, FeedSource::File(_));
         let patience = self.watchdog.patience;
-        let traces = Traces::start("repofleet-producer", &metrics.spans_dropped)?;
+        let traces = Traces::start(SERVICE, &metrics.spans_dropped)?;
         let engine = self
             .engine
             .connect(&store, &metrics, &traces, patience, local_feed);
@@ -374,7 +376,8 @@ impl RunConfig {
         failpoint::hit("after-manifest");
         let ended = self.work(&mut begun, engine, events, shutdown).await;
         // Before the summary, which has the last word.
-        engine.traces.close().await;
+        let told = engine.traces.close();
+        shutdown.hard.run_until_cancelled(told).await;
         let ended = ended?;
         if let Ok(Ended::Detached) = ended {
             let run = begun.view.run();

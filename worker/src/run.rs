@@ -16,6 +16,7 @@ use common::store::config::StoreConfig;
 use common::telemetry::http::MetricsConfig;
 use common::telemetry::traces::Traces;
 use common::text::{format_duration, seconds_within};
+use futures::future;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -119,6 +120,7 @@ impl RunConfig {
             metrics.clone(),
         )
         .map_err(unavailable)?;
+        let traces = Traces::start("repofleet-worker", &metrics.spans_dropped)?;
         let broker = tokio::select! {
             broker = self.broker.connect(PATIENCE) => broker?,
             () = shutdown.soft.cancelled() => return Ok(shutdown.code()),
@@ -127,21 +129,18 @@ impl RunConfig {
             let message = "there is no broker to take jobs from: say where it is with --broker-url or BROKER_URL (for one machine without a broker there is `producer run`)";
             return Err(ExitError::new(exit::USAGE, message).into());
         };
-        let traces = Traces::start("repofleet-worker", &metrics.spans_dropped)?;
         let worker = Worker {
             name: own_name(),
             broker,
             store,
             slots,
             metrics,
-            traces: traces.clone(),
+            traces,
             drain: self.drain.duration(),
             host_rate: self.rate.host_rate,
             patience: None,
         };
-        let worked = self.work(&worker, ready, shutdown).await;
-        traces.close().await;
-        worked?;
+        self.work(&worker, ready, shutdown).await?;
         info!(operation = "shutdown", "stopped; nothing is left in hand");
         Ok(shutdown.code())
     }
@@ -178,10 +177,8 @@ impl RunConfig {
         if timeout(PROBE_GRACE, &mut probing).await.is_err() {
             probing.abort();
         }
-        shutdown
-            .hard
-            .run_until_cancelled(worker.broker.close())
-            .await;
+        let closing = future::join(worker.broker.close(), worker.traces.close());
+        shutdown.hard.run_until_cancelled(closing).await;
         Ok(worked.map_err(unavailable)?)
     }
 

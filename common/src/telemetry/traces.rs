@@ -60,17 +60,9 @@ impl Traces {
     /// # Errors
     /// [`exit::USAGE`] if a variable is wrong, unless OpenTelemetry's specification has it ignored.
     pub fn start(service: &str, dropped: &IntCounter) -> Result<Self, ExitError> {
-        let mut warnings = Vec::new();
-        let settings = Settings::read(service, |name| std::env::var(name).ok(), &mut warnings);
-        for warning in warnings {
-            warn!(operation = "traces", "{warning}");
-        }
-        let wrong = |why| ExitError::new(exit::USAGE, why);
-        let Some(settings) = settings.map_err(wrong)? else {
+        let Some((collector, sampler)) = configured(service)? else {
             return Ok(Self::default());
         };
-        let sampler = settings.sampler;
-        let collector = Collector::new(settings).map_err(wrong)?;
         info!(operation = "traces", "Traces: to {collector}");
         let outbox = Arc::new(Outbox::new(dropped.clone()));
         let sending = tokio::spawn(collector.serve(Arc::clone(&outbox)));
@@ -79,6 +71,25 @@ impl Traces {
             sampler,
             sending: Mutex::new(Some(sending)),
         }))))
+    }
+
+    /// Finds out whether the collector that the environment names takes traces, and says so, or why not;
+    /// `None` if it names none.
+    ///
+    /// # Errors
+    /// As [`Traces::start`].
+    pub async fn probe(service: &str) -> Result<Option<Result<String, String>>, ExitError> {
+        let Some((collector, _)) = configured(service)? else {
+            return Ok(None);
+        };
+        let answer = collector.probe().await;
+        Ok(Some(match answer {
+            Ok(()) => Ok(format!("the collector {collector} takes them")),
+            Err(why) => Err(format!(
+                "none would be seen, {collector}: {why}; give its HTTP port, usually 4318, in \
+                 OTEL_EXPORTER_OTLP_ENDPOINT"
+            )),
+        }))
     }
 
     /// Begins the trace of a job that is about to go to a broker of the kind `system`, and tells the
@@ -141,6 +152,22 @@ impl Traces {
             tracer.outbox.drop_rest("the collector does not answer");
         }
     }
+}
+
+/// Returns where the environment has traces of `service` sent to, and which.
+fn configured(service: &str) -> Result<Option<(Collector, Sampler)>, ExitError> {
+    let wrong = |why| ExitError::new(exit::USAGE, why);
+    let mut warnings = Vec::new();
+    let settings = Settings::read(service, |name| std::env::var(name).ok(), &mut warnings);
+    for warning in warnings {
+        warn!(operation = "traces", "{warning}");
+    }
+    let Some(settings) = settings.map_err(wrong)? else {
+        return Ok(None);
+    };
+    let sampler = settings.sampler;
+    let collector = Collector::new(settings).map_err(wrong)?;
+    Ok(Some((collector, sampler)))
 }
 
 impl Tracer {

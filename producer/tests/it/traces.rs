@@ -391,6 +391,25 @@ fn a_wrong_variable_is_refused_or_ignored_as_the_specification_has_it() {
     let said = run.messages("traces");
     assert_eq!(said.len(), 6, "{said:#?}");
     assert_eq!(traces(collector.spans()).len(), 1);
+    // `check` asks as well.
+    let check = |endpoint: &str| {
+        let mut check = bare_producer();
+        check.arg("check").args(fleet.arguments(&["--json"]));
+        let ended = Running::start(check.env(ENDPOINT, endpoint)).wait();
+        let line = ended
+            .log()
+            .into_iter()
+            .find(|line| line["check"] == "traces");
+        line.map(|line| (line["state"].clone(), line["exit_code"].clone()))
+    };
+    let refusing = Collector::answering(|_| Response::new(404, "no"));
+    assert_eq!(check(&collector.endpoint()), Some(("ok".into(), 0.into())));
+    assert_eq!(
+        check(&refusing.endpoint()),
+        Some(("warning".into(), 0.into()))
+    );
+    assert_eq!(check("c:4318"), Some(("failed".into(), exit::USAGE.into())));
+    assert_eq!(check(""), None);
     // Neither is a value shown.
     let mut config = bare_producer();
     config

@@ -143,6 +143,14 @@ impl Collector {
         })
     }
 
+    /// Sends a request without spans.
+    ///
+    /// # Errors
+    /// With why it is not taken.
+    pub(super) async fn probe(&self) -> Result<(), String> {
+        self.send(Vec::new()).await.map_err(|refusal| refusal.why)
+    }
+
     /// Sends what comes into `outbox` until that is stopped, and then the rest.
     pub(super) async fn serve(self, outbox: Arc<Outbox>) {
         while !outbox.stop.is_cancelled() {
