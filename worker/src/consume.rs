@@ -15,7 +15,6 @@ use futures::StreamExt;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::field::Empty;
 use tracing::{Instrument, debug, error, error_span, info, warn};
 use url::Url;
 
@@ -362,10 +361,14 @@ impl Shift {
     /// Takes one delivery to its settlement. Dropped unsettled, it goes back.
     async fn handle(&self, delivery: Delivery, held: Held) {
         let job = &delivery.job;
-        let span = error_span!("job", id = job.id(), repo = %job.repo, attempt = delivery.attempt, trace_id = Empty);
-        if let Some(trace_id) = held.span.trace_id() {
-            span.record("trace_id", trace_id);
-        }
+        let trace_id = held.span.trace_id();
+        let span = error_span!(
+            "job",
+            id = job.id(),
+            repo = %job.repo,
+            attempt = delivery.attempt,
+            trace_id
+        );
         let handling = async {
             let mut kept = Some((delivery, held));
             while let Some((delivery, mut held)) = kept {

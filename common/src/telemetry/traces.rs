@@ -2,14 +2,15 @@
 //! by OTLP over HTTP. Off unless a variable says where that is.
 //!
 //! OpenTelemetry's own crates are not used. They would add 0.45 MB to each program, 15 crates, and
-//! other types with every release; all that they would save is a struct, its encoding and the reading of
-//! variables. The queue has to be this program's own: nothing may wait for a collector.
+//! other types with every release. What they would save is a struct, its encoding, and the reading of
+//! variables; the queue has to be this program's own, since it counts what it drops.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::IntCounter;
+use sha2::{Digest, Sha256};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::{info, warn};
@@ -22,7 +23,6 @@ use crate::broker::Delivery;
 use crate::exit::{self, ExitError};
 use crate::fault::Fault;
 use crate::job::Job;
-use crate::text::sha256;
 
 mod export;
 
@@ -32,7 +32,9 @@ mod settings;
 
 /// How long the last spans may take.
 const LAST_SPANS: Duration = Duration::from_secs(3);
-/// Longest reason of a failure, in characters.
+/// Of a job.
+const ATTRIBUTES: usize = 16;
+/// Longest reason of a failure, in bytes.
 const MAX_REASON: usize = 1000;
 
 /// Begins traces and takes part in them; by default, it does nothing. Clones share it.
@@ -227,8 +229,10 @@ impl Span {
         if let Some(live) = &mut self.0 {
             let class = fault.kind.as_ref().to_owned();
             live.record.attributes.push(("error.type", class.into()));
-            let reason = fault.message.chars().take(MAX_REASON).collect();
-            live.record.error = Some(reason);
+            let (reason, _) = fault
+                .message
+                .split_at(fault.message.floor_char_boundary(MAX_REASON));
+            live.record.error = Some(reason.to_owned());
         }
     }
 
@@ -241,12 +245,14 @@ impl Span {
     /// Says which job it is about, in the words of OpenTelemetry's semantic conventions where they have
     /// some.
     fn describe(&mut self, job: &Job, system: &'static str, operation: &'static str) {
+        if let Some(live) = &mut self.0 {
+            live.record.attributes.reserve(ATTRIBUTES);
+        }
         self.set("messaging.system", system);
         self.set("messaging.operation.type", operation);
         self.set("messaging.message.id", job.id());
         self.set("repofleet.run", job.run.to_string());
         self.set("repofleet.repository", job.repo.to_string());
-        self.set("repofleet.pushed_at", job.pushed_at.to_string());
         // A path is nobody's address.
         let Some(mut url) = Url::parse(&job.url).ok().filter(Url::has_host) else {
             return;
@@ -259,10 +265,13 @@ impl Span {
             self.set("server.port", u64::from(port));
         }
         // No feed gives credentials, and no worker takes them; but whoever may publish may publish anything.
-        _ = url.set_username("");
-        _ = url.set_password(None);
-        url.set_query(None);
-        self.set("url.full", url.to_string());
+        if job.url.contains(['@', '?', '#']) {
+            _ = url.set_username("");
+            _ = url.set_password(None);
+            url.set_query(None);
+            url.set_fragment(None);
+        }
+        self.set("url.full", String::from(url));
     }
 }
 
@@ -302,9 +311,10 @@ fn now() -> u64 {
 /// The trace of a job whose message names none. Whoever makes it up makes up the same, so that a job that
 /// is published twice, or by a producer without traces, has one.
 fn trace_id(job: &Job) -> u128 {
-    let hash = sha256(job.id());
-    u128::from_str_radix(&hash[..32], 16)
-        .unwrap_or_default()
+    let hash: [u8; 32] = Sha256::digest(job.id()).into();
+    hash.iter()
+        .take(16)
+        .fold(0, |id, byte| id << 8 | u128::from(*byte))
         .max(1)
 }
 

@@ -17,7 +17,7 @@ use super::otlp::{SpanRecord, request};
 use super::settings::Settings;
 use crate::tls;
 
-/// Most spans that wait: a producer begins thousands of traces within a second. About 8 MB.
+/// Most spans that wait: a producer begins thousands of traces within a second. About 20 MB.
 const MOST_WAITING: usize = 16_384;
 /// Most spans in one request, and how many do not wait for others.
 const BATCH: usize = 512;

@@ -72,8 +72,11 @@ pub(super) fn request(resource: &[(String, String)], spans: &[SpanRecord]) -> Ve
     bytes(&mut scope, 2, env!("CARGO_PKG_VERSION").as_bytes());
     let mut of_scope = Vec::with_capacity(512 * spans.len());
     bytes(&mut of_scope, 1, &scope);
+    let mut message = Vec::with_capacity(1024);
     for record in spans {
-        bytes(&mut of_scope, 2, &span(record));
+        message.clear();
+        span(&mut message, record);
+        bytes(&mut of_scope, 2, &message);
     }
     let mut of_process = Vec::with_capacity(of_scope.len() + of_resource.len() + 32);
     bytes(&mut of_process, 1, &of_resource);
@@ -83,45 +86,59 @@ pub(super) fn request(resource: &[(String, String)], spans: &[SpanRecord]) -> Ve
     request
 }
 
-fn span(record: &SpanRecord) -> Vec<u8> {
-    let mut out = Vec::with_capacity(512);
-    bytes(&mut out, 1, &record.trace_id.to_be_bytes());
-    bytes(&mut out, 2, &record.span_id.to_be_bytes());
+fn span(out: &mut Vec<u8>, record: &SpanRecord) {
+    bytes(out, 1, &record.trace_id.to_be_bytes());
+    bytes(out, 2, &record.span_id.to_be_bytes());
     if let Some(parent) = record.parent {
-        bytes(&mut out, 4, &parent.to_be_bytes());
+        bytes(out, 4, &parent.to_be_bytes());
     }
-    bytes(&mut out, 5, record.name.as_bytes());
-    number(&mut out, 6, record.kind as u64);
-    fixed(&mut out, 7, record.begin);
-    fixed(&mut out, 8, record.end);
+    bytes(out, 5, record.name.as_bytes());
+    number(out, 6, record.kind as u64);
+    fixed(out, 7, record.begin);
+    fixed(out, 8, record.end);
     for (key, value) in &record.attributes {
-        attribute(&mut out, 9, key, value);
+        attribute(out, 9, key, value);
     }
     if let Some(why) = &record.error {
-        let mut status = Vec::new();
-        bytes(&mut status, 2, why.as_bytes());
-        number(&mut status, 3, STATUS_ERROR);
-        bytes(&mut out, 15, &status);
+        head(out, 15, size(why.len()) + 2);
+        bytes(out, 2, why.as_bytes());
+        number(out, 3, STATUS_ERROR);
     }
-    out
 }
 
+/// There are dozens for each job, so nothing is copied to learn its length.
 fn attribute(out: &mut Vec<u8>, field: u64, key: &str, value: &Value) {
-    let mut of_value = Vec::new();
+    let length = match value {
+        Value::Text(text) => size(text.len()),
+        Value::Number(value) => 1 + varint_size(value.cast_unsigned()),
+    };
+    head(out, field, size(key.len()) + size(length));
+    bytes(out, 1, key.as_bytes());
+    head(out, 2, length);
     match value {
-        Value::Text(text) => bytes(&mut of_value, 1, text.as_bytes()),
-        Value::Number(value) => number(&mut of_value, 3, value.cast_unsigned()),
+        Value::Text(text) => bytes(out, 1, text.as_bytes()),
+        Value::Number(value) => number(out, 3, value.cast_unsigned()),
     }
-    let mut pair = Vec::new();
-    bytes(&mut pair, 1, key.as_bytes());
-    bytes(&mut pair, 2, &of_value);
-    bytes(out, field, &pair);
+}
+
+/// The size of a field of so many bytes.
+fn size(length: usize) -> usize {
+    1 + varint_size(length as u64) + length
+}
+
+fn varint_size(value: u64) -> usize {
+    (value | 1).ilog2() as usize / 7 + 1
+}
+
+/// What is before the content of a field.
+fn head(out: &mut Vec<u8>, field: u64, length: usize) {
+    varint(out, field << 3 | 2);
+    varint(out, length as u64);
 }
 
 /// A text, bytes or a message.
 fn bytes(out: &mut Vec<u8>, field: u64, content: &[u8]) {
-    varint(out, field << 3 | 2);
-    varint(out, content.len() as u64);
+    head(out, field, content.len());
     out.extend_from_slice(content);
 }
 
