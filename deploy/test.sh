@@ -6,6 +6,8 @@
 #        deploy/test.sh faults [ROUNDS [SEED]]       runs the fault suite only, ROUNDS (1) times from SEED on
 #        deploy/test.sh s3 [NAME]                    tries a second S3 server: moto, which it installs; or the bucket
 #                                                    s3://NAME that AWS_* variables lead to
+#        deploy/test.sh traces                       sends a trace by way of a collector, which it installs, to
+#                                                    deploy/traces.py, which reads it by the official definitions
 #        deploy/test.sh limits                       has a host limit a fleet for five minutes, in each of two forms
 #
 # Needs Rust, and Debian or Ubuntu; on other systems, install what it names.
@@ -91,6 +93,36 @@ fi
 if [ "${1:-}" = limits ]; then
     export REPOFLEET_LIMIT_REPOSITORIES=1000 REPOFLEET_LIMIT_SECONDS=300
     exec cargo test --locked --workspace --test it limits:: -- --nocapture
+fi
+
+if [ "${1:-}" = traces ]; then
+    packages=(opentelemetry-proto==1.45.2 rotel==0.0.1a15)
+    venv="${XDG_CACHE_HOME:-$HOME/.cache}/repofleet/traces-1"
+    if [ ! -e "$venv/complete" ]; then
+        echo "installing ${packages[*]} into $venv"
+        python3 -m venv "$venv"
+        "$venv/bin/pip" install --quiet --disable-pip-version-check "${packages[@]}"
+        touch "$venv/complete"
+    fi
+    cargo build --locked --workspace --bins --quiet
+    at=$(mktemp -d)
+    port=$((20000 + RANDOM % 10000))
+    timeout 120 "$venv/bin/python" deploy/traces.py --port "$port" --count 1 >"$at/tree" &
+    printing=$!
+    timeout 120 "$venv"/lib/python3*/site-packages/rotel/rotel-agent start --otlp-http-endpoint "127.0.0.1:$((port + 1))" \
+        --otlp-grpc-endpoint "127.0.0.1:$((port + 2))" --exporter otlp --otlp-exporter-protocol http \
+        --otlp-exporter-endpoint "http://127.0.0.1:$port" >"$at/collector" 2>&1 &
+    collecting=$!
+    clean_up=(sh -c "kill $collecting; rm -rf '$at'")
+    timeout 60 bash -c "until : 2>/dev/null >/dev/tcp/127.0.0.1/$((port + 1)); do sleep 0.1; done" ||
+        fail "the collector does not start: $(cat "$at/collector")"
+    OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:$((port + 1))" \
+        target/debug/producer run --feed deploy/sample/repos.json --store "$at/digests" --log human
+    wait "$printing" || fail "no trace arrived: $(cat "$at/collector")"
+    cat "$at/tree"
+    names=$(awk 'NR > 1 && NF { printf "%s ", $1 }' "$at/tree")
+    [ "$names" = "enqueue job wait lookup slot fetch digest tokens put record " ] || fail "the trace has: $names"
+    exit 0
 fi
 
 # The contract of a store, and two runs of the sample feed, on another S3 server than the tests'.

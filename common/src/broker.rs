@@ -94,6 +94,9 @@ pub trait Broker: fmt::Debug + Send + Sync {
     /// Notices from now on, this process's own included. Ends with the broker.
     async fn announcements(&self) -> Result<BoxStream<'static, Notice>, Fault>;
 
+    /// What OpenTelemetry's semantic conventions call this kind of broker.
+    fn system(&self) -> &'static str;
+
     /// How long a delivery may stay unsettled before the broker takes it back; `None` if it does not
     /// while the consumer lives.
     fn loan_limit(&self) -> Option<Duration>;

@@ -33,6 +33,10 @@ pub struct Job {
     /// [`Job::id`] of the dead letter that it replays, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay_of: Option<String>,
+    /// The span that enqueued it, as W3C's `traceparent`, where there are
+    /// [traces](crate::telemetry::traces). It stays with the job wherever that goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
 }
 
 impl Job {

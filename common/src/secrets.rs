@@ -9,7 +9,7 @@ use std::process::Command;
 use crate::exit::{self, ExitError};
 
 /// The variables that hold a secret, or may.
-pub const VARIABLES: [&str; 8] = [
+pub const VARIABLES: [&str; 10] = [
     "BROKER_URL",
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
@@ -18,6 +18,8 @@ pub const VARIABLES: [&str; 8] = [
     "R2_SECRET_KEY",
     "GITHUB_TOKEN",
     "FETCH_PROXY",
+    "OTEL_EXPORTER_OTLP_HEADERS",
+    "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
 ];
 
 /// Longest content; no secret is longer.

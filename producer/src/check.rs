@@ -14,6 +14,7 @@ use common::shutdown::Shutdown;
 use common::store::SharedStore;
 use common::telemetry::http::always_ready;
 use common::telemetry::logs::{red, yellow};
+use common::telemetry::traces::{Span, Traces};
 use common::text::{counted, format_duration, thousands};
 use futures::stream::{self, StreamExt};
 use serde::Serialize;
@@ -34,7 +35,7 @@ use crate::feed::entry::FeedRepo;
 use crate::feed::fetch::FeedSource;
 use crate::feed::filter::none_of;
 use crate::feed::health::FeedRecord;
-use crate::run::RunConfig;
+use crate::run::{RunConfig, SERVICE};
 use crate::terminal::print;
 
 /// How long one check may take; the store's has several steps.
@@ -226,6 +227,12 @@ impl CheckCommand {
             Ok(((), message))
         };
         findings.about("metrics", serving).await;
+        match Traces::probe(SERVICE).await {
+            Ok(None) => {}
+            Ok(Some(Ok(well))) => findings.add("traces", State::Ok, well),
+            Ok(Some(Err(why))) => findings.add("traces", State::Warning, why),
+            Err(error) => findings.failed("traces", &error),
+        }
         if run.engine.broker.broker_url.is_some() {
             findings.about("broker", self.broker()).await;
         }
@@ -545,7 +552,10 @@ async fn fetch(
             owner: repository.repo.owner().to_owned(),
             name: repository.repo.name().to_owned(),
         };
-        match slots.work(&repository.url, subject, None, stop).await {
+        match slots
+            .work(&repository.url, subject, None, stop, &Span::default())
+            .await
+        {
             Ok(SlotResult::Digest(_) | SlotResult::Unmoved { .. }) | Err(SlotError::Stopped) => {}
             Err(SlotError::Fault(fault)) if fault.kind == FaultKind::TooLarge => {}
             Err(SlotError::Fault(fault)) => return Err(fault),

@@ -44,7 +44,8 @@ const AFTER_HELP: &str = "\
 Environment: GITHUB_TOKEN is sent to github.com, and to no other host; --token-for names more tokens.
 AWS_* or R2_* variables say how to reach a store in a bucket; .env.example lists them. A proxy
 (HTTPS_PROXY, ALL_PROXY) is for the feed, the cache API and a bucket: repositories are fetched
-directly.
+directly. OTEL_EXPORTER_OTLP_ENDPOINT and more OTEL_* variables, which the manual lists, send a trace
+of each repository to a collector.
 
 Exit codes:
   0    the run closed, and no more repositories failed than --max-failures allows
@@ -74,7 +75,9 @@ Examples:
   gh repo list alphagov --limit 1000 --json owner,name,url,pushedAt,isArchived | producer run --feed -
                                                 the repositories of an account
   producer run --token-for gitlab.com=GITLAB_TOKEN --host-rate 5
-                                                with the token of a variable, and gently")]
+                                                with the token of a variable, and gently
+  OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 producer run
+                                                with a trace of each repository, to a collector")]
     Run(Box<RunConfig>),
     /// Check what a run needs, before one is started: feed, store, broker, hosts, tokens, this machine.
     #[command(after_long_help = CHECK_HELP)]

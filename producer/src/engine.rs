@@ -13,6 +13,7 @@ use common::exit::{self, ExitError};
 use common::fault::Fault;
 use common::shutdown::Shutdown;
 use common::store::SharedStore;
+use common::telemetry::traces::Traces;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -61,6 +62,8 @@ pub struct EngineConfig {
 pub struct Engine {
     /// Queues and ledger.
     pub broker: SharedBroker,
+    /// Where traces begin.
+    pub traces: Traces,
     lock: ProducerLock,
     worker: Option<(Worker, u16)>,
 }
@@ -103,6 +106,7 @@ impl EngineConfig {
         &self,
         store: &SharedStore,
         metrics: &Metrics,
+        traces: &Traces,
         patience: Duration,
         local_feed: bool,
     ) -> Result<Engine, ExitError> {
@@ -128,6 +132,7 @@ impl EngineConfig {
                         metrics.clone(),
                     )?,
                     metrics: metrics.clone(),
+                    traces: traces.clone(),
                     drain: self.drain.duration(),
                     host_rate: self.rate.host_rate,
                     patience: Some(patience),
@@ -147,6 +152,7 @@ impl EngineConfig {
         };
         Ok(Engine {
             broker,
+            traces: traces.clone(),
             lock,
             worker,
         })

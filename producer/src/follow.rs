@@ -9,6 +9,7 @@ use common::ids::{JobKey, RepoRef};
 use common::outcome::{Outcome, OutcomeRecord};
 use common::run::view::RunView;
 use common::store::SharedStore;
+use common::telemetry::traces::Traces;
 use common::text::{counted, thousands};
 use futures::{FutureExt, StreamExt, stream};
 use time::OffsetDateTime;
@@ -46,6 +47,8 @@ pub enum Ended {
 pub struct Following {
     /// Queues and ledger.
     pub broker: SharedBroker,
+    /// Where traces begin.
+    pub traces: Traces,
     /// Where digests appear.
     pub store: SharedStore,
     /// What the cache said of each repository.
@@ -87,7 +90,7 @@ impl Following {
             adopted => format!("; of earlier runs, still waiting: {}", thousands(adopted)),
         };
         let published = tokio::select! {
-            published = publish(&self.broker, run, to_publish, over) => published?,
+            published = publish(&self.broker, run, to_publish, &self.traces, over) => published?,
             () = too_late => return Ok(()),
         };
         info!(
@@ -234,7 +237,8 @@ impl Following {
             counted(jobs, "open job is", "open jobs are")
         );
         let run = self.view.run();
-        if let Err(fault) = publish(&self.broker, run, again.into_iter(), stop).await {
+        if let Err(fault) = publish(&self.broker, run, again.into_iter(), &self.traces, stop).await
+        {
             warn!(operation = "lost-jobs", "not published again: {fault}");
         }
     }

@@ -7,6 +7,7 @@ use common::broker::{Enqueued, Event, Position, SharedBroker};
 use common::fault::Fault;
 use common::ids::{JobKey, RunId};
 use common::job::{Job, WIRE_VERSION};
+use common::telemetry::traces::Traces;
 use futures::{StreamExt, stream};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
@@ -74,9 +75,14 @@ pub async fn publish(
     broker: &SharedBroker,
     run: &RunId,
     checked: impl Iterator<Item = &Checked> + Send,
+    traces: &Traces,
     stop: &CancellationToken,
 ) -> Result<Enqueued, Fault> {
-    let jobs = checked.map(|checked| job(run, checked));
+    let jobs = checked.map(|checked| {
+        let mut job = job(run, checked);
+        traces.enqueue(&mut job, broker.system());
+        job
+    });
     let jobs = stream::iter(jobs).take_until(stop.cancelled());
     broker.enqueue(jobs.boxed()).await
 }
@@ -92,5 +98,6 @@ pub fn job(run: &RunId, checked: &Checked) -> Job {
         pushed_at: entry.pushed_at.clone(),
         force: checked.force,
         replay_of: None,
+        traceparent: None,
     }
 }

@@ -21,6 +21,7 @@ use common::shutdown::Shutdown;
 use common::store::config::StoreConfig;
 use common::store::{Document, DocumentKey, SharedStore, readable};
 use common::telemetry::http::{MetricsConfig, always_ready};
+use common::telemetry::traces::Traces;
 use common::text::{self, counted, format_duration, thousands};
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -47,6 +48,8 @@ use crate::unchanged::{self, Before};
 use crate::watchdog::{Watchdog, WatchdogConfig};
 use crate::withdrawals::{self, WithdrawConfig};
 
+/// What the producer is called in traces.
+pub const SERVICE: &str = "repofleet-producer";
 /// How long the last writes to the store may take.
 const LAST_WRITES: Duration = Duration::from_secs(10);
 /// Pauses between attempts at a step of the start grow from this …
@@ -329,7 +332,10 @@ impl RunConfig {
         }
         let local_feed = matches!(self.feed.feed, FeedSource::File(_));
         let patience = self.watchdog.patience;
-        let engine = self.engine.connect(&store, &metrics, patience, local_feed);
+        let traces = Traces::start(SERVICE, &metrics.spans_dropped)?;
+        let engine = self
+            .engine
+            .connect(&store, &metrics, &traces, patience, local_feed);
         let Some(engine) = unless_stopped(async { Ok(engine.await?) }, shutdown).await? else {
             return Ok(shutdown.unfinished());
         };
@@ -368,7 +374,11 @@ impl RunConfig {
             return Ok(shutdown.unfinished());
         };
         failpoint::hit("after-manifest");
-        let ended = self.work(&mut begun, engine, events, shutdown).await?;
+        let ended = self.work(&mut begun, engine, events, shutdown).await;
+        // Before the summary, which has the last word.
+        let told = engine.traces.close();
+        shutdown.hard.run_until_cancelled(told).await;
+        let ended = ended?;
         if let Ok(Ended::Detached) = ended {
             let run = begun.view.run();
             info!(
@@ -500,6 +510,7 @@ impl RunConfig {
         );
         Ok(Following {
             broker: SharedBroker::clone(&engine.broker),
+            traces: engine.traces.clone(),
             store: SharedStore::clone(store),
             checked: plan.checked,
             whole: plan.whole,
@@ -833,12 +844,14 @@ mod tests {
         let view = RunView::new(run.clone(), None, Some(list));
         let config = Line::parse_from(["run"]).run;
         let (metrics, shutdown) = (Metrics::new(), Shutdown::default());
+        let traces = Traces::default();
         let engine = config
             .engine
-            .connect(&store, &metrics, Duration::ZERO, false);
+            .connect(&store, &metrics, &traces, Duration::ZERO, false);
         let engine = engine.await.unwrap();
         let mut begun = Following {
             broker: SharedBroker::clone(&engine.broker),
+            traces: engine.traces.clone(),
             store: SharedStore::clone(&store),
             checked: vec![checked],
             adopted: Adopted::new(),

@@ -17,6 +17,7 @@ use common::fault::{Fault, FaultKind};
 use common::ids::RepoRef;
 use common::shutdown::Shutdown;
 use common::telemetry::logs::LogConfig;
+use common::telemetry::traces::Span;
 use tracing::{info, warn};
 use url::Url;
 
@@ -48,6 +49,8 @@ pub struct Cli {
 const AFTER_HELP: &str = "\
 Environment: GITHUB_TOKEN is sent to github.com, and to no other host; --token-for names more tokens.
 AWS_* or R2_* variables say how to reach a store in a bucket; .env.example lists them.
+OTEL_EXPORTER_OTLP_ENDPOINT and more OTEL_* variables, which the manual lists, send a trace of each
+repository to a collector.
 
 Exit codes:
   0    done; or, of `worker run`, stopped by SIGTERM
@@ -224,7 +227,13 @@ impl DigestCommand {
         let slots = Slots::new(self.slot, policy, limits, Metrics::new())
             .map_err(|fault| exit_error(&fault))?;
         let made = match slots
-            .work(&self.source, subject, None, &shutdown.soft)
+            .work(
+                &self.source,
+                subject,
+                None,
+                &shutdown.soft,
+                &Span::default(),
+            )
             .await
         {
             Ok(SlotResult::Digest(made)) => made,

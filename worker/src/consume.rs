@@ -9,6 +9,7 @@ use common::fault::{Fault, FaultKind};
 use common::outcome::{Outcome, OutcomeRecord};
 use common::shutdown::Shutdown;
 use common::store::SharedStore;
+use common::telemetry::traces::{Span, Traces};
 use common::text::format_duration;
 use futures::StreamExt;
 use tokio::task::JoinSet;
@@ -22,7 +23,7 @@ use crate::fetch::host::authority;
 use crate::host_rate::HostRate;
 use crate::host_throttle::{HostPermit, HostThrottle, stretch};
 use crate::infra_gate::InfraGate;
-use crate::job::{Attempt, Kept, attempt};
+use crate::job::{Attempt, Kept, Work};
 use crate::metrics::{HandedBack, Metrics};
 use crate::notices::{Notices, Taken};
 use crate::resolver::Resolver;
@@ -47,6 +48,8 @@ pub struct Worker {
     pub slots: Arc<Slots>,
     /// What is counted.
     pub metrics: Metrics,
+    /// Where it is told what becomes of each job.
+    pub traces: Traces,
     /// How long jobs in hand may go on after a stop was asked for.
     pub drain: Duration,
     /// Most fetches that the whole fleet begins in a second, from one host.
@@ -169,6 +172,7 @@ struct Shift {
 struct Held {
     _taken: Taken,
     start: Instant,
+    span: Span,
     host: String,
     /// When the last attempt began.
     attempted: Instant,
@@ -197,6 +201,28 @@ enum Busy {
 }
 
 impl Held {
+    /// Tells the trace how it ends here.
+    fn ends(&mut self, progress: &Progress, outcome: Option<Outcome>) {
+        let how = match (&outcome, progress.handed_back()) {
+            (Some(outcome), _) => outcome.as_ref(),
+            (None, Some(_)) => "handed_back",
+            (None, None) => "retry",
+        };
+        self.span.set("repofleet.outcome", how.to_owned());
+        if let Some(why) = progress.handed_back() {
+            self.span.set("repofleet.reason", why.as_ref().to_owned());
+        }
+        if let Some(fault) = progress.fault() {
+            self.span.fail(fault);
+        }
+        if let Some(attempt) = &self.bytes {
+            self.span
+                .set("repofleet.fetched_bytes", attempt.fetched_bytes);
+            self.span
+                .set("repofleet.stored_bytes", attempt.stored_bytes);
+        }
+    }
+
     fn state(&self, delivery: &Delivery) -> State {
         State {
             attempt: delivery.attempt,
@@ -316,6 +342,10 @@ impl Shift {
         Held {
             _taken: self.notices.take(delivery.job.id()),
             start,
+            span: self
+                .worker
+                .traces
+                .job(delivery, self.worker.broker.system()),
             host: host_of(&delivery.job.url),
             attempted: start,
             waited: Duration::ZERO,
@@ -331,7 +361,14 @@ impl Shift {
     /// Takes one delivery to its settlement. Dropped unsettled, it goes back.
     async fn handle(&self, delivery: Delivery, held: Held) {
         let job = &delivery.job;
-        let span = error_span!("job", id = job.id(), repo = %job.repo, attempt = delivery.attempt);
+        let trace_id = held.span.trace_id();
+        let span = error_span!(
+            "job",
+            id = job.id(),
+            repo = %job.repo,
+            attempt = delivery.attempt,
+            trace_id
+        );
         let handling = async {
             let mut kept = Some((delivery, held));
             while let Some((delivery, mut held)) = kept {
@@ -351,12 +388,14 @@ impl Shift {
                 delivery.returns
             )));
         }
+        let waiting = held.span.child("wait");
         if let Some(ended) = self.wait_at_gate(held).await {
             return ended;
         }
         if let Some(ended) = self.wait_for_host(held).await {
             return ended;
         }
+        drop(waiting);
         held.attempted = Instant::now();
         let Worker {
             store,
@@ -364,8 +403,15 @@ impl Shift {
             metrics,
             ..
         } = &self.worker;
-        let kept = &mut held.kept;
-        match attempt(&delivery.job, store, slots, metrics, &self.stop, kept).await {
+        let work = Work {
+            job: &delivery.job,
+            store,
+            slots,
+            metrics,
+            span: &held.span,
+            stop: &self.stop,
+        };
+        match work.attempt(&mut held.kept).await {
             Ok(attempt) => {
                 let outcome = attempt.outcome;
                 held.bytes = Some(attempt);
@@ -534,6 +580,7 @@ impl Shift {
         let Some(settlement) = verdict.settle else {
             return Some((delivery, held));
         };
+        held.ends(&progress, verdict.record);
         match verdict.record {
             Some(outcome) => {
                 let fault = progress.fault();
@@ -644,6 +691,7 @@ impl Shift {
             self.worker.metrics.stored_after(delivery.enqueued);
         }
         let event = Event::Outcome(record);
+        let _span = held.span.call("record");
         let recorded = self
             .in_time(held.start, self.worker.broker.record(&event))
             .await;

@@ -9,6 +9,7 @@ use common::job::{DIGEST_FORMAT, Job};
 use common::outcome::{Outcome, StoredDigest};
 use common::store::freshness::{Freshness, freshness, renewable};
 use common::store::{Digest, DigestMeta, Found, Put, Renewal, SharedStore, Version};
+use common::telemetry::traces::Span;
 use common::text::sha256;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -73,89 +74,91 @@ pub struct Kept {
     renamed_to: Option<String>,
 }
 
-/// Works on `job` until it is done, fails, or `stop` is cancelled.
-///
-/// A digest that the store does not take is left in `kept`, and the next attempt at the same job
-/// offers it again instead of fetching.
-pub async fn attempt(
-    job: &Job,
-    store: &SharedStore,
-    slots: &Slots,
-    metrics: &Metrics,
-    stop: &CancellationToken,
-    kept: &mut Option<Kept>,
-) -> Result<Attempt, SlotError> {
-    let work = Work {
-        job,
-        store,
-        slots,
-        metrics,
-        stop,
-    };
-    let found = work.look().await?;
-    if let Some(outcome) = settled_by(job, &found) {
-        return Ok(outcome.into());
-    }
-    if let Some(made) = kept.take() {
-        return work.offer(made, found, kept).await;
-    }
-    failpoint::hit("before-fetch");
-    let (mut made, found, fetched_bytes) = match work.fetch(known_commit(job, &found)).await? {
-        SlotResult::Digest(made) => (made, found, 0),
-        SlotResult::Unmoved {
-            fetched_bytes,
-            renamed_to,
-        } => {
-            if let Some(digest) = work.renew(&found).await? {
-                return Ok(Attempt {
-                    outcome: Outcome::Unmoved,
-                    fetched_bytes,
-                    stored_bytes: 0,
-                    digest: Some(digest),
-                    renamed_to,
-                });
-            }
-            let found = work.look().await?;
-            if let Some(outcome) = settled_by(job, &found) {
-                return Ok(Attempt {
-                    fetched_bytes,
-                    ..outcome.into()
-                });
-            }
-            match work.fetch(None).await? {
-                SlotResult::Digest(made) => (made, found, fetched_bytes),
-                SlotResult::Unmoved { .. } => unreachable!("no commit is known"),
-            }
-        }
-    };
-    let fetched_bytes = fetched_bytes + made.fetched_bytes;
-    let renamed_to = made.renamed_to.take();
-    let made = Kept {
-        digest: work.assemble(*made).await?,
-        fetched_bytes,
-        renamed_to,
-    };
-    work.offer(made, found, kept).await
-}
-
 /// Returns the commit whose digest the store has, if an earlier push is all that is wrong with it.
 fn known_commit(job: &Job, found: &Found) -> Option<ObjectId> {
     let (meta, _) = renewable(found, &job.into()).filter(|_| !job.force)?;
     ObjectId::parse(meta.commit.as_ref()?)
 }
 
-/// An attempt at work.
-struct Work<'a> {
-    job: &'a Job,
-    store: &'a SharedStore,
-    slots: &'a Slots,
-    metrics: &'a Metrics,
-    stop: &'a CancellationToken,
+/// An attempt at a job.
+pub struct Work<'a> {
+    /// The job.
+    pub job: &'a Job,
+    /// Where its digest goes to.
+    pub store: &'a SharedStore,
+    /// Where it is made.
+    pub slots: &'a Slots,
+    /// What is counted.
+    pub metrics: &'a Metrics,
+    /// The span of the job.
+    pub span: &'a Span,
+    /// Ends it when cancelled.
+    pub stop: &'a CancellationToken,
 }
 
 impl Work<'_> {
+    /// Works on the job until it is done, fails, or is stopped.
+    ///
+    /// A digest that the store does not take is left in `kept`, and the next attempt at the same job
+    /// offers it again instead of fetching.
+    ///
+    /// # Errors
+    /// If it fails or is stopped.
+    pub async fn attempt(&self, kept: &mut Option<Kept>) -> Result<Attempt, SlotError> {
+        let found = self.look().await?;
+        if let Some(outcome) = settled_by(self.job, &found) {
+            return Ok(outcome.into());
+        }
+        if let Some(made) = kept.take() {
+            return self.offer(made, found, kept).await;
+        }
+        failpoint::hit("before-fetch");
+        let (mut made, found, fetched_bytes) =
+            match self.fetch(known_commit(self.job, &found)).await? {
+                SlotResult::Digest(made) => (made, found, 0),
+                SlotResult::Unmoved {
+                    fetched_bytes,
+                    renamed_to,
+                } => {
+                    if let Some(digest) = self.renew(&found).await? {
+                        return Ok(Attempt {
+                            outcome: Outcome::Unmoved,
+                            fetched_bytes,
+                            stored_bytes: 0,
+                            digest: Some(digest),
+                            renamed_to,
+                        });
+                    }
+                    let found = self.look().await?;
+                    if let Some(outcome) = settled_by(self.job, &found) {
+                        return Ok(Attempt {
+                            fetched_bytes,
+                            ..outcome.into()
+                        });
+                    }
+                    match self.fetch(None).await? {
+                        SlotResult::Digest(made) => (made, found, fetched_bytes),
+                        SlotResult::Unmoved { .. } => unreachable!("no commit is known"),
+                    }
+                }
+            };
+        let fetched_bytes = fetched_bytes + made.fetched_bytes;
+        let renamed_to = made.renamed_to.take();
+        let made = Kept {
+            digest: self.assemble(*made).await?,
+            fetched_bytes,
+            renamed_to,
+        };
+        self.offer(made, found, kept).await
+    }
+
     async fn look(&self) -> Result<Found, SlotError> {
-        unless_stopped(self.stop, self.store.head(&self.job.repo)).await
+        let span = self.span.call("lookup");
+        told(
+            span,
+            unless_stopped(self.stop, self.store.head(&self.job.repo)),
+        )
+        .await
     }
 
     /// Has a slot make the parts of a digest, unless HEAD is `known`.
@@ -164,8 +167,12 @@ impl Work<'_> {
             owner: self.job.repo.owner().to_owned(),
             name: self.job.repo.name().to_owned(),
         };
-        let work = self.slots.work(&self.job.url, subject, known, self.stop);
+        let span = self.span.child("slot");
+        let work = self
+            .slots
+            .work(&self.job.url, subject, known, self.stop, &span);
         let result = work.await?;
+        drop(span);
         let fetched_bytes = match &result {
             SlotResult::Digest(made) => {
                 self.metrics.fetched_in(made.fetch);
@@ -192,8 +199,8 @@ impl Work<'_> {
         };
         failpoint::hit("before-put");
         let repo = &self.job.repo;
-        let renewal = self.store.renew(repo, &meta, version);
-        match unless_stopped(self.stop, renewal).await? {
+        let renewal = unless_stopped(self.stop, self.store.renew(repo, &meta, version));
+        match told(self.span.call("renew"), renewal).await? {
             Renewal::Renewed(version) => {
                 failpoint::hit("after-put");
                 Ok(Some(stored(&version, &meta)))
@@ -213,6 +220,7 @@ impl Work<'_> {
     async fn assemble(&self, made: SlotOutput) -> Result<Digest, SlotError> {
         let max_text_bytes = self.slots.limits().max_text_bytes;
         let (commit, files) = (made.facts.commit.clone(), made.facts.files);
+        let _span = self.span.child("tokens");
         let text = tokio::task::spawn_blocking(move || {
             assemble(&made.facts, &made.tree, &made.content, max_text_bytes)
         })
@@ -263,8 +271,10 @@ impl Work<'_> {
         let start = Instant::now();
         for _ in 0..OFFERS {
             let expected = found.expected();
-            let put = self.store.put(&self.job.repo, digest, &expected);
-            if let Put::Stored(version) = unless_stopped(self.stop, put).await? {
+            let put = unless_stopped(self.stop, self.store.put(&self.job.repo, digest, &expected));
+            let mut span = self.span.call("put");
+            span.set("repofleet.stored_bytes", digest.meta.bytes);
+            if let Put::Stored(version) = told(span, put).await? {
                 failpoint::hit("after-put");
                 self.metrics.stored_in(start.elapsed());
                 self.metrics.stored_bytes.inc_by(digest.meta.bytes);
@@ -313,6 +323,18 @@ async fn unless_stopped<T>(
     }
 }
 
+/// Ends `span` with the answer to a call, and tells it of a failure.
+async fn told<T>(
+    mut span: Span,
+    call: impl Future<Output = Result<T, SlotError>>,
+) -> Result<T, SlotError> {
+    let answer = call.await;
+    if let Err(SlotError::Fault(fault)) = &answer {
+        span.fail(fault);
+    }
+    answer
+}
+
 #[cfg(test)]
 mod tests {
     use common::ids::PushedAt;
@@ -329,6 +351,7 @@ mod tests {
             pushed_at: PushedAt::new(pushed_at).unwrap(),
             force,
             replay_of: None,
+            traceparent: None,
         }
     }
 

@@ -49,6 +49,8 @@ pub struct Metrics {
     pub fetched_bytes: IntCounter,
     /// Bytes of stored digests.
     pub stored_bytes: IntCounter,
+    /// Spans that no collector took.
+    pub spans_dropped: IntCounter,
     fetch_seconds: Histogram,
     digest_seconds: Histogram,
     store_seconds: Histogram,
@@ -181,6 +183,13 @@ impl Metrics {
             stored_bytes: register(
                 &registry,
                 IntCounter::new("stored_bytes_total", "Bytes of stored digests"),
+            ),
+            spans_dropped: register(
+                &registry,
+                IntCounter::new(
+                    "trace_spans_dropped_total",
+                    "Spans of traces that no collector took",
+                ),
             ),
             fetch_seconds,
             digest_seconds,

@@ -14,7 +14,9 @@ use common::shutdown::Shutdown;
 use common::store::SharedStore;
 use common::store::config::StoreConfig;
 use common::telemetry::http::MetricsConfig;
+use common::telemetry::traces::Traces;
 use common::text::{format_duration, seconds_within};
+use futures::future;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -118,6 +120,7 @@ impl RunConfig {
             metrics.clone(),
         )
         .map_err(unavailable)?;
+        let traces = Traces::start("repofleet-worker", &metrics.spans_dropped)?;
         let broker = tokio::select! {
             broker = self.broker.connect(PATIENCE) => broker?,
             () = shutdown.soft.cancelled() => return Ok(shutdown.code()),
@@ -132,6 +135,7 @@ impl RunConfig {
             store,
             slots,
             metrics,
+            traces,
             drain: self.drain.duration(),
             host_rate: self.rate.host_rate,
             patience: None,
@@ -173,10 +177,8 @@ impl RunConfig {
         if timeout(PROBE_GRACE, &mut probing).await.is_err() {
             probing.abort();
         }
-        shutdown
-            .hard
-            .run_until_cancelled(worker.broker.close())
-            .await;
+        let closing = future::join(worker.broker.close(), worker.traces.close());
+        shutdown.hard.run_until_cancelled(closing).await;
         Ok(worked.map_err(unavailable)?)
     }
 

@@ -162,6 +162,10 @@ impl Broker for AmqpBroker {
         announce::announcements(&self.shared).await
     }
 
+    fn system(&self) -> &'static str {
+        "rabbitmq"
+    }
+
     fn loan_limit(&self) -> Option<Duration> {
         Some(self.shared.options.loan_limit)
     }

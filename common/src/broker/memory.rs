@@ -379,6 +379,10 @@ impl Broker for MemoryBroker {
         Ok(stream.take_until(closed.cancelled_owned()).boxed())
     }
 
+    fn system(&self) -> &'static str {
+        "memory"
+    }
+
     fn loan_limit(&self) -> Option<Duration> {
         None
     }

@@ -759,6 +759,7 @@ mod tests {
             pushed_at: PushedAt::new("2026-01-01T00:00:00Z").unwrap(),
             force: false,
             replay_of: None,
+            traceparent: None,
         }
     }
 

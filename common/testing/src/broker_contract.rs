@@ -57,6 +57,8 @@ pub fn job(run: &RunId, n: usize) -> Job {
         pushed_at: PushedAt::new("2026-01-01T00:00:00Z").expect("a plain time"),
         force: false,
         replay_of: None,
+        // It stays with the job wherever that goes.
+        traceparent: Some(format!("00-{n:032x}-00f067aa0ba902b7-01")),
     }
 }
 

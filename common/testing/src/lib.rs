@@ -8,6 +8,8 @@ pub mod git_server;
 
 pub mod http_server;
 
+pub mod collector;
+
 pub mod s3_server;
 
 pub mod seaweedfs;

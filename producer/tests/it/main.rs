@@ -34,6 +34,7 @@ mod settings;
 mod signals;
 mod slow_names;
 mod status;
+mod traces;
 mod unchanged;
 mod verify;
 mod workers;

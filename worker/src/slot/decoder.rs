@@ -8,6 +8,7 @@ use std::io;
 use std::time::Duration;
 
 use common::fault::{Fault, FaultKind};
+use common::telemetry::traces::Span;
 use common::text::printable;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::ChildStdout;
@@ -34,7 +35,7 @@ pub(super) enum TokenNews {
 }
 
 /// Collects a child's frames into its output.
-pub(super) struct FrameDecoder {
+pub(super) struct FrameDecoder<'a> {
     input: BufReader<ChildStdout>,
     tree: String,
     content: String,
@@ -50,10 +51,13 @@ pub(super) struct FrameDecoder {
     fetch: Option<Duration>,
     /// Bytes of text that the child may still send; `None` without a limit.
     room: Option<u64>,
+    /// The span of the slot, and of what the child is at.
+    span: &'a Span,
+    pub(super) phase: Span,
 }
 
-impl FrameDecoder {
-    pub(super) fn new(input: ChildStdout, request: &ChildRequest) -> Self {
+impl<'a> FrameDecoder<'a> {
+    pub(super) fn new(input: ChildStdout, request: &ChildRequest, span: &'a Span) -> Self {
         let max_text_bytes = request.limits.max_text_bytes;
         Self {
             input: BufReader::new(input),
@@ -68,6 +72,8 @@ impl FrameDecoder {
             fetch: None,
             // Tree and content may each exceed the limit by one piece.
             room: max_text_bytes.map(|max| 2 * (max + MAX_PIECE as u64)),
+            span,
+            phase: span.child("fetch"),
         }
     }
 
@@ -89,7 +95,11 @@ impl FrameDecoder {
                 let rest = Duration::from_secs(seconds).min(MAX_RETRY_AFTER);
                 self.token_news = Some(TokenNews::UsedUp(rest));
             }
-            Frame::Way { way, why } => self.way = Some((way, shown(&why))),
+            Frame::Way { way, why } => {
+                self.phase
+                    .set("repofleet.fetch_way", way.as_ref().to_owned());
+                self.way = Some((way, shown(&why)));
+            }
             Frame::Fetched {
                 fetched_bytes,
                 millis,
@@ -97,7 +107,13 @@ impl FrameDecoder {
             } => {
                 self.fetched(fetched_bytes)?;
                 self.renamed_to = renamed_to.as_deref().map(shown);
-                self.fetch = Some(Duration::from_millis(millis));
+                let took = Duration::from_millis(millis);
+                self.fetch = Some(took);
+                self.phase.set("repofleet.fetched_bytes", fetched_bytes);
+                self.phase.lasted(took);
+                // One ends before the other begins.
+                drop(std::mem::take(&mut self.phase));
+                self.phase = self.span.child("digest");
             }
             Frame::Text { part, bytes } => self.text(part, bytes).await?,
             Frame::Done { facts, millis } => {
@@ -173,7 +189,7 @@ impl FrameDecoder {
 }
 
 /// How far the child has got.
-impl fmt::Display for FrameDecoder {
+impl fmt::Display for FrameDecoder<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let phase = match self.fetch {
             Some(_) => "digesting",

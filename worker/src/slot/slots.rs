@@ -13,6 +13,7 @@ use std::time::Duration;
 use crate::metrics::Metrics;
 use common::failpoint;
 use common::fault::Fault;
+use common::telemetry::traces::Span;
 use openssl_probe::{ENV_CERT_DIR, ENV_CERT_FILE};
 use rustix::process::{Pid, Signal, kill_process_group};
 use strum::VariantArray;
@@ -171,13 +172,14 @@ impl Slots {
     }
 
     /// Fetches and digests `url` once a slot is free, unless its HEAD is `known`. `stop` ends it
-    /// within half a second.
+    /// within half a second. What becomes of it are parts of `span`.
     pub async fn work(
         &self,
         url: &str,
         subject: Subject,
         known: Option<ObjectId>,
         stop: &CancellationToken,
+        span: &Span,
     ) -> Result<SlotResult, SlotError> {
         // Refused without starting a process.
         let source = self.policy.source(url)?;
@@ -195,7 +197,7 @@ impl Slots {
             let scratch = self.scratch.folder()?;
             let request = self.request(url, &source, &subject, known, tokens.token());
             match self
-                .attempt(&request, scratch.path(), &mut tokens, stop)
+                .attempt(&request, scratch.path(), &mut tokens, stop, span)
                 .await
             {
                 Ok(mut result) => {
@@ -219,12 +221,13 @@ impl Slots {
         scratch: &Path,
         tokens: &mut TokenTurn<'_>,
         stop: &CancellationToken,
+        span: &Span,
     ) -> Result<SlotResult, SlotError> {
         let start = ChildProcess::start(&self.spawner, self.command(scratch), request);
         let child = stop.run_until_cancelled(start).await;
         let mut child = child.ok_or(SlotError::Stopped)??;
         let result = stop
-            .run_until_cancelled(self.attend(&mut child, request, tokens))
+            .run_until_cancelled(self.attend(&mut child, request, tokens, span))
             .await;
         child.kill().await;
         let Some(result) = result else {
@@ -272,10 +275,14 @@ impl Slots {
         child: &mut ChildProcess,
         request: &ChildRequest,
         tokens: &mut TokenTurn<'_>,
+        span: &Span,
     ) -> Result<SlotResult, Fault> {
         let stdout = child.process.stdout.take().expect("it is piped");
-        let mut decoder = FrameDecoder::new(stdout, request);
+        let mut decoder = FrameDecoder::new(stdout, request, span);
         let result = self.follow(child, &mut decoder, tokens).await;
+        if let Err(fault) = &result {
+            decoder.phase.fail(fault);
+        }
         if let Some((way, why)) = decoder.way() {
             self.metrics.fetched_by(way);
             if let Some(instead) = way.instead()
@@ -296,7 +303,7 @@ impl Slots {
     async fn follow(
         &self,
         child: &mut ChildProcess,
-        decoder: &mut FrameDecoder,
+        decoder: &mut FrameDecoder<'_>,
         tokens: &mut TokenTurn<'_>,
     ) -> Result<SlotResult, Fault> {
         let SlotConfig { timeout, stall, .. } = self.config;
@@ -423,7 +430,7 @@ impl ChildProcess {
     }
 
     /// Kills a child that broke off, and says why it did.
-    async fn post_mortem(&mut self, decoder: &FrameDecoder, error: &io::Error) -> Fault {
+    async fn post_mortem(&mut self, decoder: &FrameDecoder<'_>, error: &io::Error) -> Fault {
         let mut how = format!("broke the protocol: {error}");
         // Its output ended, so it is ending by itself, and its status says why.
         if error.kind() == io::ErrorKind::UnexpectedEof

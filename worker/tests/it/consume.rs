@@ -22,6 +22,7 @@ use common::store::{
     SharedStore, Version,
 };
 use common::telemetry::registry::Expose;
+use common::telemetry::traces::Traces;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use rustix::process::{Signal, kill_process};
@@ -84,6 +85,7 @@ impl Work {
             store: Arc::clone(&store),
             slots,
             metrics: metrics.clone(),
+            traces: Traces::default(),
             drain: choice.drain,
             host_rate: choice.host_rate,
             patience: Some(choice.patience),
@@ -171,6 +173,7 @@ fn job(url: String) -> Job {
         pushed_at: PushedAt::new("2026-01-01T00:00:00Z").unwrap(),
         force: false,
         replay_of: None,
+        traceparent: None,
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::fault::Fault;
+use common::telemetry::traces::Span;
 use rustix::process::Pid;
 use tempfile::TempDir;
 use testing::git_server::GitServer;
@@ -218,7 +219,10 @@ pub(crate) async fn work_unless_at(
 ) -> Result<SlotResult, Fault> {
     let known = known.map(|commit| ObjectId::parse(commit).unwrap());
     let stop = CancellationToken::new();
-    match slots.work(url, subject(), known, &stop).await {
+    match slots
+        .work(url, subject(), known, &stop, &Span::default())
+        .await
+    {
         Ok(result) => Ok(result),
         Err(SlotError::Fault(fault)) => Err(fault),
         Err(SlotError::Stopped) => panic!("nobody stops it"),

@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use common::fault::FaultKind;
+use common::telemetry::traces::Span;
 use rustix::process::{Pid, Signal, kill_process};
 use testing::git_server::Fault as Trouble;
 use testing::packs::Mode;
@@ -37,7 +38,11 @@ fn start_hanging(
 ) -> JoinHandle<Result<SlotResult, SlotError>> {
     fixture.server.fault("owner/bad", Trouble::Hang);
     let (slots, stop, url) = (Arc::clone(slots), stop.clone(), fixture.url("bad"));
-    tokio::spawn(async move { slots.work(&url, subject(), None, &stop).await })
+    tokio::spawn(async move {
+        slots
+            .work(&url, subject(), None, &stop, &Span::default())
+            .await
+    })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
