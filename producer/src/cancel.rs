@@ -92,7 +92,10 @@ impl CancelConfig {
         };
         let stop = &shutdown.soft;
         let done = match self.dry_run {
-            true => cancelling.count().await,
+            true => match stop.run_until_cancelled(cancelling.count()).await {
+                Some(counted) => counted,
+                None => return Ok(unanswered(shutdown)),
+            },
             false => cancelling.cancel(stop).await,
         };
         cancelling.broker.close().await;
@@ -124,11 +127,16 @@ impl CancelConfig {
         }
         // Only a run in one process stores its progress.
         let progress = of_run::<IgnoredAny>(&store, &run, Document::Progress).await?;
-        let broker = match progress {
-            Some(_) => None,
-            None => self.broker.connect(PATIENCE).await?,
-        };
-        let Some(broker) = broker else {
+        if progress.is_some() {
+            let why = format!(
+                "run {run} is one without a broker: it is stopped where it runs, by Ctrl-C or SIGTERM"
+            );
+            return Err(ExitError::new(exit::USAGE, why).into());
+        }
+        let Some(broker) = self.broker.connect(PATIENCE).await? else {
+            if observed.manifest.is_none() {
+                return Err(no_run(&store, &run).into());
+            }
             let why = "the jobs of a run wait with its broker: set BROKER_URL or --broker-url; a run without a broker is stopped where it runs, by Ctrl-C or SIGTERM";
             return Err(ExitError::new(exit::USAGE, why).into());
         };
@@ -244,14 +252,19 @@ impl Cancelling {
 
     /// Cancels what waits, until nothing does; says what was done.
     async fn cancel(&mut self, stop: &CancellationToken) -> Result<(String, Ended)> {
-        self.read().await?;
+        match stop.run_until_cancelled(self.read()).await {
+            Some(read) => read?,
+            None => return Ok(self.stopped()),
+        }
         let has_closed = self.observed.closed().is_some() || self.view().closes();
         let (mut before, mut changed) = (Whereabouts::default(), Instant::now());
         loop {
-            self.sweep(stop).await?;
+            // Until it is sure that the run is this broker's, the jobs of others are left alone.
+            if self.is_on_this_broker() {
+                self.sweep(stop).await?;
+            }
             if stop.is_cancelled() {
-                let sentence = format!("{}, stopped before the end", self.done());
-                return Ok((sentence, Ended::Stopped));
+                return Ok(self.stopped());
             }
             if has_closed {
                 let summary = self.view().summary(OffsetDateTime::now_utc());
@@ -282,7 +295,7 @@ impl Cancelling {
             info!(
                 operation = "cancel",
                 "{}; {} not found yet, so looking again",
-                self.done(),
+                self.so_far(),
                 counted(open, "job is", "jobs are")
             );
             before = there;
@@ -291,11 +304,20 @@ impl Cancelling {
     }
 
     fn done(&self) -> String {
-        let run = self.view().run();
         match self.cancelled {
-            0 => format!("no job of run {run} waits"),
-            count => format!("{} of run {run} cancelled", counted(count, "job", "jobs")),
+            0 => format!("no job of run {} waits", self.view().run()),
+            _ => self.so_far(),
         }
+    }
+
+    fn stopped(&self) -> (String, Ended) {
+        let sentence = format!("{}, stopped before the end", self.so_far());
+        (sentence, Ended::Stopped)
+    }
+
+    fn so_far(&self) -> String {
+        let jobs = counted(self.cancelled, "job", "jobs");
+        format!("{jobs} of run {} cancelled", self.view().run())
     }
 
     /// Whether the ledger holds any job of the run.

@@ -227,7 +227,12 @@ impl CheckCommand {
             Ok(((), message))
         };
         findings.about("metrics", serving).await;
-        match Traces::probe(SERVICE).await {
+        let mut warnings = Vec::new();
+        let traces = Traces::probe(SERVICE, &mut warnings).await;
+        for warning in warnings {
+            findings.add("traces", State::Warning, warning);
+        }
+        match traces {
             Ok(None) => {}
             Ok(Some(Ok(well))) => findings.add("traces", State::Ok, well),
             Ok(Some(Err(why))) => findings.add("traces", State::Warning, why),

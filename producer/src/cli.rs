@@ -185,15 +185,18 @@ Examples:
   producer status --json | jq .open        for programs
   producer status --workers                what each worker has in hand, and for how long
 
-The numbers come from the run's documents in the store and from the broker's ledger. A run that has
-ended is told from its summary.json; then no broker is needed.
+The numbers come from the run's documents in the store and from the broker's ledger. No broker is
+needed for a run that has ended, which is told from its summary.json, nor for one in one process, which
+stores its progress every 10 s.
 
 Members of --json; null is not known, or no longer to the point:
   run_id, started_at, feed, elapsed_seconds
   state                 running, closed (every job has its outcome), or stopped (jobs are open and
-                        the producer has ended; workers may go on). Of a run with --detach, or whose
-                        producer was killed, nobody can tell: it counts as running.
-  source                ledger (now) or summary (as the producer left it)
+                        the producer has ended; workers may go on). In a fleet nobody can tell of a
+                        run with --detach, or whose producer was killed: it counts as running. One
+                        process is found to have stopped after a minute.
+  source                ledger (now), progress (of one process, within 10 s) or summary (as the
+                        producer left it)
   total_repos = cached + processed + failed + open; cache_hit_rate (percent), adopted
   unmoved, unchanged, superseded (all within processed), failed_before (within failed),
   failures_by_class
@@ -220,15 +223,17 @@ Examples:
   producer cancel latest --dry-run         how many jobs that would be
 
 For a run that was begun with the wrong feed or options. Its jobs that wait, for a worker or for their
-next attempt, count as failed, class cancelled. Jobs that workers have in hand end as ever, and jobs of
-other runs stay. The run then closes; its producer, if it still runs, ends with 3. While it is still
-publishing, this command goes on until it has it all. The next run digests what this one did not.
+next attempt, count as failed, class cancelled. Workers finish the jobs that they already have, and jobs
+of other runs stay. The run then closes; its producer, if it still runs, ends with 3. While it is still
+publishing, this command goes on until every job is published and cancelled. The next run digests what
+this one did not.
 
 It may be repeated, as after a crash. A run without a broker is stopped where it runs, by Ctrl-C.
 
 Exit codes:
   0    nothing of the run waits any more; also where nothing did, and where the run has closed
-  2    the command line is wrong, there is no such run, no broker is named, or it is another run's
+  2    the command line is wrong, there is no such run, no broker is named, or the broker knows no job
+       of this run
   69   store or broker cannot be reached
   130  stopped by SIGINT before it was done (143: by SIGTERM)";
 

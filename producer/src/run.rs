@@ -567,7 +567,7 @@ impl RunConfig {
                 "in this log only".to_owned()
             }
         };
-        // How fresh the digests are, a run that was cancelled does not tell.
+        // A cancelled run says nothing about how fresh the digests are.
         if summary.closed
             && summary.cancelled() == 0
             && let Err(fault) = until(last_writes, write_last_closed(store, &summary)).await

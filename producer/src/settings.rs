@@ -9,7 +9,7 @@ use crate::feed::fetch::shown;
 use crate::run::RunConfig;
 use crate::terminal::print;
 
-/// Variables that are no options: credentials, and what libraries read.
+/// Variables that are no options: credentials, and what libraries or traces read.
 const VARIABLES: [&str; 33] = [
     "GITHUB_TOKEN",
     "AWS_ACCESS_KEY_ID",

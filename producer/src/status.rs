@@ -59,7 +59,7 @@ pub struct StatusConfig {
     #[arg(long)]
     json: bool,
     /// Follow until the run closes: a page redrawn every second on a terminal, elsewhere (and with
-    /// --json) one every 30 s.
+    /// --json) one every 30 s. Of a run in one process: one every 10 s.
     #[arg(long)]
     watch: bool,
     /// Show what each worker has in hand, and for how long, instead of a run.
@@ -119,7 +119,7 @@ impl StatusConfig {
             let why = ExitError::new(
                 exit::USAGE,
                 format!(
-                    "run {run} has not closed, and how far it has got is in the broker's ledger: set BROKER_URL or --broker-url (without a broker: a run in one process stores it every 10 s)"
+                    "run {run} has not closed, and how far it has got is in the broker's ledger: set BROKER_URL or --broker-url; a run in one process first stores its progress after 10 s: try again"
                 ),
             );
             self.without_broker(&observed, why)?;
@@ -146,15 +146,25 @@ impl StatusConfig {
     /// `false` if it stored nothing.
     async fn in_one_process(&self, store: &SharedStore, observed: &ObservedRun) -> Result<bool> {
         let run = observed.view.run();
-        let mut screen = None;
+        let (mut screen, mut last) = (None, None::<Status>);
         loop {
-            let summary = of_run(store, run, Document::Summary).await?;
-            let status = match summary {
-                Some(summary) => observed.of_summary(&summary),
-                None => match of_run(store, run, Document::Progress).await? {
-                    Some(progress) => observed.of_progress(progress, OffsetDateTime::now_utc()),
-                    None => return Ok(false),
+            let stored = async {
+                if let Some(summary) = of_run(store, run, Document::Summary).await? {
+                    return Ok(Some(observed.of_summary(&summary)));
+                }
+                let progress = of_run(store, run, Document::Progress).await?;
+                let now = OffsetDateTime::now_utc();
+                Ok::<_, ExitError>(progress.map(|progress| observed.of_progress(progress, now)))
+            };
+            let status = match (stored.await, &last) {
+                (Ok(Some(status)), _) => status,
+                (Ok(None), _) => return Ok(false),
+                // A store that is away for a while does not end a watch.
+                (Err(why), Some(last)) => Status {
+                    notes: vec![why.to_string()],
+                    ..last.clone()
                 },
+                (Err(why), None) => return Err(why.into()),
             };
             let goes_on = self.watch && status.state == RunState::Running;
             if goes_on && screen.is_none() {
@@ -164,6 +174,7 @@ impl StatusConfig {
             if !goes_on {
                 return Ok(true);
             }
+            last = Some(status);
             tokio::time::sleep(progress::EVERY).await;
         }
     }

@@ -580,17 +580,18 @@ impl Shift {
         let Some(settlement) = verdict.settle else {
             return Some((delivery, held));
         };
-        held.ends(&progress, verdict.record);
         match verdict.record {
             Some(outcome) => {
                 let fault = progress.fault();
-                if self.record(&delivery, outcome, fault, &held).await.is_err() {
+                if let Err(fault) = self.record(&delivery, outcome, fault, &held).await {
                     // Comes back, since its outcome is not safe.
+                    held.span.fail(&fault);
                     return None;
                 }
             }
             None => self.note_return(&delivery, &progress, &settlement),
         }
+        held.ends(&progress, verdict.record);
         self.settle(delivery, settlement, held.start).await;
         None
     }
@@ -691,7 +692,7 @@ impl Shift {
             self.worker.metrics.stored_after(delivery.enqueued);
         }
         let event = Event::Outcome(record);
-        let _span = held.span.call("record");
+        let mut span = held.span.call("record");
         let recorded = self
             .in_time(held.start, self.worker.broker.record(&event))
             .await;
@@ -704,11 +705,14 @@ impl Shift {
                 }
                 failpoint::hit("after-outcome");
             }
-            Err(fault) => warn!(
-                operation = "record",
-                "the outcome of {} could not be recorded: {fault}",
-                job.id()
-            ),
+            Err(fault) => {
+                span.fail(fault);
+                warn!(
+                    operation = "record",
+                    "the outcome of {} could not be recorded: {fault}",
+                    job.id()
+                );
+            }
         }
         recorded
     }

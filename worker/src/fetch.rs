@@ -380,8 +380,9 @@ fn download(
     Ok(Some((repository, head)))
 }
 
-/// The CPU time in which libgit2 resolves a pack's deltas. Those that name their bases it tries again and
-/// again, in the order of the pack, until none is left: with a pack in the worst order that takes hours.
+/// The CPU time in which libgit2 resolves a pack's deltas. What is known of them before is bounded by
+/// [`PackGauge`](pack::gauge::PackGauge). Those that name their bases libgit2 tries again and again, in the
+/// order of the pack, until none is left: with a pack in the worst order that takes hours.
 #[derive(Default)]
 struct ResolveTime {
     began: Option<Duration>,
@@ -400,7 +401,7 @@ impl ResolveTime {
         let most = Self::LEAST + Duration::from_secs(bytes / Self::BYTES_PER_SECOND);
         match taken > most {
             true => Err(Fault::too_large(format!(
-                "to resolve the deltas of {bytes} bytes takes more than {} s of CPU",
+                "resolving the deltas of a pack of {bytes} bytes takes more than {} s of CPU",
                 most.as_secs()
             ))),
             false => Ok(()),

@@ -32,7 +32,7 @@ mod settings;
 
 /// How long the last spans may take.
 const LAST_SPANS: Duration = Duration::from_secs(3);
-/// Of a job.
+/// Attributes of a job's span.
 const ATTRIBUTES: usize = 16;
 /// Longest reason of a failure, in bytes.
 const MAX_REASON: usize = 1000;
@@ -62,7 +62,12 @@ impl Traces {
     /// # Errors
     /// [`exit::USAGE`] if a variable is wrong, unless OpenTelemetry's specification has it ignored.
     pub fn start(service: &str, dropped: &IntCounter) -> Result<Self, ExitError> {
-        let Some((collector, sampler)) = configured(service)? else {
+        let mut warnings = Vec::new();
+        let configured = configured(service, &mut warnings);
+        for warning in warnings {
+            warn!(operation = "traces", "{warning}");
+        }
+        let Some((collector, sampler)) = configured? else {
             return Ok(Self::default());
         };
         info!(operation = "traces", "Traces: to {collector}");
@@ -76,12 +81,15 @@ impl Traces {
     }
 
     /// Finds out whether the collector that the environment names takes traces, and says so, or why not;
-    /// `None` if it names none.
+    /// `None` if it names none. What [`Traces::start`] would warn about is added to `warnings`.
     ///
     /// # Errors
     /// As [`Traces::start`].
-    pub async fn probe(service: &str) -> Result<Option<Result<String, String>>, ExitError> {
-        let Some((collector, _)) = configured(service)? else {
+    pub async fn probe(
+        service: &str,
+        warnings: &mut Vec<String>,
+    ) -> Result<Option<Result<String, String>>, ExitError> {
+        let Some((collector, _)) = configured(service, warnings)? else {
             return Ok(None);
         };
         let answer = collector.probe().await;
@@ -157,13 +165,14 @@ impl Traces {
 }
 
 /// Returns where the environment has traces of `service` sent to, and which.
-fn configured(service: &str) -> Result<Option<(Collector, Sampler)>, ExitError> {
+fn configured(
+    service: &str,
+    warnings: &mut Vec<String>,
+) -> Result<Option<(Collector, Sampler)>, ExitError> {
     let wrong = |why| ExitError::new(exit::USAGE, why);
-    let mut warnings = Vec::new();
-    let settings = Settings::read(service, |name| std::env::var(name).ok(), &mut warnings);
-    for warning in warnings {
-        warn!(operation = "traces", "{warning}");
-    }
+    // What is not Unicode is found out where it matters.
+    let variable = |name: &str| Some(std::env::var_os(name)?.to_string_lossy().into_owned());
+    let settings = Settings::read(service, variable, warnings);
     let Some(settings) = settings.map_err(wrong)? else {
         return Ok(None);
     };
@@ -217,10 +226,13 @@ impl Span {
         }
     }
 
-    /// Adds an attribute.
+    /// Sets an attribute.
     pub fn set(&mut self, key: &'static str, value: impl Into<Value>) {
         if let Some(live) = &mut self.0 {
-            live.record.attributes.push((key, value.into()));
+            let attributes = &mut live.record.attributes;
+            // Once only, however often a child says it.
+            attributes.retain(|(known, _)| *known != key);
+            attributes.push((key, value.into()));
         }
     }
 

@@ -179,7 +179,7 @@ fn list_of(object: &str) -> Result<Option<(&'static str, &str)>, Broken> {
             b'}' => break,
             b',' => scanner.at += 1,
             _ => {
-                let key = scanner.element()?.trim_end();
+                let key = scanner.element()?.trim_end_matches(BLANKS);
                 if scanner.next() != Some(b':') {
                     // No object of JSON: as an entry it will say so.
                     return Ok(None);
@@ -209,6 +209,9 @@ enum Broken {
     TooMany,
 }
 
+/// White space in JSON, which is less than a text's.
+const BLANKS: [char; 4] = [' ', '\t', '\r', '\n'];
+
 /// Walks over JSON by its brackets and strings, without judging what is between them.
 struct Scanner<'a> {
     text: &'a str,
@@ -219,8 +222,8 @@ impl<'a> Scanner<'a> {
     /// Returns the next byte that is not white space, and stops before it.
     fn next(&mut self) -> Option<u8> {
         let rest = &self.text.as_bytes()[self.at..];
-        let blank = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
-        let skipped = rest.iter().take_while(|byte| blank(byte)).count();
+        let is_blank = |byte: &&u8| BLANKS.contains(&char::from(**byte));
+        let skipped = rest.iter().take_while(is_blank).count();
         self.at += skipped;
         rest.get(skipped).copied()
     }
@@ -239,7 +242,7 @@ impl<'a> Scanner<'a> {
             if matches!(self.next(), Some(b',' | b']' | b'}' | b':')) {
                 return Err(Broken::NotJson);
             }
-            take(self.element()?.trim_end())?;
+            take(self.element()?.trim_end_matches(BLANKS))?;
             let end = self.next().ok_or(Broken::Ends)?;
             self.at += 1;
             match end {

@@ -349,8 +349,10 @@ async fn a_signal_stops_it_between_two_jobs() {
     command.arg("--store").arg(store.path());
     proxy.stall_at(b"its run was cancelled");
     let stopped = Running::start(&mut command);
-    two.wait(|waiting| waiting.retry == 0).await;
+    // It has taken a job, and no outcome passes.
+    two.wait(|waiting| waiting.retry < 10).await;
     stopped.signal(Signal::TERM);
+    tokio::task::block_in_place(|| stopped.wait_for_error("stopping as soon as"));
     proxy.flow();
     let stopped = tokio::task::block_in_place(|| stopped.wait()).with(exit::TERMINATED);
     let end = "cancelled, stopped before the end\n";

@@ -319,33 +319,54 @@ pub(crate) struct Running {
 
 #[derive(Default)]
 struct Output {
-    stdout: Mutex<String>,
+    stdout: Growing,
+    stderr: Growing,
+}
+
+/// What has come of a stream.
+#[derive(Default)]
+struct Growing {
+    text: Mutex<String>,
     grown: Condvar,
-    stderr: Mutex<String>,
+}
+
+impl Growing {
+    /// Reads a stream to its end.
+    fn read(&self, stream: impl Read) {
+        let (mut stream, mut line) = (BufReader::new(stream), String::new());
+        while stream.read_line(&mut line).unwrap() > 0 {
+            self.text.lock().unwrap().push_str(&line);
+            self.grown.notify_all();
+            line.clear();
+        }
+    }
+
+    /// Returns the first line with `part` in it, when it is there.
+    fn wait_for_line(&self, part: &str) -> String {
+        let find = |text: &str| {
+            let mut lines = text.lines();
+            lines.find(|line| line.contains(part)).map(str::to_owned)
+        };
+        let text = self.text.lock().unwrap();
+        let waited = self
+            .grown
+            .wait_timeout_while(text, PATIENCE, |text| find(text).is_none());
+        let (text, _) = waited.unwrap();
+        find(&text).unwrap_or_else(|| panic!("waited for {part:?} in {text}"))
+    }
 }
 
 impl Running {
     pub(crate) fn start(command: &mut Command) -> Self {
         let mut child = command.spawn().unwrap();
         let output = Arc::new(Output::default());
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut stderr = child.stderr.take().unwrap();
+        let stdout = child.stdout.take().unwrap();
+        let stderr = child.stderr.take().unwrap();
         let out = Arc::clone(&output);
         let err = Arc::clone(&output);
         let readers = vec![
-            thread::spawn(move || {
-                let mut line = String::new();
-                while stdout.read_line(&mut line).unwrap() > 0 {
-                    out.stdout.lock().unwrap().push_str(&line);
-                    out.grown.notify_all();
-                    line.clear();
-                }
-            }),
-            thread::spawn(move || {
-                let mut text = String::new();
-                stderr.read_to_string(&mut text).unwrap();
-                *err.stderr.lock().unwrap() = text;
-            }),
+            thread::spawn(move || out.stdout.read(stdout)),
+            thread::spawn(move || err.stderr.read(stderr)),
         ];
         Self {
             child,
@@ -365,22 +386,17 @@ impl Running {
 
     /// Returns the first log line with `part` in it, when it is there.
     pub(crate) fn wait_for_line(&self, part: &str) -> String {
-        let find = |text: &str| {
-            let mut lines = text.lines();
-            lines.find(|line| line.contains(part)).map(str::to_owned)
-        };
-        let text = self.output.stdout.lock().unwrap();
-        let waited = self
-            .output
-            .grown
-            .wait_timeout_while(text, PATIENCE, |text| find(text).is_none());
-        let (text, _) = waited.unwrap();
-        find(&text).unwrap_or_else(|| panic!("waited for {part:?} in {text}"))
+        self.output.stdout.wait_for_line(part)
+    }
+
+    /// The same of standard error.
+    pub(crate) fn wait_for_error(&self, part: &str) -> String {
+        self.output.stderr.wait_for_line(part)
     }
 
     /// Whether there is a log line with `part` in it by now.
     pub(crate) fn has_said(&self, part: &str) -> bool {
-        self.output.stdout.lock().unwrap().contains(part)
+        self.output.stdout.text.lock().unwrap().contains(part)
     }
 
     /// Returns when it has ended.
@@ -397,7 +413,7 @@ impl Running {
             }
             if start.elapsed() > patience {
                 self.child.kill().unwrap();
-                let stdout = self.output.stdout.lock().unwrap();
+                let stdout = self.output.stdout.text.lock().unwrap();
                 panic!("did not end within {patience:?}:\n{stdout}");
             }
             thread::sleep(Duration::from_millis(2));
@@ -407,8 +423,8 @@ impl Running {
         }
         Ended {
             status,
-            stdout: std::mem::take(&mut self.output.stdout.lock().unwrap()),
-            stderr: std::mem::take(&mut self.output.stderr.lock().unwrap()),
+            stdout: std::mem::take(&mut self.output.stdout.text.lock().unwrap()),
+            stderr: std::mem::take(&mut self.output.stderr.text.lock().unwrap()),
         }
     }
 }

@@ -324,6 +324,24 @@ fn one_process_tells_the_same() {
     );
 }
 
+/// Spans that end while others are under way are sent too, though that is the end.
+#[test]
+fn the_last_spans_wait_for_a_slow_collector() {
+    const REPOS: usize = 60;
+    let names: Vec<_> = (0..REPOS).map(|i| format!("t/r{i:02}")).collect();
+    let fleet = Fleet::of(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let slow = Collector::answering(|_| Response::new(200, "").after(Duration::from_millis(500)));
+    let mut run = fleet.producer(&["--log", "json"]);
+    let run = Running::start(run.env(ENDPOINT, slow.endpoint())).wait();
+    let said = run.with(exit::OK).messages("traces");
+    assert_eq!(said.len(), 1, "none is dropped: {said:#?}");
+    let traces = traces(slow.spans());
+    assert_eq!(traces.len(), REPOS);
+    for name in &names {
+        assert_eq!(paths(trace_of(&traces, name)), DIGESTED, "{name}");
+    }
+}
+
 #[test]
 fn a_collector_that_is_not_well_costs_spans_alone() {
     let failing = Collector::answering(|_| Response::new(500, "no"));
@@ -362,13 +380,13 @@ fn a_collector_that_is_not_well_costs_spans_alone() {
 fn a_wrong_variable_is_refused_or_ignored_as_the_specification_has_it() {
     let fleet = Fleet::of(&[]);
     for (name, value, why) in [
-        (ENDPOINT, "localhost:4318", "is no http or https URL"),
+        (ENDPOINT, "localhost:4318", "is not an http or https URL"),
         (ENDPOINT, "http://${HOST}:4318", "is a literal ${…}"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "s3cret", "is not NAME=VALUE"),
         (
             "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
             "a b=s3cret",
-            "what no header can be",
+            "an invalid header name or value",
         ),
     ] {
         let mut run = fleet.producer(&[]);

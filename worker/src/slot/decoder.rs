@@ -105,6 +105,9 @@ impl<'a> FrameDecoder<'a> {
                 millis,
                 renamed_to,
             } => {
+                if self.fetch.is_some() {
+                    return Err(invalid("it fetched a second time"));
+                }
                 self.fetched(fetched_bytes)?;
                 self.renamed_to = renamed_to.as_deref().map(shown);
                 let took = Duration::from_millis(millis);

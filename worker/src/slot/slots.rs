@@ -172,7 +172,7 @@ impl Slots {
     }
 
     /// Fetches and digests `url` once a slot is free, unless its HEAD is `known`. `stop` ends it
-    /// within half a second. What becomes of it are parts of `span`.
+    /// within half a second. Each step becomes a child of `span`.
     pub async fn work(
         &self,
         url: &str,

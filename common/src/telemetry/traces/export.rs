@@ -1,7 +1,8 @@
 //! Brings spans to a collector. One that is away or slow costs spans, and nothing else.
 
+use std::collections::VecDeque;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -28,7 +29,9 @@ const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(2)];
 
 /// Spans that have ended and are to be sent.
 pub(super) struct Outbox {
-    waiting: Mutex<Vec<SpanRecord>>,
+    waiting: Mutex<VecDeque<SpanRecord>>,
+    /// How many were taken and have no answer yet.
+    under_way: AtomicUsize,
     /// There are enough for a request.
     enough: Notify,
     /// What waits is to be sent, and that is the end.
@@ -42,6 +45,7 @@ impl Outbox {
     pub(super) fn new(dropped: IntCounter) -> Self {
         Self {
             waiting: Mutex::default(),
+            under_way: AtomicUsize::new(0),
             enough: Notify::new(),
             stop: CancellationToken::new(),
             dropped,
@@ -57,20 +61,28 @@ impl Outbox {
             self.drop_spans(1, "they come faster than the collector takes them");
             return;
         }
-        waiting.push(span);
+        waiting.push_back(span);
         if waiting.len() == BATCH {
             self.enough.notify_one();
         }
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Vec<SpanRecord>> {
+    fn waiting(&self) -> MutexGuard<'_, VecDeque<SpanRecord>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Drops what still waits.
+    /// Takes the spans of one request.
+    fn take(&self) -> Vec<SpanRecord> {
+        let mut waiting = self.waiting();
+        let count = waiting.len().min(BATCH);
+        self.under_way.store(count, Ordering::Relaxed);
+        waiting.drain(..count).collect()
+    }
+
+    /// Drops what still waits or has no answer, once nobody sends any more.
     pub(super) fn drop_rest(&self, why: &str) {
         let rest = std::mem::take(&mut *self.waiting());
-        self.drop_spans(rest.len(), why);
+        self.drop_spans(rest.len() + self.under_way.swap(0, Ordering::Relaxed), why);
     }
 
     /// Counts dropped spans; says so the first time.
@@ -119,7 +131,10 @@ impl Collector {
             let name = HeaderName::try_from(name.as_str());
             let value = HeaderValue::try_from(value.as_str());
             let (Ok(name), Ok(mut value)) = (name, value) else {
-                return Err("OTEL_EXPORTER_OTLP_HEADERS holds what no header can be".to_owned());
+                return Err(format!(
+                    "{} contains an invalid header name or value",
+                    settings.headers_from
+                ));
             };
             value.set_sensitive(true);
             headers.append(name, value);
@@ -153,17 +168,27 @@ impl Collector {
 
     /// Sends what comes into `outbox` until that is stopped, and then the rest.
     pub(super) async fn serve(self, outbox: Arc<Outbox>) {
-        while !outbox.stop.is_cancelled() {
+        loop {
             tokio::select! {
                 () = tokio::time::sleep(LONGEST_WAIT) => {}
                 () = outbox.enough.notified() => {}
                 () = outbox.stop.cancelled() => {}
             }
-            let waiting = std::mem::take(&mut *outbox.waiting());
-            for batch in waiting.chunks(BATCH) {
-                if let Err(why) = self.offer(batch, &outbox.stop).await {
+            // Before the rest is taken, which then is all of it.
+            let is_last = outbox.stop.is_cancelled();
+            loop {
+                let batch = outbox.take();
+                if batch.is_empty() {
+                    break;
+                }
+                let offered = self.offer(&batch, &outbox.stop).await;
+                outbox.under_way.store(0, Ordering::Relaxed);
+                if let Err(why) = offered {
                     outbox.drop_spans(batch.len(), &why);
                 }
+            }
+            if is_last {
+                return;
             }
         }
     }
@@ -241,6 +266,8 @@ mod tests {
             outbox.put(span.clone());
         }
         assert_eq!((outbox.waiting().len(), dropped.get()), (MOST_WAITING, 7));
+        // Taken, and without an answer yet.
+        assert_eq!(outbox.take().len(), BATCH);
         outbox.drop_rest("it is over");
         assert_eq!(
             (outbox.waiting().len(), dropped.get()),

@@ -16,6 +16,8 @@ pub(super) struct Settings {
     pub(super) endpoint: Url,
     /// Sent with each request. Secret.
     pub(super) headers: Vec<(String, String)>,
+    /// The variable that they are from.
+    pub(super) headers_from: String,
     pub(super) timeout: Duration,
     /// What the specification calls a resource: what is known of this process.
     pub(super) resource: Vec<(String, String)>,
@@ -65,9 +67,11 @@ impl Settings {
                  takes on port 4318"
             ));
         }
+        let (headers_from, headers) = headers(&variable)?;
         Ok(Some(Self {
             endpoint: endpoint(&variable)?,
-            headers: headers(&variable)?,
+            headers,
+            headers_from,
             timeout: timeout(&variable, warnings),
             resource: resource(program, &variable, warnings),
             sampler: sampler(&variable, warnings),
@@ -116,7 +120,7 @@ fn endpoint(variable: &impl Fn(&str) -> Option<String>) -> Result<Url, String> {
     let url = Url::parse(&text).ok();
     let url = url.filter(|url| ["http", "https"].contains(&url.scheme()) && url.has_host());
     let mut url =
-        url.ok_or_else(|| format!("{name} is no http or https URL, such as {ENDPOINT}"))?;
+        url.ok_or_else(|| format!("{name} is not an http or https URL, such as {ENDPOINT}"))?;
     // One for all signals names the collector, the other one the resource.
     if !name.contains("TRACES") {
         let path = format!("{}/v1/traces", url.path().trim_end_matches('/'));
@@ -125,15 +129,17 @@ fn endpoint(variable: &impl Fn(&str) -> Option<String>) -> Result<Url, String> {
     Ok(url)
 }
 
-fn headers(variable: &impl Fn(&str) -> Option<String>) -> Result<Vec<(String, String)>, String> {
-    let Some((name, text)) = of_traces(variable, "HEADERS") else {
-        return Ok(Vec::new());
-    };
-    match unsubstituted(&name, &text) {
-        Some(why) => Err(why),
-        None => {
-            pairs(&text).ok_or_else(|| format!("{name} is not NAME=VALUE, with commas between"))
-        }
+/// Returns the variable's name, and the headers in it.
+fn headers(
+    variable: &impl Fn(&str) -> Option<String>,
+) -> Result<(String, Vec<(String, String)>), String> {
+    let (name, text) = of_traces(variable, "HEADERS").unwrap_or_default();
+    if let Some(why) = unsubstituted(&name, &text) {
+        return Err(why);
+    }
+    match pairs(&text) {
+        Some(headers) => Ok((name, headers)),
+        None => Err(format!("{name} is not NAME=VALUE, with commas between")),
     }
 }
 
@@ -148,7 +154,8 @@ fn pairs(text: &str) -> Option<Vec<(String, String)>> {
             let (name, value) = pair.split_once('=')?;
             let decoded = |text: &str| {
                 let text = percent_decode_str(text.trim()).decode_utf8().ok()?;
-                (!text.contains(char::is_control)).then(|| text.into_owned())
+                let is_odd = |c: char| c.is_control() || c == char::REPLACEMENT_CHARACTER;
+                (!text.contains(is_odd)).then(|| text.into_owned())
             };
             let name = decoded(name).filter(|name| !name.is_empty())?;
             Some((name, decoded(value)?))

@@ -290,7 +290,7 @@ mod tests {
         for piece in [1, 100, 1 << 20] {
             gauge(&pack, piece, chains(cost as u64)).unwrap();
             let fault = gauge(&pack, piece, chains(cost as u64 - 1)).unwrap_err();
-            let said = format!("to resolve its deltas takes {cost} bytes or more");
+            let said = format!("resolving its deltas takes {cost} bytes or more");
             assert!(fault.message.contains(&said), "{fault}");
         }
     }

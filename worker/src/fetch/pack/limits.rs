@@ -78,7 +78,7 @@ impl PackLimits {
     /// The limits for a pack with all blobs, which libgit2 reads.
     pub(crate) fn unfiltered() -> Self {
         Self {
-            // It keeps 160 bytes of each, and who follows it 16.
+            // It keeps 160 bytes of each, and the gauge 16.
             objects: 800_000,
             delta: 64 << 20,
             // 8 s of CPU. 320 MB of source code in many similar files take 1.6 GB.
@@ -142,7 +142,7 @@ impl Budget {
     /// Of [`PackLimits::chains`].
     pub(super) fn of_chains(limit: u64) -> Self {
         Self {
-            what: "to resolve its deltas takes",
+            what: "resolving its deltas takes",
             ..Self::new(limit)
         }
     }
