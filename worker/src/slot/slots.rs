@@ -348,6 +348,8 @@ impl Slots {
             .arg(scratch)
             .current_dir(scratch)
             .env_clear()
+            // glibc would set 64 MiB of the address space aside for each thread, of which but one works.
+            .env("MALLOC_ARENA_MAX", "1")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

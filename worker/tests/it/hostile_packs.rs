@@ -96,12 +96,13 @@ fn server_of_pack(pack: Vec<u8>, commit: Id) -> HttpServer {
     })
 }
 
-/// Makes a digest of a pack in a slot of 200 MiB.
+/// Makes a digest of a pack in a slot of 200 MiB, and what its program takes.
 async fn digest(mode: FetchMode, pack: &PackWriter, commit: Id) -> Result<SlotOutput, Fault> {
     let mut fixture = Fixture::new();
     let pack = pack.finish();
     fixture.policy.max_bytes = pack.len() as u64 + (1 << 20);
-    fixture.config.child.address_space = (200 << 20) - fixture.policy.max_bytes;
+    // Program, libraries and stacks take 30 MiB or so.
+    fixture.config.child.address_space = (240 << 20) - fixture.policy.max_bytes;
     // Seconds of CPU, but tests run beside it.
     fixture.config.timeout = 300;
     let server = server_of_pack(pack, commit);
