@@ -1,5 +1,6 @@
 //! Numbers, durations, sizes and untrusted text, as people read and write them.
 
+use std::error::Error;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
@@ -172,6 +173,15 @@ pub fn printable(text: &str) -> String {
         }
     }
     printable
+}
+
+/// Returns the innermost cause of an error, which says why, where those around it say what.
+pub fn innermost(error: &dyn Error) -> String {
+    let mut cause = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    cause.to_string()
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::fault::Fault;
+use common::text::innermost;
 use common::tls;
 use git2::transport::{Service, SmartSubtransport, SmartSubtransportStream, Transport};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -172,7 +173,12 @@ impl HttpSession {
             let proxy = reqwest::Proxy::all(proxy.url().clone());
             client = client.proxy(proxy.map_err(Fault::infra)?);
         }
-        let client = client.build().map_err(Fault::infra)?;
+        let client = client.build().map_err(|error| {
+            let why = innermost(&error);
+            Fault::infra(format!(
+                "cannot set up HTTPS: {why}; are CA certificates installed? SSL_CERT_FILE may name a file of them"
+            ))
+        })?;
         Ok(Arc::new(Self {
             runtime,
             client,

@@ -16,6 +16,7 @@ use url::Url;
 
 use super::otlp::{SpanRecord, request};
 use super::settings::Settings;
+use crate::text::innermost;
 use crate::tls;
 
 /// Most spans that wait: a producer begins thousands of traces within a second. About 20 MB.
@@ -215,11 +216,7 @@ impl Collector {
         let sending = self.client.post(self.endpoint.clone()).body(body).send();
         // Without the URL, which may hold credentials; only the last cause says what happened.
         let answer = sending.await.map_err(|error| {
-            let error = error.without_url();
-            let mut cause: &dyn std::error::Error = &error;
-            while let Some(deeper) = cause.source() {
-                cause = deeper;
-            }
+            let cause = innermost(&error.without_url());
             Refusal {
                 why: format!("the collector cannot be reached: {cause}"),
                 again: true,

@@ -27,7 +27,7 @@ const REFUSED: &[c_long] = &[
     SYS_sched_setaffinity, SYS_sched_setattr, SYS_sched_setparam, SYS_sched_setscheduler,
     SYS_setpriority, SYS_ioprio_set, SYS_migrate_pages, SYS_move_pages,
     // To be connected to.
-    SYS_bind, SYS_listen, SYS_accept, SYS_accept4,
+    SYS_listen, SYS_accept, SYS_accept4,
     // What Landlock does not see of files: length by path, modes, owners, times, attributes, handles.
     SYS_truncate, SYS_fchmod, SYS_fchmodat, SYS_fchown, SYS_fchownat, SYS_utimensat,
     SYS_setxattr, SYS_lsetxattr, SYS_fsetxattr, SYS_removexattr, SYS_lremovexattr, SYS_fremovexattr,
@@ -46,6 +46,12 @@ const REFUSED: &[c_long] = &[
     // The same number everywhere, but not in libc: fchmodat2, setxattrat, removexattrat, open_tree_attr.
     452, 463, 466, 467,
 ];
+
+/// The same, but musl's resolver binds the socket that it asks DNS with.
+#[cfg(not(target_env = "musl"))]
+const REFUSED_BIND: &[c_long] = &[SYS_bind];
+#[cfg(target_env = "musl")]
+const REFUSED_BIND: &[c_long] = &[];
 
 #[cfg(target_arch = "x86_64")]
 const KEXEC_FILE_LOAD: c_long = SYS_kexec_file_load;
@@ -73,9 +79,9 @@ pub(super) fn install(network: bool) -> Result<(), Error> {
 
 fn program(network: bool) -> Result<BpfProgram, BackendError> {
     let mut rules = BTreeMap::new();
-    for number in REFUSED.iter().chain(REFUSED_OLD) {
+    for number in [REFUSED, REFUSED_BIND, REFUSED_OLD].concat() {
         // Without a condition.
-        rules.insert(*number, Vec::new());
+        rules.insert(number, Vec::new());
     }
     for (number, conditions) in conditional() {
         let conditions = conditions.into_iter().map(|(argument, operation, value)| {
