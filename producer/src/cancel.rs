@@ -80,7 +80,7 @@ impl CancelConfig {
     /// Cancels the run; returns the exit code.
     ///
     /// # Errors
-    /// [`exit::USAGE`] if there is no such run, or no broker is named; [`exit::UNAVAILABLE`] if store
+    /// [`exit::USAGE`] if the run does not exist, or no broker is given; [`exit::UNAVAILABLE`] if store
     /// or broker cannot be reached.
     pub async fn run(&self, shutdown: &Shutdown) -> Result<u8> {
         let opened = tokio::select! {

@@ -186,8 +186,8 @@ Examples:
   producer status --workers                what each worker has in hand, and for how long
 
 The numbers come from the run's documents in the store and from the broker's ledger. No broker is
-needed for a run that has ended, which is told from its summary.json, nor for one in one process, which
-stores its progress every 10 s.
+needed for a run that has ended, whose summary.json is read, or for a run in one process, which stores
+its progress every 10 s.
 
 Members of --json; null is not known, or no longer to the point:
   run_id, started_at, feed, elapsed_seconds
@@ -232,7 +232,7 @@ It may be repeated, as after a crash. A run without a broker is stopped where it
 
 Exit codes:
   0    nothing of the run waits any more; also where nothing did, and where the run has closed
-  2    the command line is wrong, there is no such run, no broker is named, or the broker knows no job
+  2    the command line is wrong, the run does not exist, no broker is given, or the broker has no job
        of this run
   69   store or broker cannot be reached
   130  stopped by SIGINT before it was done (143: by SIGTERM)";

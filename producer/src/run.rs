@@ -622,15 +622,19 @@ impl RunConfig {
                 exit::OK => published,
                 code => code,
             });
-        // The worker of this process has named what it tried.
+        report::completed(&summary, &self.told(&begun.checked, &summary));
+        code
+    }
+
+    /// Returns the repositories whose failure is in this log: the worker of this process has named what it
+    /// tried.
+    fn told(&self, checked: &[Checked], summary: &RunSummary) -> HashSet<String> {
         let in_one_process = self.engine.broker.broker_url.is_none();
-        let jobs = begun.checked.iter().filter(|checked| checked.has_job());
-        let told: HashSet<_> = match in_one_process && summary.failed > 0 {
+        let jobs = checked.iter().filter(|checked| checked.has_job());
+        match in_one_process && summary.failed > 0 {
             true => jobs.map(|checked| checked.entry.repo.to_string()).collect(),
             false => HashSet::new(),
-        };
-        report::completed(&summary, &told);
-        code
+        }
     }
 
     /// Does a step of the start, again and again until it succeeds, waiting will not help, or

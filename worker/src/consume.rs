@@ -48,7 +48,7 @@ pub struct Worker {
     pub slots: Arc<Slots>,
     /// What is counted.
     pub metrics: Metrics,
-    /// Where it is told what becomes of each job.
+    /// Receives a trace of each job.
     pub traces: Traces,
     /// How long jobs in hand may go on after a stop was asked for.
     pub drain: Duration,

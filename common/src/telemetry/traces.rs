@@ -276,7 +276,7 @@ impl Span {
         if let Some(port) = url.port_or_known_default() {
             self.set("server.port", u64::from(port));
         }
-        // No feed gives credentials, and no worker takes them; but whoever may publish may publish anything.
+        // Feeds and workers refuse credentials in a URL, but anybody who may publish can send any URL.
         if job.url.contains(['@', '?', '#']) {
             _ = url.set_username("");
             _ = url.set_password(None);

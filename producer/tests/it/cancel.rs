@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::broker::{Broker, Event, Position, Settlement, Waiting};
 use common::exit;
@@ -21,9 +21,6 @@ use crate::distributed::Distributed;
 use crate::fleet::{Ended, Fleet, Running, bare_producer, wait_until};
 use crate::on_broker::proxy_to_broker;
 use crate::status::{Queues, ended, next};
-
-/// Far longer than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A fleet with this many names of one small repository, and a bucket in this process.
 fn fleet_of(count: usize) -> (Distributed, S3Server, Vec<String>) {
@@ -162,7 +159,7 @@ fn a_cancelled_run_closes_and_the_next_one_does_the_rest() {
     worker.wait().with(exit::OK);
 }
 
-/// Jobs of two runs on one broker; `wrong` is to be cancelled.
+/// Jobs of two runs on one broker; `wrong` is the one to cancel.
 struct TwoRuns {
     queues: Queues,
     wrong: RunId,
@@ -206,15 +203,7 @@ impl TwoRuns {
     }
 
     async fn wait(&self, so: impl Fn(Waiting) -> bool) {
-        let start = Instant::now();
-        loop {
-            let waiting = self.queues.broker.waiting().await.unwrap();
-            if so(waiting) {
-                return;
-            }
-            assert!(start.elapsed() < PATIENCE, "{waiting:?}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        self.queues.wait(so).await;
     }
 
     fn cancel(&self, failpoint: Option<&str>) -> Ended {

@@ -2,7 +2,6 @@
 
 use std::net::TcpListener;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use common::broker::{Broker, Event, Position, Settlement, Waiting};
 use common::fault::FaultKind;
@@ -18,9 +17,6 @@ use tokio::task::block_in_place;
 
 use crate::fleet::{Ended, Running, bare_producer};
 use crate::status::{Queues, ended, next};
-
-/// Far longer than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 fn named(run: &RunId, repo: &str) -> Job {
     Job {
@@ -79,15 +75,7 @@ impl Letters {
     }
 
     async fn wait(&self, so: impl Fn(Waiting) -> bool) {
-        let start = Instant::now();
-        loop {
-            let waiting = self.queues.broker.waiting().await.unwrap();
-            if so(waiting) {
-                return;
-            }
-            assert!(start.elapsed() < PATIENCE, "{waiting:?}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        self.queues.wait(so).await;
     }
 
     fn command(&self, arguments: &[&str]) -> Command {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::broker::amqp::AmqpBroker;
 use common::broker::amqp::options::Options;
-use common::broker::{Broker, Delivery, Event, Settlement, WorkerState};
+use common::broker::{Broker, Delivery, Event, Settlement, Waiting, WorkerState};
 use common::fault::FaultKind;
 use common::outcome::Outcome;
 use futures::StreamExt;
@@ -67,6 +67,19 @@ impl Queues {
 
     pub(crate) async fn deliveries(&self, prefetch: u16) -> BoxStream<'static, Delivery> {
         self.broker.deliveries(prefetch).await.unwrap()
+    }
+
+    /// Returns when the queues are `so`.
+    pub(crate) async fn wait(&self, so: impl Fn(Waiting) -> bool) {
+        let start = Instant::now();
+        loop {
+            let waiting = self.broker.waiting().await.unwrap();
+            if so(waiting) {
+                return;
+            }
+            assert!(start.elapsed() < PATIENCE, "{waiting:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// What a worker does when it is done.

@@ -4,7 +4,6 @@
 //! libgit2 speaks protocol v0: one GET of `info/refs`, then POSTs to `git-upload-pack`. It writes each
 //! request completely before it reads the response. `wire` speaks v2 with the same requests.
 
-use std::error::Error;
 use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
@@ -681,11 +680,7 @@ fn check_literal(url: &Url, named: bool) -> Result<(), Fault> {
 /// Classifies a failed exchange. The connector wraps a fault of the resolver, which is passed on; of
 /// other errors the last cause is the message, since reqwest's own only says what it was doing.
 fn transport_fault(error: reqwest::Error) -> Fault {
-    let mut last: &(dyn Error + 'static) = &error;
-    while let Some(cause) = last.source() {
-        last = cause;
-    }
-    let fault = Fault::transient(last.to_string()).because(error);
+    let fault = Fault::transient(innermost(&error)).because(error);
     fault.cause::<Fault>().cloned().unwrap_or(fault)
 }
 

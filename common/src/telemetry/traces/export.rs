@@ -28,14 +28,14 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// Pauses before spans are offered again.
 const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(2)];
 
-/// Spans that have ended and are to be sent.
+/// Finished spans that wait for the collector.
 pub(super) struct Outbox {
     waiting: Mutex<VecDeque<SpanRecord>>,
     /// How many were taken and have no answer yet.
     under_way: AtomicUsize,
     /// There are enough for a request.
     enough: Notify,
-    /// What waits is to be sent, and that is the end.
+    /// Cancelled when no more spans come: send what waits, then stop.
     pub(super) stop: CancellationToken,
     dropped: IntCounter,
     said: AtomicBool,

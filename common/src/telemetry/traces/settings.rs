@@ -45,7 +45,7 @@ impl Sampler {
 }
 
 impl Settings {
-    /// Reads the variables of `program`; `None` if nothing is to be sent. What is wrong with a variable
+    /// Reads the variables of `program`; `None` if traces are off. What is wrong with a variable
     /// that the specification has ignored then is added to `warnings`.
     ///
     /// # Errors
